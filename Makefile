@@ -1,0 +1,32 @@
+# Each target sets up what it needs (setup.sh) and then runs in the virtual environment.
+# On the command line:  make test PYTHON=python3.12   make demo VENV=/elsewhere/env
+
+PYTHON ?=
+VENV ?= .venv
+export PYTHON VENV
+RUN = "$(VENV)/bin/python"
+
+.PHONY: help demo test lint clean
+
+help:
+	@echo "make demo    set up, write the bundled photographs, train on them, report"
+	@echo "make test    set up, run the tests"
+	@echo "make lint    set up, check the style"
+	@echo "make clean   remove the virtual environment and caches; data/ and runs/ stay"
+
+demo:
+	@./setup.sh
+	$(RUN) write_datasets.py
+	$(RUN) train_imagenet.py --cfg recipes/demo.yaml
+
+test:
+	@./setup.sh dev
+	$(RUN) -m pytest
+
+lint:
+	@./setup.sh dev
+	$(RUN) -m ruff check .
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,140 @@
+"""One split of a source -> x.beton, with x.json, x.files.txt and, when images were left out, x.skipped.txt beside it.
+
+Everything is written under temporary names and the .beton is read back. Only then do the files take their final names,
+the .beton last: what has a final name is complete, and an older file stays until the new one takes its place.
+"""
+
+import contextlib
+import functools
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import PIL
+
+from conversion import beton
+from conversion.encode import Encoded, Refused
+from conversion.progress import progress
+from conversion.sources import Source
+from conversion.workers import encoded
+from ffcv_ops.errors import BadInput
+
+SIDECAR_FORMAT = 1
+
+
+def convert(
+    source: Source,
+    split_name: str,
+    path: Path,
+    encode: functools.partial,
+    *,
+    on_error: str,
+    workers: int,
+    page_size: int,
+) -> str:
+    """Writes the split `split_name` of `source` to `path`. Returns a line that says what is there now.
+
+    encode: turns one item into `Encoded`; its keywords are the settings that the sidecar notes.
+    on_error: `stop` ends at the first item, in the split's order, that cannot be stored; `skip` leaves it out.
+    """
+    began = time.monotonic()
+    split = source.splits[split_name]
+    final = [_beside(path, end) for end in (".files.txt", ".skipped.txt", ".json", ".beton")]
+    partial = [file.with_name(file.name + ".partial") for file in final]
+    files_txt, skipped_txt, sidecar, unchecked = partial
+    refused = {}  # number of the item -> reason
+    samples = _samples(source, split_name, encode, refused, on_error=on_error, workers=workers, page_size=page_size)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.closing(samples):
+            table, checksums = beton.write(unchecked, samples, capacity=len(split.items), page_size=page_size)
+        if not len(table):
+            raise BadInput(f"none of the {len(refused)} images of {split_name} can be stored, so {path} is not written")
+        sha256 = beton.check(unchecked, checksums, classes=len(source.classes))
+        size = unchecked.stat().st_size
+
+        _write_lines(files_txt, (name for number, name in enumerate(split.names) if number not in refused))
+        if refused:
+            _write_lines(skipped_txt, (f"{split.names[number]}\t{reason}" for number, reason in refused.items()))
+        settings = {"on_error": on_error, "page_size": page_size, **encode.keywords}
+        description = _describe(source, split_name, table, skipped=len(refused), settings=settings)
+        content = {"format": SIDECAR_FORMAT, "beton": path.name, "bytes": size, "sha256": sha256, **description}
+        _write_lines(sidecar, [json.dumps(content, indent=2, ensure_ascii=False)])
+
+        for temporary, file in zip(partial, final, strict=True):
+            if temporary.exists():
+                os.replace(temporary, file)
+            else:
+                file.unlink(missing_ok=True)  # the list of skipped images of an earlier run
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise BadInput(f"{path} cannot be written: {error.strerror}") from None
+    finally:
+        for temporary in partial:
+            temporary.unlink(missing_ok=True)
+    speed = len(split.items) / (time.monotonic() - began)
+    left_out = f"; {len(refused):,} left out, see {final[1]}" if refused else ""
+    return f"{path}: {len(table):,} images, {size / 1e6:,.1f} MB, {speed:,.0f} images/s{left_out}"
+
+
+def _samples(source, split_name, encode, refused, *, on_error, workers, page_size):
+    """Yields (Encoded, label) of the items that can be stored and notes the others in `refused`."""
+    split = source.splits[split_name]
+    results = encoded(split.items, encode, workers=workers)
+    with contextlib.closing(results), progress(split_name, len(split.items)) as one_more:
+        for number, result in enumerate(results):
+            if isinstance(result, Encoded) and len(result.data) > page_size:
+                result = Refused(
+                    f"takes {len(result.data):,} bytes, more than a page of the .beton ({page_size:,});"
+                    " set image.max_side lower or image.mode=jpg"
+                )
+            if isinstance(result, Encoded):
+                yield result, split.labels[number]
+            elif on_error == "skip":
+                refused[number] = result.reason
+            else:
+                file = os.path.join(source.origin, split.names[number])
+                raise BadInput(f"{file}: {result.reason} (data.on_error=skip would leave such files out)")
+            one_more()
+
+
+def _describe(source, split_name, table, *, skipped, settings):
+    """The sidecar but for what identifies the file."""
+    per_class = np.bincount(table["label"], minlength=len(source.classes)).tolist()
+    sides = {side: [int(table["image"][side].min()), int(table["image"][side].max())] for side in ("height", "width")}
+    return {
+        "split": split_name,
+        "samples": len(table),
+        "skipped": skipped,
+        "classes": list(source.classes),
+        "samples_per_class": per_class,
+        "smallest_and_largest": sides,
+        "source": source.origin,
+        "settings": settings,
+        "layout": {"ffcv": beton.VERSION, "fields": list(beton.FIELDS)},
+        "pillow": PIL.__version__,
+    }
+
+
+def _beside(path: Path, end: str) -> Path:
+    """x.beton, .json -> x.json"""
+    return path.with_name(path.name.removesuffix(".beton") + end)
+
+
+def _write_lines(path: Path, lines):
+    """File names that are no UTF-8 keep their bytes."""
+    with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        file.writelines(f"{line}\n" for line in lines)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path):
+    """The new names reach the disk too."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,112 @@
+"""Any image file -> RGB uint8 array (height, width, 3), upright, by rules that docs/data.md lists.
+
+Pillow decodes. A file that is cut short, no image, too large or without a defined white is a `BadInput` that says why;
+the caller adds the path. Of several frames the first is taken; colour profiles are not applied (ImageNet's practice).
+"""
+
+import warnings
+
+import numpy as np
+from PIL import Image, ImageFile
+
+from ffcv_ops.errors import BadInput
+
+ImageFile.LOAD_TRUNCATED_IMAGES = False
+MAX_PIXELS = 100_000_000  # 300 MB as RGB: a file of a few kB can claim to be larger than memory
+MAX_SIDE = 65_500  # libjpeg's limit; the .beton's uint16 sides end at 65,535
+BACKGROUND = "white"  # what shows through transparent pixels
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def read_rgb(file, *, max_side=None, min_side=None):
+    """The image in `file` (a path or a binary stream), its sides limited as `limited_size` says.
+
+    Whatever Pillow's many decoders raise on a damaged file becomes `BadInput`; running out of memory does not.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # remarks on damaged metadata: the pixels are what counts
+        try:
+            with Image.open(file) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise BadInput(f"{width} x {height} pixels are more than the {MAX_PIXELS:,} of one image")
+                image.load()
+                image = upright(to_rgb(image), image)
+        except (BadInput, MemoryError):
+            raise
+        except Exception as error:
+            raise BadInput(_reason(error)) from None
+    size = limited_size(*image.size, max_side=max_side, min_side=min_side)
+    if max(size) > MAX_SIDE:
+        raise BadInput(f"{size[0]} x {size[1]} pixels: a side may have {MAX_SIDE} at most; set image.max_side")
+    return np.asarray(image if size == image.size else image.resize(size, Image.Resampling.BICUBIC))
+
+
+def to_rgb(image):
+    """A loaded Pillow image of any mode as one of mode RGB."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        gray = np.asarray(image).astype(np.uint32)
+        eight = _nearest_of_257(gray)
+        if "transparency" in image.info:
+            eight[gray == image.info["transparency"]] = 255
+        return Image.fromarray(eight).convert("RGB")
+    if image.mode in ("I", "F"):
+        return Image.fromarray(_eight_bit(np.asarray(image))).convert("RGB")
+    if image.has_transparency_data:
+        below = Image.new("RGBA", image.size, BACKGROUND)
+        return Image.alpha_composite(below, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def _nearest_of_257(gray):
+    """16 bits -> 8 bits: white stays white (65,535 = 255 * 257), the rest is rounded to nearest."""
+    return ((gray + 128) // 257).astype(np.uint8)
+
+
+def _eight_bit(gray):
+    """Gray of 32 bits, whose file does not say what white is: the smallest usual range that holds all values."""
+    low, high = gray.min(), gray.max()
+    if gray.dtype.kind == "f" and 0 <= low and high <= 1:
+        return np.rint(gray * 255).astype(np.uint8)
+    if 0 <= low and high <= 255:
+        return np.rint(gray).astype(np.uint8)
+    if gray.dtype.kind == "i" and 0 <= low and high <= 65_535:
+        return _nearest_of_257(gray.astype(np.uint32))
+    raise BadInput(f"32-bit gray from {low:g} to {high:g} has no defined white; store it as 8 or 16 bit")
+
+
+def upright(image, original):
+    """`image` turned as the EXIF orientation of `original` asks; orientations outside 1 to 8 ask for nothing."""
+    turn = _UPRIGHT.get(original.getexif().get(_ORIENTATION_TAG))
+    return image if turn is None else image.transpose(turn)
+
+
+def limited_size(width, height, *, max_side=None, min_side=None):
+    """(width, height) reduced in proportion so that the longer side is at most `max_side` and the shorter side at most
+    `min_side` (None: no limit); never enlarged, never below 1."""
+    scale = 1.0
+    if max_side is not None:
+        scale = min(scale, max_side / max(width, height))
+    if min_side is not None:
+        scale = min(scale, min_side / min(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _reason(error):
+    """One line on what Pillow, or the operating system below it, found wrong."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read: {error.strerror}"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "is not an image that Pillow knows"
+    text = " ".join(str(error).split())
+    return f"cannot be decoded: {text or type(error).__name__}"

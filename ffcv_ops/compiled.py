@@ -1,0 +1,37 @@
+"""How the Numba kernels of this package are compiled and where the machine code is kept.
+
+Numba's disk cache looks only at the file of the function itself, so an edit of `pixels.py` would leave a stale
+kernel in the cache of `decoders.py`. Ours is keyed on the source of the whole package instead.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+import numba
+
+
+def _cache_folder() -> Path:
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.name.encode() + source.read_bytes())
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "ffcv_ops" / digest.hexdigest()[:16]
+
+
+_FOLDER = str(_cache_folder())
+
+
+def kernel(function=None, *, parallel=False):
+    """Compiles `function` to machine code that runs without the GIL; the result is kept on disk.
+
+    Floating point stays strict (no fast-math): a sample has the same bits whichever loop it is compiled into.
+    """
+    if function is None:
+        return lambda f: kernel(f, parallel=parallel)
+    before = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = _FOLDER
+    try:
+        return numba.njit(function, cache=True, nogil=True, error_model="numpy", parallel=parallel)
+    finally:
+        numba.config.CACHE_DIR = before

@@ -1,0 +1,104 @@
+"""The laws of the crops: draws -> which part of the image is seen. Pure arithmetic on sizes, no pixels.
+
+All three are one thing, a `View`: a box of the source image is resized to full_height x full_width, and an
+S x S window at (top, left) of the result is kept. The window may overhang the resized image (SRC's padding); what
+lies outside is mirrored. RandomResizedCrop: the box is random and the window is everything. SRC and the centre
+crop: the box is the whole image and the window is placed.
+"""
+
+import math
+from typing import NamedTuple
+
+from ffcv_ops import draws
+from ffcv_ops.compiled import kernel
+
+RRC, SRC, CENTRE = 0, 1, 2
+NAMES = {"rrc": RRC, "src": SRC, "centre": CENTRE}
+
+SRC_PADDING = 4  # pixels, at every resolution (official code, augment.py)
+RATIO = (3.0 / 4.0, 4.0 / 3.0)  # aspect ratios of RandomResizedCrop
+
+
+class View(NamedTuple):
+    """Integers, in pixels. box_*: source region that is resized. full_*: its size after. top, left: the window."""
+
+    box_top: int
+    box_left: int
+    box_height: int
+    box_width: int
+    full_height: int
+    full_width: int
+    top: int
+    left: int
+
+
+@kernel
+def _round_half_even(x):
+    """Python's and torchvision's rounding of a non-negative float."""
+    low = math.floor(x)
+    rest = x - low
+    if rest > 0.5 or (rest == 0.5 and int(low) % 2 == 1):
+        return int(low) + 1
+    return int(low)
+
+
+@kernel
+def random_resized_crop(height, width, size, scale_low, scale_high, seed, draw):
+    """torchvision's and timm's law: ten tries of area ~ U(scale) and log-uniform aspect in `RATIO`, then a fallback.
+
+    The fallback is the largest centred box whose aspect lies in `RATIO`.
+    """
+    area = height * width
+    log_low, log_high = math.log(RATIO[0]), math.log(RATIO[1])
+    for attempt in range(10):
+        slot = draws.CROP + 4 * attempt
+        target = area * (scale_low + (scale_high - scale_low) * draws.uniform(seed, draw, slot))
+        aspect = math.exp(log_low + (log_high - log_low) * draws.uniform(seed, draw, slot + 1))
+        w = _round_half_even(math.sqrt(target * aspect))
+        h = _round_half_even(math.sqrt(target / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            top = draws.uniform_int(seed, draw, slot + 2, height - h + 1)
+            left = draws.uniform_int(seed, draw, slot + 3, width - w + 1)
+            return View(top, left, h, w, size, size, 0, 0)
+    w, h = width, height
+    if width / height < RATIO[0]:
+        h = _round_half_even(width / RATIO[0])
+    elif width / height > RATIO[1]:
+        w = _round_half_even(height * RATIO[1])
+    return View((height - h) // 2, (width - w) // 2, h, w, size, size, 0, 0)
+
+
+@kernel
+def _resized(height, width, shortest):
+    """Size after the shortest side is resized to `shortest` (torchvision: the longer one is truncated)."""
+    if width <= height:
+        return int(shortest * height / width), shortest
+    return shortest, int(shortest * width / height)
+
+
+@kernel
+def simple_random_crop(height, width, size, seed, draw):
+    """The paper's SRC: shortest side to `size`, 4 pixels of mirrored padding, a uniform size x size window."""
+    full_height, full_width = _resized(height, width, size)
+    top = draws.uniform_int(seed, draw, draws.CROP, full_height + 2 * SRC_PADDING - size + 1) - SRC_PADDING
+    left = draws.uniform_int(seed, draw, draws.CROP + 1, full_width + 2 * SRC_PADDING - size + 1) - SRC_PADDING
+    return View(0, 0, height, width, full_height, full_width, top, left)
+
+
+@kernel
+def centre_crop(height, width, size, ratio):
+    """Evaluation: shortest side to int(size / ratio), then the size x size centre (torchvision's rounding)."""
+    full_height, full_width = _resized(height, width, int(size / ratio))
+    top = _round_half_even((full_height - size) / 2.0)
+    left = _round_half_even((full_width - size) / 2.0)
+    return View(0, 0, height, width, full_height, full_width, top, left)
+
+
+@kernel
+def locate(crop, height, width, size, scale_low, scale_high, ratio, seed, draw):
+    """The `View` of an image of height x width under crop law `crop` (RRC, SRC or CENTRE)."""
+    if crop == RRC:
+        return random_resized_crop(height, width, size, scale_low, scale_high, seed, draw)
+    if crop == SRC:
+        return simple_random_crop(height, width, size, seed, draw)
+    return centre_crop(height, width, size, ratio)

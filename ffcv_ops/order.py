@@ -1,0 +1,73 @@
+"""The order of an epoch: which image is shown when, as draw ids, and which part of each batch a rank takes.
+
+Everything is a function of (seed, epoch, number of samples, repeats, batch, chunk). The number of ranks only cuts the
+same global batches, so step k sees the same images on one GPU and on sixty-four.
+"""
+
+import numpy as np
+
+from ffcv_ops import draws
+from ffcv_ops.compiled import kernel
+
+_ROUND = 256  # repeated augmentation keeps a multiple of 256 showings (official code, samplers.py)
+
+
+@kernel
+def _sort_keys(seed, epoch, n):
+    keys = np.empty(n, np.uint64)
+    for i in range(n):
+        keys[i] = draws.bits(seed, epoch * n + i, draws.ORDER)
+    return keys
+
+
+def shuffled(num_samples: int, *, seed: int, epoch: int) -> np.ndarray:
+    """A permutation of 0..num_samples-1 (int64): the images sorted by a hash of (seed, epoch, image)."""
+    return np.argsort(_sort_keys(seed, epoch, num_samples), kind="stable")
+
+
+def draw_ids(indices: np.ndarray, *, num_samples: int, epoch: int, copy, repeats: int) -> np.ndarray:
+    """Draw ids of showings: the image is `draw % num_samples`, epoch and copy are in the quotient."""
+    return (epoch * repeats + np.asarray(copy, np.int64)) * num_samples + indices
+
+
+def showings(num_samples: int, *, seed: int, epoch: int, repeats: int) -> np.ndarray:
+    """All draw ids of a training epoch in the order of the official samplers.
+
+    With repeats > 1 this is repeated augmentation: every image of the shuffle `repeats` times in a row, cut after
+    about num_samples showings (rounded down to a multiple of 256, where there are that many). An epoch then shows
+    about 1 / repeats of the images.
+    """
+    order = shuffled(num_samples, seed=seed, epoch=epoch)
+    if repeats == 1:
+        return draw_ids(order, num_samples=num_samples, epoch=epoch, copy=0, repeats=1)
+    kept = num_samples // _ROUND * _ROUND or num_samples
+    ids = draw_ids(
+        order[:, None], num_samples=num_samples, epoch=epoch, copy=np.arange(repeats)[None, :], repeats=repeats
+    )
+    return ids.reshape(-1)[:kept]
+
+
+def arrange(ids: np.ndarray, *, batch: int, chunk: int) -> np.ndarray:
+    """Puts showings into the order in which the global batches hold them; incomplete last batch dropped.
+
+    The official code runs batch / chunk processes; process c takes every (batch / chunk)-th showing and mixes the
+    i-th of its batch with the i-th from the end. Here each batch is chunk after chunk, and a chunk is laid out as
+    [0, C-1, 1, C-2, ...]: mixing partners are neighbours (p and p ^ 1), so every even slice of a batch, on whatever
+    rank or in whatever micro-batch, holds whole pairs, and the result does not depend on the split.
+    """
+    steps = len(ids) // batch
+    by_chunk = ids[: steps * batch].reshape(steps, chunk, batch // chunk).transpose(0, 2, 1)
+    paired = np.empty_like(by_chunk)
+    paired[..., 0::2] = by_chunk[..., : (chunk + 1) // 2]
+    paired[..., 1::2] = by_chunk[..., : (chunk - 1) // 2 : -1] if chunk > 1 else by_chunk[..., :0]
+    return paired.reshape(-1)
+
+
+def rank_share(ids: np.ndarray, *, batch: int, rank: int, world: int) -> np.ndarray:
+    """Rank `rank` of `world`'s contiguous share of each global batch of `batch` showings."""
+    return ids.reshape(-1, world, batch // world)[:, rank].reshape(-1)
+
+
+def evaluation_share(num_samples: int, *, rank: int, world: int) -> np.ndarray:
+    """The images that a rank evaluates: contiguous parts that cover every image exactly once (possibly none)."""
+    return np.arange(num_samples * rank // world, num_samples * (rank + 1) // world)

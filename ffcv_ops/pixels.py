@@ -1,0 +1,188 @@
+"""Pixel operations on three planes, uint8 [3, height, width], in place. Pure: no random numbers, no FFCV.
+
+Each one is Pillow's arithmetic to the bit, because the paper's augmentations are Pillow's (official code, augment.py):
+8-bit results after every step, `Image.blend` truncates, luma is ITU-R 601-2 in 16-bit fixed point, GaussianBlur is
+three extended box blurs each way. Planes rather than interleaved pixels, so that every loop here vectorises.
+"""
+
+import math
+
+import numpy as np
+
+from ffcv_ops.compiled import kernel
+
+
+@kernel
+def _luma(red, green, blue, x):
+    """Pillow's convert("L") of pixel x, as int32 in 0..255."""
+    weighted = np.int32(19595) * red[x] + np.int32(38470) * green[x] + np.int32(7471) * blue[x]
+    return np.int32(np.int32(weighted + np.int32(0x8000)) >> np.int32(16))
+
+
+@kernel
+def grayscale(planes):
+    """All three planes become the luma (torchvision Grayscale(3), Pillow convert("L"))."""
+    _, height, width = planes.shape
+    for y in range(height):
+        red, green, blue = planes[0, y], planes[1, y], planes[2, y]
+        for x in range(width):
+            gray = np.uint8(_luma(red, green, blue, x))
+            red[x] = gray
+            green[x] = gray
+            blue[x] = gray
+
+
+@kernel
+def solarize(planes, threshold):
+    """Values at or above `threshold` are inverted (ImageOps.solarize; the paper's threshold is 128)."""
+    flat = planes.reshape(-1)
+    for x in range(flat.size):
+        value = flat[x]
+        flat[x] = np.uint8(255) - value if value >= threshold else value
+
+
+@kernel
+def _blend(base, value, factor):
+    """Image.blend of two 8-bit values: base + factor * (value - base) in float32, truncated, clipped."""
+    mixed = np.int32(np.float32(base) + factor * np.float32(value - base))
+    return np.uint8(min(max(mixed, np.int32(0)), np.int32(255)))
+
+
+@kernel
+def _blend_with_constant(planes, base, factor):
+    flat = planes.reshape(-1)
+    for x in range(flat.size):
+        flat[x] = _blend(base, np.int32(flat[x]), factor)
+
+
+@kernel
+def brightness(planes, factor):
+    """Blend with black: factor 0 is black, 1 the image, above 1 brighter (ImageEnhance.Brightness)."""
+    _blend_with_constant(planes, np.int32(0), np.float32(factor))
+
+
+@kernel
+def contrast(planes, factor):
+    """Blend with the image's mean luma, rounded to an integer (ImageEnhance.Contrast)."""
+    _, height, width = planes.shape
+    total = 0
+    for y in range(height):
+        red, green, blue = planes[0, y], planes[1, y], planes[2, y]
+        line = np.int32(0)
+        for x in range(width):
+            line = np.int32(line + _luma(red, green, blue, x))
+        total += line
+    mean = int(total / (height * width) + 0.5)
+    _blend_with_constant(planes, np.int32(mean), np.float32(factor))
+
+
+@kernel
+def saturation(planes, factor):
+    """Blend of each pixel with its own luma (ImageEnhance.Color)."""
+    _, height, width = planes.shape
+    factor = np.float32(factor)
+    for y in range(height):
+        red, green, blue = planes[0, y], planes[1, y], planes[2, y]
+        for x in range(width):
+            gray = _luma(red, green, blue, x)
+            red[x] = _blend(gray, np.int32(red[x]), factor)
+            green[x] = _blend(gray, np.int32(green[x]), factor)
+            blue[x] = _blend(gray, np.int32(blue[x]), factor)
+
+
+@kernel
+def box_radius(sigma):
+    """The (fractional) radius of the box whose three-fold blur has standard deviation `sigma` (Pillow's formula)."""
+    sigma2 = np.float32(sigma) * np.float32(sigma) / np.float32(3.0)
+    length = np.float32(math.sqrt(12.0 * sigma2 + 1.0))
+    whole = np.float32(math.floor((length - np.float32(1.0)) / np.float32(2.0)))
+    edge = (2 * whole + 1) * (whole * (whole + 1) - 3 * sigma2)
+    edge = np.float32(edge) / np.float32(6 * (sigma2 - (whole + 1) * (whole + 1)))
+    return np.float32(whole + edge)
+
+
+@kernel
+def _box_line(lines, centre, reach, inner, outer, total, out):
+    """out = box blur across `lines` at line `centre`; lines beyond either end count as the end line.
+
+    The box has weight `inner` on 2 * reach + 1 lines and `outer` on the line beyond each end (24 fractional bits).
+    """
+    last = lines.shape[0] - 1
+    middle = lines[centre]
+    before, after = lines[max(centre - reach - 1, 0)], lines[min(centre + reach + 1, last)]
+    for x in range(len(out)):
+        total[x] = np.uint32(middle[x])
+    for k in range(1, reach + 1):
+        above, below = lines[max(centre - k, 0)], lines[min(centre + k, last)]
+        for x in range(len(out)):
+            total[x] = np.uint32(total[x] + np.uint32(above[x]) + np.uint32(below[x]))
+    for x in range(len(out)):
+        ends = np.uint32(np.uint32(before[x]) + np.uint32(after[x]))
+        weighted = np.uint32(np.uint32(total[x] * inner) + np.uint32(ends * outer))
+        out[x] = np.uint8(np.uint32(weighted + np.uint32(1 << 23)) >> np.uint32(24))
+
+
+@kernel
+def _box_blur_columns(plane, spare, radius, total):
+    """Three box blurs down the columns of `plane` [height, width]; `spare` has the same shape."""
+    reach = int(radius)
+    inner = np.uint32(np.float32(1 << 24) / (radius * np.float32(2.0) + np.float32(1.0)))
+    outer = (np.uint32(1 << 24) - np.uint32(2 * reach + 1) * inner) // np.uint32(2)
+    for y in range(plane.shape[0]):
+        _box_line(plane, y, reach, inner, outer, total, spare[y])
+    for y in range(plane.shape[0]):
+        _box_line(spare, y, reach, inner, outer, total, plane[y])
+    for y in range(plane.shape[0]):
+        _box_line(plane, y, reach, inner, outer, total, spare[y])
+
+
+@kernel
+def _turn(source, target):
+    """target[x, y] = source[y, x] for 2-D uint8, in strips of eight rows."""
+    height, width = source.shape
+    strips = height - height % 8
+    for y in range(0, strips, 8):
+        for x in range(width):
+            column = target[x, y : y + 8]
+            for b in range(8):
+                column[b] = source[y + b, x]
+    for y in range(strips, height):
+        for x in range(width):
+            target[x, y] = source[y, x]
+
+
+@kernel
+def gaussian_blur(planes, sigma, spare):
+    """Pillow's ImageFilter.GaussianBlur(sigma): three box blurs along the rows, then three down the columns.
+
+    `spare`: uint8 of the size of two planes. The rows are blurred on a transposed plane, so that all loops run along
+    memory. sigma is the standard deviation in pixels (Pillow calls it radius).
+    """
+    _, height, width = planes.shape
+    radius = box_radius(sigma)
+    if radius == 0.0:
+        return
+    n = height * width
+    total = np.empty(max(height, width), np.uint32)
+    for c in range(3):
+        plane = planes[c]
+        turned = spare[:n].reshape(width, height)
+        blurred = spare[n : 2 * n].reshape(width, height)
+        _turn(plane, turned)
+        _box_blur_columns(turned, blurred, radius, total)
+        _turn(blurred, plane)
+        result = spare[:n].reshape(height, width)
+        _box_blur_columns(plane, result, radius, total)
+        plane[:] = result
+
+
+@kernel
+def interleave(planes, out):
+    """Planes [3, height, width] -> pixels [height, width, 3]."""
+    _, height, width = planes.shape
+    for y in range(height):
+        red, green, blue, line = planes[0, y], planes[1, y], planes[2, y], out[y].reshape(-1)
+        for x in range(width):
+            line[3 * x] = red[x]
+            line[3 * x + 1] = green[x]
+            line[3 * x + 2] = blue[x]

@@ -1,0 +1,85 @@
+"""Augmentation policies: draws -> which pixel operations run, in which order and how strongly.
+
+3-Augment (paper section 3.3; official code, augment.py): exactly one of grayscale, solarize and Gaussian blur, each
+with the same probability, then ColorJitter of brightness, contrast and saturation (no hue) in random order.
+"""
+
+from ffcv_ops import draws, pixels
+from ffcv_ops.compiled import kernel
+
+NONE, THREE = 0, 1
+NAMES = {"none": NONE, "three": THREE}
+
+# The operations that 3-Augment chooses from, as bits of `three_ops`.
+GRAY, SOLARIZE, BLUR = 1, 2, 4
+THREE_OPS = {"gray": GRAY, "solarize": SOLARIZE, "blur": BLUR}
+
+SOLARIZE_THRESHOLD = 128
+SIGMA = (0.1, 2.0)  # pixels, uniform
+
+
+@kernel
+def three_choice(three_ops, seed, draw):
+    """The one operation (GRAY, SOLARIZE or BLUR) of this draw, uniform over the bits set in `three_ops`."""
+    enabled = (three_ops & GRAY) // GRAY + (three_ops & SOLARIZE) // SOLARIZE + (three_ops & BLUR) // BLUR
+    nth = draws.uniform_int(seed, draw, draws.THREE_CHOICE, enabled)
+    op = GRAY
+    while True:
+        if three_ops & op:
+            if nth == 0:
+                return op
+            nth -= 1
+        op *= 2
+
+
+@kernel
+def three_sigma(seed, draw):
+    """Standard deviation of the blur, in pixels."""
+    return SIGMA[0] + (SIGMA[1] - SIGMA[0]) * draws.uniform(seed, draw, draws.THREE_SIGMA)
+
+
+@kernel
+def jitter_factor(strength, which, seed, draw):
+    """Factor of brightness (which = 0), contrast (1) or saturation (2): uniform on [1 - strength, 1 + strength]."""
+    low = max(1.0 - strength, 0.0)
+    return low + (1.0 + strength - low) * draws.uniform(seed, draw, draws.JITTER + which)
+
+
+@kernel
+def jitter_step(order, position):
+    """Which of the three adjustments runs at `position` in permutation number `order` (0..5)."""
+    first = order // 2
+    if position == 0:
+        return first
+    low, high = (1 if first == 0 else 0), (1 if first == 2 else 2)
+    return low if (position == 1) == (order % 2 == 0) else high
+
+
+@kernel
+def color_jitter(planes, strength, seed, draw):
+    """torchvision's ColorJitter(strength, strength, strength) on Pillow images; every step rounds to 8 bits."""
+    order = draws.uniform_int(seed, draw, draws.JITTER_ORDER, 6)
+    for position in range(3):
+        which = jitter_step(order, position)
+        factor = jitter_factor(strength, which, seed, draw)
+        if which == 0:
+            pixels.brightness(planes, factor)
+        elif which == 1:
+            pixels.contrast(planes, factor)
+        else:
+            pixels.saturation(planes, factor)
+
+
+@kernel
+def apply(planes, augment, three_ops, jitter, seed, draw, spare):
+    """Augments `planes` (uint8 [3, size, size]) in place. `spare`: uint8 of the size of two planes."""
+    if augment == THREE:
+        op = three_choice(three_ops, seed, draw)
+        if op == GRAY:
+            pixels.grayscale(planes)
+        elif op == SOLARIZE:
+            pixels.solarize(planes, SOLARIZE_THRESHOLD)
+        else:
+            pixels.gaussian_blur(planes, three_sigma(seed, draw), spare)
+    if jitter > 0.0:
+        color_jitter(planes, jitter, seed, draw)

@@ -1,0 +1,130 @@
+#!/usr/bin/env bash
+# Sets up what the Makefile's targets need: the system libraries that ffcv is built against, a virtual environment, and
+# the packages of pyproject.toml in the versions of constraints.txt. Run again, it finds its stamp and does nothing.
+#
+#   [PYTHON=python3.12] [VENV=.venv] ./setup.sh [dev] [bench]
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+VENV=${VENV:-.venv}
+PYTHON=${PYTHON:-}
+stamp=$VENV/setup.stamp
+key=$(cat pyproject.toml constraints.txt setup.sh | sha256sum | cut -c 1-16)
+
+say() { printf 'setup: %s\n' "$*"; }
+fail() {
+    printf 'setup: %s\n' "$@" >&2
+    exit 1
+}
+
+version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
+is_supported() { [[ $1 == 3.11 || $1 == 3.12 ]]; }
+
+# The environment that is there already, unless it is broken or PYTHON asks for another version.
+environment_fits() {
+    local version
+    version=$(version_of "$VENV/bin/python") && is_supported "$version" &&
+        [[ -z $PYTHON || $version == "$(version_of "$PYTHON")" ]]
+}
+
+is_stamped() {
+    local group
+    for group in base "$@"; do
+        grep -qsx "$key $group" "$stamp" || return 1
+    done
+}
+
+find_python() {
+    local candidate version seen=""
+    local candidates=(python3 python3.12 python3.11)
+    [[ -z $PYTHON ]] || candidates=("$PYTHON")
+    for candidate in "${candidates[@]}"; do
+        version=$(version_of "$candidate") || continue
+        if is_supported "$version"; then
+            command -v "$candidate"
+            return
+        fi
+        seen+="${seen:+, }$candidate is $version"
+    done
+    fail "Python 3.11 or 3.12 is needed (found: ${seen:-none}); install one, or name it: make ... PYTHON=/path/to/python"
+}
+
+# What a build of ffcv needs and this machine lacks, as Debian and Ubuntu call it.
+missing_packages() {
+    local python=$1 version headers
+    version=$(version_of "$python")
+    headers=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
+    command -v g++ >/dev/null || command -v c++ >/dev/null || echo g++
+    command -v pkg-config >/dev/null || echo pkg-config
+    pkg-config --exists opencv4 2>/dev/null || echo libopencv-dev
+    pkg-config --exists libturbojpeg 2>/dev/null || echo libturbojpeg0-dev
+    "$python" -c 'import ensurepip' 2>/dev/null || echo "python$version-venv"
+    [[ -e $headers/Python.h ]] || echo "python$version-dev"
+}
+
+install_system_packages() {
+    local missing
+    mapfile -t missing < <(missing_packages "$1")
+    ((${#missing[@]})) || return 0
+    if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
+        say "installing ${missing[*]} with apt"
+        export DEBIAN_FRONTEND=noninteractive
+        apt-get update -qq </dev/null || say "apt-get update failed; trying with the lists that are there"
+        apt-get install -y -qq --no-install-recommends "${missing[@]}" </dev/null ||
+            fail "apt-get could not install ${missing[*]}"
+    else
+        fail "to build ffcv this machine lacks: ${missing[*]}. Install them, then run this again:" \
+            "  with apt:   sudo apt-get install ${missing[*]}" \
+            "  with conda: conda install -c conda-forge python=3.12 compilers pkg-config opencv=4 libjpeg-turbo"
+    fi
+}
+
+create_environment() {
+    [[ ! -e $VENV || -e $VENV/pyvenv.cfg ]] || fail "$VENV is there and is not a virtual environment; name another VENV"
+    say "creating $VENV with $1 ($(version_of "$1"))"
+    "$1" -m venv --clear "$VENV"
+}
+
+install_packages() {
+    say "installing packages into $VENV; the first time this downloads several GB (torch and its CUDA libraries)"
+    "$VENV/bin/python" - "$@" >"$VENV/requirements.txt" <<'PYTHON_CODE'
+import sys
+import tomllib
+
+with open("pyproject.toml", "rb") as file:
+    project = tomllib.load(file)["project"]
+extras = [project["optional-dependencies"][name] for name in sys.argv[1:]]
+print(*project["dependencies"], *sum(extras, []), sep="\n")
+PYTHON_CODE
+    "$VENV/bin/python" -m pip install --quiet --no-input --disable-pip-version-check \
+        --constraint constraints.txt --requirement "$VENV/requirements.txt" ||
+        fail "pip could not install the packages; its messages are above"
+}
+
+check_packages() {
+    local said
+    if ! said=$("$VENV/bin/python" -c 'import torchvision' 2>&1); then
+        if [[ $said == *torchvision::nms* ]]; then
+            said=$("$VENV/bin/python" -m pip list --disable-pip-version-check 2>/dev/null | grep -E '^torch(vision)? ' |
+                tr -s ' ' | paste -sd , | sed 's/,/, /')
+            fail "torch and torchvision are no pair ($said): 'operator torchvision::nms does not exist'. One of them is a \
+CPU-only or otherwise different build; remove $VENV and the index or folder of wheels it came from, and run this again."
+        fi
+        fail "torchvision does not import: ${said##*$'\n'}"
+    fi
+    said=$("$VENV/bin/python" -c 'import ffcv, timm' 2>&1) || fail "ffcv or timm does not import: ${said##*$'\n'}"
+}
+
+if environment_fits; then
+    if is_stamped "$@"; then exit 0; fi
+    install_system_packages "$VENV/bin/python"
+else
+    python=$(find_python)
+    install_system_packages "$python"
+    create_environment "$python"
+fi
+install_packages "$@"
+check_packages
+is_stamped || : >"$stamp" # what another state of the files left behind
+printf "$key %s\n" base "$@" >>"$stamp"
+say "done"

@@ -1,0 +1,101 @@
+"""Images and .beton files that many tests share. The .beton files here are written by stock FFCV."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage
+import sklearn
+from ffcv.fields import IntField, RGBImageField
+from ffcv.writer import DatasetWriter
+from PIL import Image
+
+
+def _photo(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+@pytest.fixture(scope="session")
+def photos() -> dict[str, np.ndarray]:
+    """Real photographs, uint8 [height, width, 3]."""
+    here, there = Path(skimage.__file__).parent / "data", Path(sklearn.__file__).parent / "datasets" / "images"
+    return {
+        "cat": _photo(here / "chelsea.png"),
+        "page": _photo(here / "page.png"),
+        "rocket": _photo(here / "rocket.jpg"),
+        "china": _photo(there / "china.jpg"),
+    }
+
+
+@pytest.fixture(scope="session")
+def odd_images() -> dict[str, np.ndarray]:
+    """Images on which resamplers and blurs go wrong: tiny, thin, flat, extreme."""
+    noise = np.random.default_rng(0)
+    return {
+        "one pixel": np.array([[[7, 130, 255]]], np.uint8),
+        "row": noise.integers(0, 256, (1, 60, 3), dtype=np.uint8),
+        "column": noise.integers(0, 256, (45, 1, 3), dtype=np.uint8),
+        "small": noise.integers(0, 256, (5, 3, 3), dtype=np.uint8),
+        "odd": noise.integers(0, 256, (37, 53, 3), dtype=np.uint8),
+        "black": np.zeros((40, 30, 3), np.uint8),
+        "white": np.full((30, 40, 3), 255, np.uint8),
+        "checkerboard": np.kron(np.indices((20, 20)).sum(0) % 2, np.ones((2, 2), int))[..., None].repeat(3, 2).astype("u1")
+        * 255,
+    }
+
+
+class _Samples:
+    """What stock FFCV's writer takes: an indexable of (image, label)."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.images[index], index % 5
+
+
+@pytest.fixture(scope="session")
+def tiles(photos) -> list[np.ndarray]:
+    """96 tiles of different sizes cut out of the photographs."""
+    cut = []
+    for number in range(96):
+        photo = list(photos.values())[number % len(photos)]
+        height, width = 60 + number % 41, 70 + number % 37
+        top = (number * 13) % (photo.shape[0] - height)
+        left = (number * 29) % (photo.shape[1] - width)
+        cut.append(np.ascontiguousarray(photo[top : top + height, left : left + width]))
+    return cut
+
+
+def _write(path, images, mode):
+    fields = {"image": RGBImageField(write_mode=mode, jpeg_quality=90), "label": IntField()}
+    DatasetWriter(str(path), fields, num_workers=1).from_indexed_dataset(_Samples(images))
+    return path
+
+
+@pytest.fixture(scope="session")
+def jpg_beton(tmp_path_factory, tiles) -> Path:
+    """The tiles as JPEG, labels index % 5."""
+    return _write(tmp_path_factory.mktemp("beton") / "jpg.beton", tiles, "jpg")
+
+
+@pytest.fixture(scope="session")
+def raw_beton(tmp_path_factory, tiles) -> Path:
+    """The tiles as raw pixels, labels index % 5."""
+    return _write(tmp_path_factory.mktemp("beton") / "raw.beton", tiles, "raw")
+
+
+@pytest.fixture(scope="session")
+def encode():
+    """encode(array, **options): JPEG bytes by Pillow."""
+
+    def encode(array, **options):
+        buffer = io.BytesIO()
+        Image.fromarray(array).save(buffer, "JPEG", **options)
+        return buffer.getvalue()
+
+    return encode

@@ -1,0 +1,227 @@
+"""The layout against stock FFCV's own types, writer, reader and loader; the check against damage in every region."""
+
+import io
+import zlib
+
+import numpy as np
+import pytest
+from ffcv import types as ffcv_types
+from ffcv.fields import IntField, RGBImageField
+from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder, SimpleRGBImageDecoder
+from ffcv.loader import Loader, OrderOption
+from ffcv.reader import Reader
+from ffcv.transforms import ToTensor
+from PIL import Image
+
+from conversion import beton
+from conversion.encode import Encoded, encode_rgb
+from ffcv_ops.errors import BadInput
+
+PAGE = beton.MIN_PAGE_SIZE
+
+
+def written(path, samples, page_size=PAGE, capacity=None):
+    return beton.write(path, iter(samples), capacity=capacity or len(samples), page_size=page_size)
+
+
+@pytest.fixture(scope="module")
+def squares():
+    rng = np.random.default_rng(0)
+    smooth = np.asarray(Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).resize((200, 200)))
+    return [np.ascontiguousarray(smooth[8 * k : 8 * k + 64, 5 * k : 5 * k + 64]) for k in range(16)]
+
+
+def offsets(dtype):
+    """(dtype of each leaf, its offset), whatever the fields are called."""
+    if dtype.names is None:
+        return [(dtype.str, dtype.shape, 0)]
+    parts = [dtype.fields[name] for name in dtype.names]
+    return [(kind, shape, start + at) for inner, start, *_ in parts for kind, shape, at in offsets(inner)]
+
+
+def test_types_are_ffcvs():
+    sample = ffcv_types.get_metadata_type([RGBImageField(), IntField()])
+    pairs = [
+        (beton.HEADER, ffcv_types.HeaderType),
+        (beton.FIELD, ffcv_types.FieldDescType),
+        (beton.ALLOCATION, ffcv_types.ALLOC_TABLE_TYPE),
+        (beton.SAMPLE, sample),
+    ]
+    for ours, theirs in pairs:
+        assert (ours.itemsize, offsets(ours)) == (theirs.itemsize, offsets(theirs))
+    assert beton.IMAGE == RGBImageField().metadata_type
+    assert ffcv_types.CURRENT_VERSION == beton.VERSION
+    for name, kind in (("image", RGBImageField), ("label", IntField)):
+        assert ffcv_types.TYPE_ID_HANDLER[beton.FIELDS[name]] is kind
+
+
+def test_same_file_as_the_stock_writer(tmp_path, raw_beton, tiles):
+    """Raw pixels, one stock worker: equal but for the zeros with which FFCV fills its last page."""
+    ours, theirs = tmp_path / "ours.beton", raw_beton
+    stock = Reader(str(theirs))
+    samples = [(encode_rgb(tile, mode="raw", quality=1), number % 5) for number, tile in enumerate(tiles)]
+    written(ours, samples, page_size=int(stock.page_size))
+    reader = Reader(str(ours))
+    data_end = int(reader.header["alloc_table_ptr"])
+    a, b = ours.read_bytes(), theirs.read_bytes()
+    pointer = slice(16, 24)  # the place of the allocation table
+    assert a[: pointer.start] == b[: pointer.start]
+    assert a[pointer.stop : data_end] == b[pointer.stop : data_end]
+    assert np.array_equal(reader.alloc_table, stock.alloc_table)
+    assert np.array_equal(reader.metadata, stock.metadata)
+
+
+def test_images_never_cross_a_page(tmp_path):
+    rng = np.random.default_rng(1)
+    sizes = [PAGE, 1, PAGE - 1, 1, 1, PAGE - 1, *rng.integers(1, PAGE // 2, 60)]
+    samples = [(Encoded("raw", 1, 1, bytes([k]) * int(size)), k) for k, size in enumerate(sizes)]
+    path = tmp_path / "x.beton"
+    table, _ = written(path, samples)
+    reader, content = Reader(str(path)), path.read_bytes()
+    start, size = reader.alloc_table["ptr"].astype(int), reader.alloc_table["size"].astype(int)
+    assert size.tolist() == [int(size) for size in sizes]
+    assert (start // PAGE == (start + size - 1) // PAGE).all()
+    assert start[0] == PAGE and (np.diff(start) > 0).all()
+    assert start[1:4].tolist() == [2 * PAGE, 2 * PAGE + 1, 3 * PAGE], "a page is filled to its last byte"
+    assert all(content[s : s + n] == data.data for (data, _), s, n in zip(samples, start, size, strict=True))
+    assert np.array_equal(table["image"]["data_ptr"], start)
+
+
+def test_fewer_samples_than_room(tmp_path, squares):
+    """Images that were left out leave no trace but room."""
+    samples = [(encode_rgb(square, mode="jpg", quality=90), 3) for square in squares[:5]]
+    path = tmp_path / "x.beton"
+    _, checksums = written(path, samples, capacity=1000)
+    assert beton.check(path, checksums, classes=4)
+    reader = Reader(str(path))
+    assert reader.num_samples == len(reader.metadata) == len(reader.alloc_table) == 5
+    assert [label for _, label in reader.metadata] == [3] * 5
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory, squares):
+    path = tmp_path_factory.mktemp("good") / "x.beton"
+    samples = [
+        (encode_rgb(square, mode=("jpg", "raw")[number % 2], quality=90), number) for number, square in enumerate(squares)
+    ]
+    return path, written(path, samples)[1]
+
+
+def test_check_passes_and_hashes(good):
+    import hashlib
+
+    path, checksums = good
+    assert beton.check(path, checksums, classes=16) == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_check_sees_every_flipped_bit_that_matters(good, tmp_path):
+    """Header, descriptors, metadata, images and table; each byte of the small regions, some of the large ones."""
+    path, checksums = good
+    content = path.read_bytes()
+    table_at = int(np.frombuffer(content, beton.HEADER, 1)["alloc_table_ptr"][0])
+    metadata_end = beton.METADATA_START + 16 * beton.SAMPLE.itemsize
+    padding = {  # bytes between the aligned members of the records
+        beton.METADATA_START + k * beton.SAMPLE.itemsize + at for k in range(16) for at in (13, 14, 15)
+    }
+    places = [
+        *range(beton.HEADER.itemsize),
+        *range(beton.HEADER.itemsize, beton.METADATA_START, 97),
+        *(place for place in range(beton.METADATA_START, metadata_end) if place not in padding),
+        *range(PAGE, table_at, 4999),
+        *range(table_at, len(content)),
+    ]
+    damaged = tmp_path / "x.beton"
+    damaged.write_bytes(content)
+    with open(damaged, "r+b", buffering=0) as file:
+        for place in places:
+            file.seek(place)
+            file.write(bytes([content[place] ^ (1 << place % 8)]))
+            with pytest.raises(BadInput, match="did not read back"):
+                beton.check(damaged, checksums, classes=16)
+            file.seek(place)
+            file.write(content[place : place + 1])
+    assert beton.check(damaged, checksums, classes=16)
+
+
+def test_check_sees_a_cut_file_and_a_label_out_of_range(good, tmp_path):
+    path, checksums = good
+    for length in (len(path.read_bytes()) - 1, PAGE + 100, 1000, 24):
+        (tmp_path / "cut.beton").write_bytes(path.read_bytes()[:length])
+        with pytest.raises(BadInput, match="did not read back"):
+            beton.check(tmp_path / "cut.beton", checksums, classes=16)
+    with pytest.raises(BadInput, match="sample 15: the label"):
+        beton.check(path, checksums, classes=15)
+
+
+def test_check_compares_a_jpeg_with_its_metadata(tmp_path, squares):
+    """Right checksums do not excuse a wrong size: it is what decoders crash on."""
+    honest = encode_rgb(squares[0], mode="jpg", quality=90)
+    path = tmp_path / "x.beton"
+    for lie in (honest._replace(width=63), honest._replace(height=65), honest._replace(data=honest.data[2:])):
+        _, checksums = written(path, [(honest, 0), (lie, 1)])
+        with pytest.raises(BadInput, match="sample 1: the size in the JPEG"):
+            beton.check(path, checksums, classes=2)
+
+
+def test_jpeg_size():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (31, 57, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x010E] = "x" * 5000
+    for options in ({}, {"progressive": True}, {"subsampling": "4:4:4"}, {"exif": exif}, {"restart_marker_rows": 1}):
+        stream = io.BytesIO()
+        image.save(stream, "JPEG", **options)
+        assert beton.jpeg_size(stream.getvalue()) == (31, 57), options
+    plain = stream.getvalue()
+    assert beton.jpeg_size(plain[:2] + b"\xff\xff\xff" + plain[2:]) == (31, 57), "fill bytes before a marker are allowed"
+    for mode in ("L", "CMYK"):
+        stream = io.BytesIO()
+        image.convert(mode).save(stream, "JPEG")
+        assert beton.jpeg_size(stream.getvalue()) == (0, 0)
+    assert beton.jpeg_size(b"") == beton.jpeg_size(plain[:100]) == (0, 0)
+
+
+def test_read(good, squares):
+    path, _ = good
+    for (rgb, label), square, number in zip(beton.read(path), squares, range(16), strict=True):
+        assert label == number and rgb.dtype == np.uint8
+        if number % 2:
+            assert np.array_equal(rgb, square)
+        else:
+            assert 0 < np.abs(rgb.astype(int) - square).mean() < 4
+
+
+def stock_batches(path, decoder, *, os_cache):
+    pipelines = {"image": [decoder, ToTensor()], "label": [IntDecoder(), ToTensor()]}
+    loader = Loader(str(path), 4, 1, os_cache, OrderOption.SEQUENTIAL, drop_last=False, pipelines=pipelines)
+    batches = [(images.numpy().copy(), labels.numpy().copy()) for images, labels in loader]
+    return np.concatenate([images for images, _ in batches]), np.concatenate([labels for _, labels in batches])
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("os_cache", [True, False])
+@pytest.mark.parametrize("mode", ["raw", "jpg"])
+def test_stock_loader(tmp_path, squares, mode, os_cache):
+    """600 images over several pages (raw), pixel by pixel."""
+    encoded = [encode_rgb(square, mode=mode, quality=90) for square in squares]
+    path = tmp_path / "x.beton"
+    written(path, [(encoded[k % 16], k) for k in range(600)])
+    images, labels = stock_batches(path, SimpleRGBImageDecoder(), os_cache=os_cache)
+    assert labels[:, 0].tolist() == list(range(600))
+    for k in range(600):
+        if mode == "raw":
+            assert np.array_equal(images[k], squares[k % 16])
+        else:
+            expected = np.asarray(Image.open(io.BytesIO(encoded[k % 16].data))).astype(int)
+            difference = np.abs(images[k] - expected)
+            assert difference.max() <= 20 and difference.mean() < 0.5
+
+
+@pytest.mark.timeout(120)
+def test_stock_loader_crops(tmp_path, tiles):
+    """Images of different sizes through the decoder that ImageNet trainings use; the whole image, reduced."""
+    path = tmp_path / "x.beton"
+    written(path, [(encode_rgb(tile, mode="jpg", quality=95), k) for k, tile in enumerate(tiles)])
+    decoder = RandomResizedCropRGBImageDecoder((32, 32), scale=(1, 1), ratio=(1e-3, 1e3))
+    images, labels = stock_batches(path, decoder, os_cache=False)
+    assert labels[:, 0].tolist() == list(range(len(tiles)))
+    assert images.shape == (len(tiles), 32, 32, 3)

@@ -1,0 +1,94 @@
+"""The fused operation against the official transform composed of Pillow calls, given the same draws: equal."""
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+
+from ffcv_ops import crops, decoders, draws, policies, resample
+from ffcv_ops.decoders import Plan
+
+BICUBIC = Image.Resampling.BICUBIC
+SEED, SIZE = 11, 96
+
+
+def pillow_crop(image, plan, draw):
+    if plan.crop == crops.RRC:
+        v = crops.random_resized_crop(image.height, image.width, SIZE, plan.scale_low, plan.scale_high, SEED, draw)
+        box = (v.box_left, v.box_top, v.box_left + v.box_width, v.box_top + v.box_height)
+        return image.crop(box).resize((SIZE, SIZE), BICUBIC)
+    if plan.crop == crops.SRC:
+        v = crops.simple_random_crop(image.height, image.width, SIZE, SEED, draw)
+        full = np.asarray(image.resize((v.full_width, v.full_height), BICUBIC))
+        padded = np.pad(full, ((4, 4), (4, 4), (0, 0)), mode="reflect")
+        return Image.fromarray(padded[v.top + 4 : v.top + 4 + SIZE, v.left + 4 : v.left + 4 + SIZE])
+    v = crops.centre_crop(image.height, image.width, SIZE, plan.ratio)
+    return image.resize((v.full_width, v.full_height), BICUBIC).crop((v.left, v.top, v.left + SIZE, v.top + SIZE))
+
+
+def pillow_transform(array, plan, draw):
+    """Crop, flip, one of three, colour jitter: the order and the calls of the official augment.py."""
+    image = pillow_crop(Image.fromarray(array), plan, draw)
+    if draws.uniform(SEED, draw, draws.FLIP) < plan.flip:
+        image = ImageOps.mirror(image)
+    if plan.augment == policies.THREE:
+        op = policies.three_choice(plan.three_ops, SEED, draw)
+        if op == policies.GRAY:
+            image = image.convert("L").convert("RGB")
+        elif op == policies.SOLARIZE:
+            image = ImageOps.solarize(image)
+        else:
+            image = image.filter(ImageFilter.GaussianBlur(policies.three_sigma(SEED, draw)))
+    if plan.jitter:
+        permutation = draws.uniform_int(SEED, draw, draws.JITTER_ORDER, 6)
+        for position in range(3):
+            which = policies.jitter_step(permutation, position)
+            enhancer = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[which]
+            image = enhancer(image).enhance(policies.jitter_factor(plan.jitter, which, SEED, draw))
+    return np.asarray(image)
+
+
+PLANS = {
+    "evaluation": Plan(crop=crops.CENTRE, ratio=0.875),
+    "rrc and flip": Plan(crop=crops.RRC, flip=0.5),
+    "rrc and 3-Augment": Plan(crop=crops.RRC, flip=0.5, augment=policies.THREE, jitter=0.3),
+    "src and 3-Augment": Plan(crop=crops.SRC, flip=0.5, augment=policies.THREE, jitter=0.3),
+}
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS.keys())
+def test_equal_to_the_transform_made_of_pillow_calls(photos, plan):
+    for draw in range(24):
+        for name, image in photos.items():
+            ours = decoders.show(image, plan=plan, resolution=SIZE, seed=SEED, draw=draw)
+            np.testing.assert_array_equal(ours, pillow_transform(image, plan, draw), err_msg=f"{name}, draw {draw}")
+
+
+@pytest.mark.parametrize("crop", [crops.RRC, crops.SRC, crops.CENTRE])
+def test_odd_images_do_not_break_it(odd_images, crop):
+    plan = Plan(crop=crop, flip=0.5, augment=policies.THREE, jitter=0.3)
+    for image in odd_images.values():
+        for draw in range(6):
+            out = decoders.show(image, plan=plan, resolution=32, seed=0, draw=draw)
+            if np.ptp(image) == 0:
+                assert np.ptp(out) == 0
+
+
+def test_flip_frequency(photos):
+    plan = Plan(crop=crops.CENTRE, flip=0.25)
+    image = photos["cat"]
+    upright = decoders.show(image, plan=plan._replace(flip=0.0), resolution=32, seed=0, draw=0)
+    flips = 0
+    for draw in range(2000):
+        out = decoders.show(image, plan=plan, resolution=32, seed=0, draw=draw)
+        flipped = np.array_equal(out, upright[:, ::-1])
+        assert flipped or np.array_equal(out, upright)
+        flips += flipped
+    assert abs(flips - 500) < 4 * np.sqrt(2000 * 0.25 * 0.75)
+
+
+def test_interpolation_is_a_choice(photos):
+    image = photos["china"]
+    plan = Plan(crop=crops.CENTRE, interpolation=resample.BILINEAR)
+    resized = Image.fromarray(image).resize((143, 96), Image.Resampling.BILINEAR)
+    ours = decoders.show(image, plan=plan, resolution=SIZE, seed=0, draw=0)
+    np.testing.assert_array_equal(ours, np.asarray(resized)[:, 24:120])

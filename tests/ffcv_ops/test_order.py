@@ -1,0 +1,79 @@
+"""The epoch order against the definition of the official samplers (facts 3.6) and by its invariants."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ffcv_ops import order
+
+IMAGENET = 1_281_167
+
+
+def test_shuffle_is_a_permutation_of_seed_and_epoch():
+    first = order.shuffled(1000, seed=1, epoch=2)
+    assert sorted(first) == list(range(1000))
+    np.testing.assert_array_equal(first, order.shuffled(1000, seed=1, epoch=2))
+    for other in (order.shuffled(1000, seed=1, epoch=3), order.shuffled(1000, seed=2, epoch=2)):
+        assert (first == other).mean() < 0.02
+    assert abs(np.corrcoef(first, np.arange(1000))[0, 1]) < 0.15
+
+
+def test_repeated_augmentation_of_imagenet():
+    """First 427,008 shuffled images, three times each, in a row; 625 batches of 2048."""
+    ids = order.showings(IMAGENET, seed=0, epoch=7, repeats=3)
+    images, copies = ids % IMAGENET, ids // IMAGENET
+    assert len(ids) == 1_281_024
+    shuffle = order.shuffled(IMAGENET, seed=0, epoch=7)
+    np.testing.assert_array_equal(images, np.repeat(shuffle[:427_008], 3))
+    np.testing.assert_array_equal(copies, np.tile([21, 22, 23], 427_008))
+    arranged = order.arrange(ids, batch=2048, chunk=256)
+    assert len(arranged) == 625 * 2048
+    assert set(arranged.tolist()) == set(ids[: 625 * 2048].tolist())
+
+
+@pytest.mark.parametrize("world", [1, 2, 8])
+def test_ranks_get_what_the_official_sampler_gives_its_eight_processes(world):
+    """Process c of 8 holds showings c, c + 8, ...; partners of its flipped batch are neighbours here."""
+    ids = order.showings(20_000, seed=3, epoch=1, repeats=3)
+    arranged = order.arrange(ids, batch=512, chunk=64)
+    shares = [order.rank_share(arranged, batch=512, rank=r, world=world) for r in range(world)]
+    step = 5
+    whole = np.concatenate([s.reshape(-1, 512 // world)[step] for s in shares])
+    for process in range(8):
+        official = ids[process::8][step * 64 : (step + 1) * 64]
+        ours = whole[process * 64 : (process + 1) * 64]
+        pairs = {frozenset((official[i], official[63 - i])) for i in range(64)}
+        assert {frozenset(pair) for pair in ours.reshape(32, 2).tolist()} == pairs
+        assert ours[0] == official[0]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 8), st.integers(0, 5), st.integers(0, 40))
+def test_arrange_keeps_each_batch_and_follows_the_definition(chunk, chunks, steps, extra):
+    batch = chunk * chunks
+    ids = np.arange(steps * batch + min(extra, batch - 1))
+    arranged = order.arrange(ids, batch=batch, chunk=chunk).reshape(steps, chunks, chunk)
+    for k, c, q in np.ndindex(arranged.shape):
+        within = q // 2 if q % 2 == 0 else chunk - 1 - q // 2
+        assert arranged[k, c, q] == k * batch + c + chunks * within
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 500), st.integers(1, 9))
+def test_evaluation_counts_every_image_once(num_samples, world):
+    shares = [order.evaluation_share(num_samples, rank=r, world=world) for r in range(world)]
+    np.testing.assert_array_equal(np.concatenate(shares), np.arange(num_samples))
+
+
+def test_draw_ids_differ_between_epochs_and_copies():
+    seen = [order.showings(600, seed=0, epoch=e, repeats=3) for e in range(4)]
+    everything = np.concatenate(seen)
+    assert len(np.unique(everything)) == len(everything)
+    assert all((ids % 600 < 600).all() for ids in seen)
+
+
+def test_small_data_sets_are_not_rounded_away():
+    assert len(order.showings(100, seed=0, epoch=0, repeats=3)) == 100
+    assert len(order.showings(300, seed=0, epoch=0, repeats=3)) == 256
+    assert len(order.showings(300, seed=0, epoch=0, repeats=1)) == 300

@@ -1,0 +1,91 @@
+"""The resampler against Pillow's resize: bit for bit, for crops, fractional boxes, windows, flips and padding."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ffcv_ops import resample
+
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+def resampled(image, *, size, box=None, limits=None, full=None, window=(0, 0), flip=False, interpolation="bicubic"):
+    """Our resampler on `image` uint8 [height, width, 3] -> [size_y, size_x, 3]; box and limits as (t, l, b, r)."""
+    filter_number = resample.NAMES[interpolation]
+    height, width, _ = image.shape
+    top, left, bottom, right = box or (0, 0, height, width)
+    limit = limits or (top, left, bottom, right)
+    full = full or size
+    most = resample.taps(0, max(height, width), min(full), filter_number)
+    first, count = [np.empty(n, np.int64) for n in size], [np.empty(n, np.int64) for n in size]
+    weights = [np.zeros((n, most), np.int32) for n in size]
+    resample.axis_weights(
+        top, bottom, limit[0], limit[2], full[0], window[0], False, filter_number, first[0], count[0], weights[0]
+    )
+    resample.axis_weights(
+        left, right, limit[1], limit[3], full[1], window[1], flip, filter_number, first[1], count[1], weights[1]
+    )
+    rgbx = np.zeros((height, width, 4), np.uint8)
+    rgbx[..., :3] = image
+    planes = np.empty((3, *size), np.uint8)
+    spans = [(int(f.min()), int((f + c).max())) for f, c in zip(first, count, strict=True)]
+    scratch = np.empty(resample.scratch_size(height * width, max(height, width), max(size)), np.uint32)
+    down_first = resample.vertical_first(bottom - top, right - left, *full)
+    resample.resample(
+        rgbx.view(np.uint32)[..., 0], down_first, spans[0], spans[1], tuple(first), tuple(count), tuple(weights), scratch, planes
+    )
+    return planes.transpose(1, 2, 0)
+
+
+def assert_equal(ours, pillow):
+    np.testing.assert_array_equal(ours, np.asarray(pillow))
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", [(224, 224), (64, 64), (600, 500), (33, 97), (20, 250), (1, 1)])
+def test_crop_then_resize(photos, odd_images, interpolation, size):
+    for image in [*photos.values(), *odd_images.values()]:
+        height, width, _ = image.shape
+        box = (height // 5, width // 7, max(height - height // 4, height // 5 + 1), max(width - width // 9, width // 7 + 1))
+        pillow = Image.fromarray(image).crop((box[1], box[0], box[3], box[2]))
+        expected = pillow.resize(size[::-1], FILTERS[interpolation])
+        assert_equal(resampled(image, size=size, box=box, interpolation=interpolation), expected)
+
+
+@pytest.mark.parametrize("box", [(0.0, 0.0, 100.0, 120.0), (10.25, 20.5, 110.75, 151.125), (3.0, 4.0, 5.5, 5.0)])
+def test_resize_of_a_box_that_sees_beyond_it(photos, box):
+    """Pillow's resize(box=...): fractional edges, and pixels outside the box take part."""
+    for image in photos.values():
+        height, width, _ = image.shape
+        expected = Image.fromarray(image).resize((96, 80), Image.Resampling.BICUBIC, box=(box[1], box[0], box[3], box[2]))
+        assert_equal(resampled(image, size=(80, 96), box=box, limits=(0, 0, height, width)), expected)
+
+
+def test_flip_is_the_mirrored_result(photos):
+    image = photos["china"]
+    expected = Image.fromarray(image).resize((112, 112), Image.Resampling.BICUBIC)
+    ours = resampled(image, size=(112, 112), flip=True)
+    assert_equal(ours, np.asarray(expected)[:, ::-1])
+
+
+@pytest.mark.parametrize("window", [(0, 0), (3, 40), (-4, -4), (-2, 75), (4, 78)])
+def test_window_of_a_larger_result_with_mirrored_padding(photos, window):
+    """SRC: resize everything, pad by 4 with reflection (NumPy's "reflect"), cut a window."""
+    image = photos["china"]
+    full = np.asarray(Image.fromarray(image).resize((298, 224), Image.Resampling.BICUBIC))
+    padded = np.pad(full, ((4, 4), (4, 4), (0, 0)), mode="reflect")
+    top, left = window[0] + 4, window[1] + 4
+    ours = resampled(image, size=(224, 224), full=(224, 298), window=window)
+    assert_equal(ours, padded[top : top + 224, left : left + 224])
+
+
+def test_same_size_is_the_identity(photos):
+    for image in photos.values():
+        assert_equal(resampled(image, size=image.shape[:2]), image)
+
+
+def test_flat_images_stay_flat(odd_images):
+    for name in ("black", "white"):
+        image = odd_images[name]
+        assert len(np.unique(resampled(image, size=(50, 70)))) == 1
+        assert resampled(image, size=(50, 70))[0, 0, 0] == image[0, 0, 0]

@@ -1,0 +1,1 @@
+"""From batches to weights: recipes, models, losses, optimizers, schedules, run state and reports."""

@@ -1,0 +1,62 @@
+"""One process or several: torchrun's environment -> rank, world and device. Nothing else asks the environment.
+
+`torchrun --nproc-per-node=8 train_imagenet.py ...` on GPUs (nccl) or CPUs (gloo); plain `python` is a world of one.
+"""
+
+import os
+from typing import NamedTuple
+
+import torch
+from torch import distributed
+
+from ffcv_ops.errors import BadInput
+
+
+class Ranks(NamedTuple):
+    """This process among all: its number, its number on this machine, how many there are, and its device."""
+
+    rank: int
+    local_rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes files and talks to the console."""
+        return self.rank == 0
+
+
+def join(device: str) -> Ranks:
+    """Joins the other processes. `device`: auto (cuda where there is one), cpu or cuda."""
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    kind = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    if kind == "cuda":
+        if local_rank >= torch.cuda.device_count():
+            found = torch.cuda.device_count()
+            raise BadInput(f"speed.device cuda: process {local_rank} of this machine has no GPU ({found} found)")
+        torch.cuda.set_device(local_rank)
+        torch.set_float32_matmul_precision("high")  # TF32 where something is left in float32
+    here = torch.device(kind, local_rank) if kind == "cuda" else torch.device("cpu")
+    if world > 1:
+        distributed.init_process_group("nccl" if kind == "cuda" else "gloo", device_id=here if kind == "cuda" else None)
+    return Ranks(rank, local_rank, world, here)
+
+
+def leave() -> None:
+    """Leaves the group, if there is one."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def wait_for_all() -> None:
+    """Returns when every process has come here."""
+    if distributed.is_initialized():
+        distributed.barrier()
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """The sum of `values` over all processes, in place."""
+    if distributed.is_initialized():
+        distributed.all_reduce(values)
+    return values

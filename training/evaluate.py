@@ -1,0 +1,41 @@
+"""Exact evaluation: every image once, also across ranks, one centre crop, counted in integers.
+
+Stock FFCV pads the last ranks with images that are counted twice; here each rank has its own part (order.py).
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from training import distributed
+from training.mixing import normalize
+
+
+class Result(NamedTuple):
+    """Shares (0..1) of images whose class is the first, or among the first five, and the mean cross-entropy (nats)."""
+
+    top1: float
+    top5: float
+    loss: float
+    images: int
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, batches, *, device: torch.device, autocast) -> Result:
+    """Runs `model` over `batches` of (uint8 images, labels). `autocast`: a function that gives a fresh context."""
+    was_training = model.training
+    model.eval()
+    counts = torch.zeros(3, dtype=torch.int64, device=device)
+    loss = torch.zeros((), dtype=torch.float64, device=device)
+    for images, labels in batches:
+        with autocast():
+            logits = model(normalize(images))
+        logits = logits.float()
+        best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        counts += torch.stack([best[:, 0].sum(), best.sum(), labels.new_tensor(len(labels))])
+        loss += F.cross_entropy(logits, labels, reduction="sum")
+    model.train(was_training)
+    top1, top5, images = distributed.sum_over_ranks(counts).tolist()
+    return Result(top1 / images, top5 / images, distributed.sum_over_ranks(loss).item() / images, images)

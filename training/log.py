@@ -1,0 +1,164 @@
+"""What a run says: JSON lines (the record), TensorBoard (a view of it) and the console (for whoever is watching).
+
+A row is a flat dict with `kind`: step | epoch | stage, `stage`, `epoch`, `step`. Losses are in nats, times in seconds,
+`wait` is the share of time that the training loop waited for data.
+"""
+
+import json
+import math
+import os
+import platform
+import subprocess
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from training.recipe import Run, Stage
+from training.state import RunFolder, write_atomically
+
+
+def environment(world: int) -> dict:
+    """Where and with what a run was made."""
+    here = Path(__file__).resolve().parents[1]
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
+    packages = ("torch", "torchvision", "timm", "ffcv", "numba", "numpy", "pillow")
+    devices = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
+    return {
+        "commit": commit.stdout.strip() or "unknown",
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in packages},
+        "devices": devices or [platform.processor() or platform.machine()],
+        "cores": os.cpu_count(),
+        "ranks": world,
+    }
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The rows of a log; a line that a kill cut short is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+class Log:
+    """Writes the rows of a run, in the first rank; in the others it does nothing."""
+
+    def __init__(self, folder: RunFolder, run: Run, *, first: bool, world: int, step: int):
+        self.first = first
+        self.console = Console(quiet=not first, highlight=False)
+        self.progress = None
+        self.writer = None
+        if not first:
+            return
+        kept = [row for row in read_rows(folder.log) if row["step"] <= step]
+        text = "".join(json.dumps(row) + "\n" for row in kept)
+        write_atomically(folder.log, lambda path: path.write_text(text, encoding="utf-8"))
+        self.lines = folder.log.open("a", encoding="utf-8")
+        described = json.dumps(environment(world), indent=1) + "\n"
+        write_atomically(folder.path / "environment.json", lambda path: path.write_text(described, encoding="utf-8"))
+        if run.log.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # a second of import, only where it is wanted
+
+            self.writer = SummaryWriter(str(folder.path / "tensorboard"), purge_step=step + 1)
+
+    def begin_stage(self, stage: Stage, *, steps: int, done: int) -> None:
+        """A new bar; without a terminal, only the lines of `row` are printed."""
+        self.close_bar()
+        if self.first and self.console.is_terminal:
+            columns = ("[bold]{task.description}", BarColumn(), "{task.fields[said]}")
+            self.progress = Progress(
+                TextColumn(columns[0]), columns[1], TextColumn(columns[2]), TimeElapsedColumn(),
+                TextColumn("eta"), TimeRemainingColumn(), console=self.console,
+            )  # fmt: skip
+            self.task = self.progress.add_task(stage.name, total=steps, completed=done, said="")
+            self.progress.start()
+
+    def advance(self, steps: int, said: str) -> None:
+        """Moves the bar and says what is going on beside it."""
+        if self.progress is not None:
+            self.progress.update(self.task, advance=steps, said=said)
+
+    def row(self, **values) -> None:
+        """Writes one row: to the file, to TensorBoard, and, unless it is a `step`, to the console."""
+        if not self.first:
+            return
+        values = {key: round(value, 6) if isinstance(value, float) else value for key, value in values.items()}
+        self.lines.write(json.dumps(values) + "\n")
+        self.lines.flush()
+        if self.writer is not None:
+            for key, value in values.items():
+                if isinstance(value, int | float) and key not in ("step", "epoch"):
+                    self.writer.add_scalar(f"{values['kind']}/{key}", value, values["step"])
+        if values["kind"] == "epoch":
+            self.console.print(epoch_line(values))
+
+    def say(self, text: str) -> None:
+        """A line on the console."""
+        self.console.print(text)
+
+    def close_bar(self) -> None:
+        """Takes the bar away."""
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+    def close(self) -> None:
+        """Ends the bar and the files."""
+        self.close_bar()
+        if self.writer is not None:
+            self.writer.close()
+        if self.first:
+            self.lines.close()
+
+
+def epoch_line(row: dict) -> str:
+    """One line of the console for one epoch."""
+    top1 = f"top-1 {100 * row['top1']:5.2f} %" if "top1" in row else " " * 13
+    return (
+        f"{row['stage']:<16} epoch {row['epoch']:>4}/{row['epochs']:<4} {row['resolution']:>3} px  "
+        f"loss {row['loss']:8.4f}  {top1}  lr {row['lr']:.2e}  "
+        f"{row['images_per_s']:7.0f} images/s  waited {100 * row['wait']:3.0f} % for data"
+    )
+
+
+class Meter:
+    """Means between two log points. Losses stay on the device until they are read; times are the host's."""
+
+    def __init__(self, device: torch.device):
+        self.loss = torch.zeros((), device=device)
+        self.norm = torch.zeros((), device=device)
+        self.steps = self.images = 0
+        self.waited = 0.0
+        self.began = time.perf_counter()
+
+    def add(self, loss: torch.Tensor, norm: torch.Tensor, images: int, waited: float) -> None:
+        """One optimizer step: its loss and gradient norm (device scalars), images over all ranks, seconds waited."""
+        self.loss += loss
+        self.norm += norm
+        self.steps, self.images, self.waited = self.steps + 1, self.images + images, self.waited + waited
+
+    def read(self) -> dict:
+        """The means; this waits for the device."""
+        steps = max(self.steps, 1)
+        loss, norm = self.loss.item() / steps, self.norm.item() / steps
+        seconds = max(time.perf_counter() - self.began, 1e-9)
+        return {
+            "loss": loss,
+            "grad_norm": norm,
+            "images_per_s": self.images / seconds,
+            "wait": self.waited / seconds,
+            "seconds": seconds,
+        }
+
+
+def finite(values: dict) -> bool:
+    """Whether loss and gradient norm of `Meter.read` are numbers."""
+    return math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])

@@ -1,0 +1,164 @@
+"""The model of a stage: built fresh, grown from the weights of the last stage, and measured.
+
+In: timm's name of an architecture, the stage's resolution (pixels), stochastic depth and the number of classes.
+Out: an `nn.Module` that takes float images (n, 3, resolution, resolution) and returns logits (n, classes).
+
+`deit3_*` models start as the official code starts them, where timm differs in three places: LayerScale begins at 1e-4,
+stochastic depth has one rate in every block (timm raises it from 0 in the first), and the class token is drawn with
+standard deviation .02. Every other timm model is built as timm builds it.
+"""
+
+import difflib
+import math
+
+import timm
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import DropPath
+from timm.models import VisionTransformer, build_model_with_cfg, generate_default_cfgs, register_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from ffcv_ops.errors import BadInput
+
+_SETTINGS = {
+    "num_classes": 1000,
+    "input_size": (3, 224, 224),
+    "fixed_input_size": True,
+    "crop_pct": 1.0,
+    "interpolation": "bicubic",
+    "mean": IMAGENET_DEFAULT_MEAN,
+    "std": IMAGENET_DEFAULT_STD,
+    "first_conv": "patch_embed.proj",
+    "classifier": "head",
+}
+# Read by timm's register_model: what it knows of the models below.
+default_cfgs = generate_default_cfgs(
+    {"deit3_tiny_patch16_224": dict(_SETTINGS), "deit3_micro_patch16_224": dict(_SETTINGS)}
+)
+
+
+def _deit3(name, shape, pretrained, arguments):
+    rules = {"no_embed_class": True, "init_values": 1e-4}
+    return build_model_with_cfg(VisionTransformer, name, pretrained, **(shape | rules | arguments))
+
+
+@register_model
+def deit3_tiny_patch16_224(pretrained=False, **arguments) -> VisionTransformer:
+    """ViT-Ti/16 of the official code, which timm lacks: 5.7 million parameters."""
+    shape = {"patch_size": 16, "embed_dim": 192, "depth": 12, "num_heads": 3}
+    return _deit3("deit3_tiny_patch16_224", shape, pretrained, arguments)
+
+
+@register_model
+def deit3_micro_patch16_224(pretrained=False, **arguments) -> VisionTransformer:
+    """Ours, for CPUs: 1.3 million parameters besides the head; heads of 64 channels as in the paper's models."""
+    shape = {"patch_size": 16, "embed_dim": 128, "depth": 6, "num_heads": 2}
+    return _deit3("deit3_micro_patch16_224", shape, pretrained, arguments)
+
+
+def create(name: str, *, resolution: int, classes: int, drop_path: float, layer_scale: float | None) -> nn.Module:
+    """A freshly initialised model; its random weights come from torch's global generator.
+
+    `layer_scale` is for deit3 models, None builds them without it. A resolution that the patch does not divide (ViT-H/14
+    at 160) leaves the last rows and columns of the image unused, as in the official code: 160 / 14 is an 11 x 11 grid.
+    """
+    architecture = name.partition(".")[0]
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0)
+        raise BadInput(f"model {name!r} is unknown to timm; the nearest names are {', '.join(near)}")
+    is_deit3 = architecture.startswith("deit3_")
+    arguments = {"num_classes": classes}
+    if timm.get_pretrained_cfg(architecture).fixed_input_size:
+        arguments["img_size"] = resolution
+    if is_deit3:
+        arguments["init_values"] = layer_scale or 0.0
+    elif drop_path:
+        arguments["drop_path_rate"] = drop_path
+    try:
+        model = timm.create_model(architecture, **arguments)
+    except (TypeError, AssertionError) as error:
+        raise BadInput(f"timm cannot build model {name!r} at {resolution} px, drop_path {drop_path}: {error}") from error
+    if is_deit3:
+        _start_officially(model, drop_path)
+    return model
+
+
+def _start_officially(model, drop_path):
+    nn.init.trunc_normal_(model.cls_token, std=0.02)
+    for block in model.blocks:
+        block.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
+        block.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
+
+
+def grow(weights: dict[str, Tensor], model: nn.Module, *, head: str = "strict") -> dict[str, Tensor]:
+    """`weights` of the same architecture at another resolution, made to fit `model`; unchanged tensors are not copied.
+
+    The position embedding is resampled to the model's grid (bicubic, corners not aligned, no antialiasing, as in the
+    official code). `head`: strict keeps the classifier of `weights`, new takes the model's own, fresh one.
+    """
+    grown = dict(weights)
+    if "pos_embed" in weights and getattr(model, "pos_embed", None) is not None:
+        grid = model.patch_embed.grid_size
+        extra = model.pos_embed.shape[1] - math.prod(grid)  # tokens with an embedding and no place: 0 in deit3 models
+        grown["pos_embed"] = _resample(weights["pos_embed"], grid, extra)
+    if head == "new":
+        own = {key: value for key, value in model.state_dict().items() if _is_head(key, model)}
+        grown = {key: value for key, value in grown.items() if not _is_head(key, model)} | own
+    return grown
+
+
+def _is_head(key, model):
+    names = model.default_cfg["classifier"]
+    return key.rpartition(".")[0] in ([names] if isinstance(names, str) else names)
+
+
+def _resample(embedding, grid, extra):
+    """(1, extra + tokens, channels) -> (1, extra + product of `grid`, channels)."""
+    count = embedding.shape[1] - extra
+    if count == math.prod(grid):
+        return embedding
+    side = math.isqrt(max(count, 0))
+    if count < 1 or side * side != count:
+        raise BadInput(f"the weights' pos_embed has {count} places, which is no square grid; it cannot be resampled")
+    places = embedding[:, extra:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    places = F.interpolate(places.float(), size=grid, mode="bicubic", align_corners=False).to(embedding.dtype)
+    return torch.cat((embedding[:, :extra], places.flatten(2).transpose(1, 2)), dim=1)
+
+
+def load(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Copies `weights` into `model`; each tensor must have its place and shape, else nothing is copied."""
+    own = model.state_dict()
+    faults = [f"{key}: missing" for key in own if key not in weights]
+    faults += [f"{key}: not in the model" for key in weights if key not in own]
+    faults += [
+        f"{key}: {tuple(weights[key].shape)}, the model has {tuple(value.shape)}"
+        for key, value in own.items()
+        if key in weights and weights[key].shape != value.shape
+    ]
+    if faults:
+        shown = "; ".join(faults[:8]) + (f"; and {len(faults) - 8} more" if len(faults) > 8 else "")
+        raise BadInput(f"{len(faults)} of the weights do not fit the model: {shown}")
+    model.load_state_dict(weights)
+
+
+def count(model: nn.Module) -> int:
+    """Parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def tokens(model: nn.Module) -> int | None:
+    """Patches of an image, without the class token; None for a model without patches."""
+    return getattr(getattr(model, "patch_embed", None), "num_patches", None)
+
+
+def macs(model: nn.Module, resolution: int) -> float:
+    """Multiply-adds of one image's forward pass in units of 10^9 (the papers' "GFLOPs"): all matrix products, attention
+    and convolutions. Nothing is computed: the pass runs on shapes alone, whatever device the weights are on."""
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    shapes = {key: torch.empty_like(value, device="meta") for key, value in state.items()}
+    image = torch.empty(2, 3, resolution, resolution, device="meta")  # two: one image is too few for batch norm
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        torch.func.functional_call(model, shapes, (image,))
+    return counter.get_total_flops() / 2 / len(image) / 1e9

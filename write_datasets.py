@@ -1,0 +1,67 @@
+"""Images -> .beton files.
+
+    python write_datasets.py                                                       # the bundled photographs
+    python write_datasets.py --data.source=/path/imagenet --data.out=data/imagenet # a folder with train/ and val/
+
+For each split: <out>_<split>.beton, its description .json and the list .files.txt. docs/data.md tells what they hold.
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Literal
+
+from conversion.convert import convert
+from conversion.encode import encode_file, encode_rgb
+from conversion.sources import image_folder
+from conversion.workers import available_cores
+from ffcv_ops.errors import exits_cleanly
+from training import keys
+from training.keys import key
+
+FOLDER_PAGE_SIZE = 2**23  # FFCV's default, and the most that one stored image may take
+PHOTOS_PAGE_SIZE = 2**21  # the least, for a file of a few MB
+
+
+@dataclasses.dataclass(frozen=True)
+class DataKeys:
+    """What is converted, and how."""
+
+    source: str = key("photos: the bundled photographs; else a folder with train/ and perhaps val/", default="photos")
+    out: str = key("files are named <out>_train.beton ...; auto: data/photos or data/<folder>", default="auto")
+    on_error: Literal["stop", "skip"] = key("what an image that cannot be stored does", default="stop")
+    workers: int | Literal["auto"] = key("processes; auto: one per core", low=1, default="auto")
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageKeys:
+    """How an image is stored; photos keep their size."""
+
+    max_side: int | None = key("longer side at most this (pixels)", low=1, default=500)
+    min_side: int | None = key("shorter side at most this (pixels)", low=1, default=None)
+    quality: int = key("of JPEG", low=1, high=100, default=90)
+    mode: Literal["jpg", "raw"] = key("JPEG, or RGB bytes", default="jpg")
+
+
+@exits_cleanly
+def main():
+    _, given = keys.parse("Images -> .beton files.", {"data": DataKeys, "image": ImageKeys}, {})
+    data = keys.build(DataKeys, keys.of_section(given, "data"), "--data.")
+    image = keys.build(ImageKeys, keys.of_section(given, "image"), "--image.")
+    if data.source == "photos":
+        from conversion.photos import photographs  # its draws are compiled by Numba, which takes a second to import
+
+        source, page_size = photographs(), PHOTOS_PAGE_SIZE
+        encode = functools.partial(encode_rgb, mode=image.mode, quality=image.quality)
+    else:
+        source, page_size = image_folder(data.source), FOLDER_PAGE_SIZE
+        encode = functools.partial(encode_file, root=source.origin, **dataclasses.asdict(image))
+    out = f"data/{Path(data.source).absolute().name}" if data.out == "auto" else data.out
+    workers = available_cores() if data.workers == "auto" else data.workers
+    for split in source.splits:
+        path = Path(f"{out}_{split}.beton")
+        print(convert(source, split, path, encode, on_error=data.on_error, workers=workers, page_size=page_size))
+
+
+if __name__ == "__main__":
+    main()
