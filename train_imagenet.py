@@ -22,11 +22,10 @@ from ffcv_ops import draws
 from ffcv_ops.errors import BadInput, exits_cleanly
 from ffcv_ops.fields import Beton, describe
 from ffcv_ops.loader import eval_loader, train_loader
-from training import depth, distributed, keys, mixing, model, optim, recipe, report, schedule
+from training import depth, distributed, keys, losses, mixing, model, optim, recipe, report, schedule
 from training.distributed import Ranks
 from training.evaluate import Result, evaluate
 from training.log import Log, Meter, finite
-from training.losses import binary_cross_entropy, soft_cross_entropy
 from training.recipe import Run, Stage
 from training.state import RunFolder, State, read_weights, restore
 
@@ -37,7 +36,6 @@ OPTIONS = (
     ("--start-at", {"metavar": "STAGE", "help": "leave out the stages before this one (with --init)"}),
     ("--eval-only", {"action": "store_true", "help": "evaluate --init at the last stage's resolution and stop"}),
 )
-LOSSES = {"bce": binary_cross_entropy, "ce": soft_cross_entropy}
 
 
 class Job(NamedTuple):
@@ -158,7 +156,8 @@ def train_stage(job: Job, state: State, folder: RunFolder, log: Log) -> None:
     micro = micro_batch(run.speed.micro_batch, share, stage)
     val_batches = eval_loader(job.val.path, job.val.samples, stage, batch=max(micro, 64), **loading)
     steps = len(batches)
-    forward = parallel(torch.compile(state.model) if run.speed.compile else state.model, ranks)
+    network = torch.compile(state.model) if run.speed.compile else state.model
+    forward = parallel(network, ranks, accumulates=micro < share)
     log.begin_stage(stage, steps=steps * stage.epochs, done=steps * state.epoch)
     for epoch in range(state.epoch, stage.epochs):
         row = train_epoch(job, state, stage, forward, batches, epoch=epoch, seed=seed, micro=micro, log=log)
@@ -183,7 +182,7 @@ def train_epoch(job: Job, state: State, stage: Stage, forward, batches, *, epoch
     the step and the sample's place in the global batch, so neither ranks nor pieces change what is computed.
     """
     run, ranks, network = job.run, job.ranks, state.model
-    autocast, loss_of = autocast_of(job), LOSSES[stage.loss]
+    autocast, loss_of = autocast_of(job), losses.BY_NAME[stage.loss]
     stochastic = depth.branches(network)
     share = stage.batch // ranks.world
     offset = ranks.rank * share
@@ -193,7 +192,7 @@ def train_epoch(job: Job, state: State, stage: Stage, forward, batches, *, epoch
     for k, (images, labels) in enumerate(batches.epoch(epoch)):
         waited = time.perf_counter() - waiting
         in_stage = epoch * len(batches) + k
-        lr = schedule.learning_rate(in_stage, steps_per_epoch=len(batches), **schedule.of_stage(stage))
+        lr = learning_rate(stage, in_stage, len(batches))
         optim.set_lr(state.optimizer, lr)
         loss = torch.zeros((), device=ranks.device)
         for start in range(0, share, micro):
@@ -201,10 +200,14 @@ def train_epoch(job: Job, state: State, stage: Stage, forward, batches, *, epoch
             depth.set_masks(
                 stochastic, seed=seed, step=in_stage, first=offset + start, samples=micro, device=ranks.device
             )
+            rows = mixing.plan(seed, in_stage, stage, offset=offset + start, count=micro)
             inputs, targets = mixing.mix(
-                images[piece], labels[piece], seed=seed, step=in_stage, first=offset + start, classes=job.classes,
-                mixup=stage.mixup, cutmix=stage.cutmix, chunk=stage.mix_chunk, smoothing=stage.smoothing,
-            )  # fmt: skip
+                images[piece],
+                labels[piece],
+                None if rows is None else rows.to(ranks.device, non_blocking=True),
+                classes=job.classes,
+                smoothing=stage.smoothing,
+            )
             if not run.speed.channels_last:
                 inputs = inputs.contiguous()
             last = start + micro == share
@@ -213,7 +216,8 @@ def train_epoch(job: Job, state: State, stage: Stage, forward, batches, *, epoch
                     part = loss_of(forward(inputs), targets) * (micro / share)
                 state.scaler.scale(part).backward()
             loss += part.detach()
-        norm = optim.step(state.optimizer, state.scaler, stage.clip_norm)
+        norm = optim.update(state.optimizer, clip_norm=stage.clip_norm, scaler=state.scaler)
+        state.optimizer.zero_grad(set_to_none=True)
         if state.average is not None:
             state.average.update(network)
         state.step += 1
@@ -229,6 +233,14 @@ def train_epoch(job: Job, state: State, stage: Stage, forward, batches, *, epoch
     log.advance(recent.steps, f"epoch {epoch + 1}/{stage.epochs}")
     read = check_finite(whole.read(), stage, state)
     return {"stage": stage.name, "epoch": epoch + 1, "step": state.step, "lr": lr, **read}
+
+
+def learning_rate(stage: Stage, step: int, steps_per_epoch: int) -> float:
+    """The learning rate of a step of this stage."""
+    names = ("epochs", "lr", "min_lr", "warmup_epochs", "warmup_lr", "schedule")
+    return schedule.learning_rate(
+        step, steps_per_epoch=steps_per_epoch, **{name: getattr(stage, name) for name in names}
+    )
 
 
 def check_finite(values: dict, stage: Stage, state: State) -> dict:
@@ -256,12 +268,17 @@ def micro_batch(word: int | str, share: int, stage: Stage) -> int:
     return word
 
 
-def parallel(network: nn.Module, ranks: Ranks) -> nn.Module:
-    """The model as the training loop calls it: gradients averaged over the ranks, if there are several."""
+def parallel(network: nn.Module, ranks: Ranks, *, accumulates: bool) -> nn.Module:
+    """The model as the training loop calls it: gradients averaged over the ranks, if there are several.
+
+    DDP cannot take the graph as static when the first backward pass is one without a sum over the ranks.
+    """
     if ranks.world == 1:
         return network
     devices = [ranks.device] if ranks.device.type == "cuda" else None
-    return DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True, static_graph=True)
+    return DistributedDataParallel(
+        network, device_ids=devices, gradient_as_bucket_view=True, static_graph=not accumulates
+    )
 
 
 def autocast_of(job: Job):

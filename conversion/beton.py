@@ -1,4 +1,4 @@
-"""FFCV's file layout, version 2, for an `image` (RGBImageField) and a `label` (IntField): written in order, and checked.
+"""FFCV's file layout, version 2, for an `image` (RGBImageField) and a `label` (IntField): written, checked, read.
 
     header | field descriptors | metadata of each sample | zeros | image data in pages | allocation table
 
@@ -23,7 +23,13 @@ VERSION = 2
 MIN_PAGE_SIZE = 2**21
 
 HEADER = np.dtype(
-    [("version", "<u2"), ("num_fields", "<u2"), ("page_size", "<u4"), ("num_samples", "<u8"), ("alloc_table_ptr", "<u8")],
+    [
+        ("version", "<u2"),
+        ("num_fields", "<u2"),
+        ("page_size", "<u4"),
+        ("num_samples", "<u8"),
+        ("alloc_table_ptr", "<u8"),
+    ],
     align=True,
 )
 FIELD = np.dtype([("type_id", "u1"), ("name", "u1", 16), ("arguments", "u1", 1024)], align=True)
@@ -32,7 +38,6 @@ SAMPLE = np.dtype([("image", IMAGE), ("label", "<i8")], align=True)
 ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 FIELDS = {"image": 2, "label": 1}  # name -> FFCV's type number
 METADATA_START = HEADER.itemsize + len(FIELDS) * FIELD.itemsize
-
 
 
 def write(path: Path, samples, *, capacity: int, page_size: int):
@@ -66,22 +71,23 @@ def write(path: Path, samples, *, capacity: int, page_size: int):
     return table[:count], checksums[:count]
 
 
-def check(path: Path, checksums: np.ndarray, *, classes: int) -> str:
-    """Reads the file back and tests that every record makes sense and every image has its checksum.
-    Returns the file's SHA-256 in hex digits; a fault is a `BadInput` that names it."""
+def check(path: Path, table: np.ndarray, checksums: np.ndarray, *, classes: int, after_each=lambda: None) -> str:
+    """Reads the file back: holds it against what `write` returned, and tests that every record makes sense.
+    Calls `after_each` after each sample. Returns the file's SHA-256 in hex digits; a fault is a `BadInput`."""
     file_size = path.stat().st_size
     header = np.fromfile(path, HEADER, 1)[0]
     count, page_size, data_end = (int(header[name]) for name in ("num_samples", "page_size", "alloc_table_ptr"))
-    if (header["version"], header["num_fields"], count) != (VERSION, len(FIELDS), len(checksums)):
+    if (header["version"], header["num_fields"], count) != (VERSION, len(FIELDS), len(table)):
         _fail(path, "the header")
     if page_size < MIN_PAGE_SIZE or page_size & (page_size - 1) or file_size != data_end + count * ALLOCATION.itemsize:
         _fail(path, "the page size or the file's length")
     if not np.array_equal(np.fromfile(path, FIELD, len(FIELDS), offset=HEADER.itemsize), _field_descriptors()):
         _fail(path, "the field descriptors")
-    table = np.fromfile(path, SAMPLE, count, offset=METADATA_START)
+    if not np.array_equal(np.fromfile(path, SAMPLE, count, offset=METADATA_START), table):
+        _fail(path, "the samples' metadata")
     allocations = np.fromfile(path, ALLOCATION, count, offset=data_end)
     _check_records(path, table, allocations, page_size=page_size, data_end=data_end, classes=classes)
-    return _check_data(path, table["image"], allocations, checksums, page_size)
+    return _check_data(path, table["image"], allocations, checksums, page_size, after_each)
 
 
 def _check_records(path, table, allocations, *, page_size, data_end, classes):
@@ -102,7 +108,7 @@ def _check_records(path, table, allocations, *, page_size, data_end, classes):
             _fail(path, f"sample {wrong.argmax()}: {what}")
 
 
-def _check_data(path, image, allocations, checksums, page_size):
+def _check_data(path, image, allocations, checksums, page_size, after_each):
     """One pass over the file in pages, none of which cuts an image."""
     digest = hashlib.sha256()
     sample = 0
@@ -116,10 +122,11 @@ def _check_data(path, image, allocations, checksums, page_size):
                 data = page[start : start + int(allocations["size"][sample])]
                 if zlib.crc32(data) != checksums[sample]:
                     _fail(path, f"sample {sample}: the image's bytes")
-                if image["mode"][sample] == MODES["jpg"]:
-                    if jpeg_size(data) != (image["height"][sample], image["width"][sample]):
-                        _fail(path, f"sample {sample}: the size in the JPEG's header")
+                size = image["height"][sample], image["width"][sample]
+                if image["mode"][sample] == MODES["jpg"] and jpeg_size(data) != size:
+                    _fail(path, f"sample {sample}: the size in the JPEG's header")
                 sample += 1
+                after_each()
     return digest.hexdigest()
 
 

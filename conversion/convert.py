@@ -41,42 +41,51 @@ def convert(
     """
     began = time.monotonic()
     split = source.splits[split_name]
-    final = [_beside(path, end) for end in (".files.txt", ".skipped.txt", ".json", ".beton")]
-    partial = [file.with_name(file.name + ".partial") for file in final]
-    files_txt, skipped_txt, sidecar, unchecked = partial
     refused = {}  # number of the item -> reason
     samples = _samples(source, split_name, encode, refused, on_error=on_error, workers=workers, page_size=page_size)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.closing(samples):
-            table, checksums = beton.write(unchecked, samples, capacity=len(split.items), page_size=page_size)
+    with _replacing(path) as new, contextlib.closing(samples):
+        table, checksums = beton.write(new[".beton"], samples, capacity=len(split.items), page_size=page_size)
         if not len(table):
             raise BadInput(f"none of the {len(refused)} images of {split_name} can be stored, so {path} is not written")
-        sha256 = beton.check(unchecked, checksums, classes=len(source.classes))
-        size = unchecked.stat().st_size
+        with progress(f"{split_name}, reading back", len(table)) as one_more:
+            sha256 = beton.check(new[".beton"], table, checksums, classes=len(source.classes), after_each=one_more)
+        size = new[".beton"].stat().st_size
 
-        _write_lines(files_txt, (name for number, name in enumerate(split.names) if number not in refused))
+        _write_lines(new[".files.txt"], (name for k, name in enumerate(split.names) if k not in refused))
         if refused:
-            _write_lines(skipped_txt, (f"{split.names[number]}\t{reason}" for number, reason in refused.items()))
+            _write_lines(new[".skipped.txt"], (f"{split.names[k]}\t{reason}" for k, reason in refused.items()))
         settings = {"on_error": on_error, "page_size": page_size, **encode.keywords}
         description = _describe(source, split_name, table, skipped=len(refused), settings=settings)
-        content = {"format": SIDECAR_FORMAT, "beton": path.name, "bytes": size, "sha256": sha256, **description}
-        _write_lines(sidecar, [json.dumps(content, indent=2, ensure_ascii=False)])
+        sidecar = {"format": SIDECAR_FORMAT, "beton": path.name, "bytes": size, "sha256": sha256, **description}
+        _write_lines(new[".json"], [json.dumps(sidecar, indent=2, ensure_ascii=False)])
+    speed = len(split.items) / (time.monotonic() - began)
+    left_out = f"; {len(refused):,} left out, see {_beside(path, '.skipped.txt')}" if refused else ""
+    return f"{path}: {len(table):,} images, {size / 1e6:,.1f} MB, {speed:,.0f} images/s{left_out}"
 
-        for temporary, file in zip(partial, final, strict=True):
-            if temporary.exists():
-                os.replace(temporary, file)
+
+@contextlib.contextmanager
+def _replacing(path: Path):
+    """Gives {end: temporary path}. Afterwards what was written there takes its final name, and what was not leaves no
+    older file under that name. When anything fails, the temporary files go and the older ones stay."""
+    ends = (".files.txt", ".skipped.txt", ".json", ".beton")
+    temporary = {end: _beside(path, end + ".partial") for end in ends}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for remains in temporary.values():
+            remains.unlink(missing_ok=True)
+        yield temporary
+        for end, file in temporary.items():
+            if file.exists():
+                os.replace(file, _beside(path, end))
             else:
-                file.unlink(missing_ok=True)  # the list of skipped images of an earlier run
+                _beside(path, end).unlink(missing_ok=True)
         _sync_folder(path.parent)
     except OSError as error:
         raise BadInput(f"{path} cannot be written: {error.strerror}") from None
     finally:
-        for temporary in partial:
-            temporary.unlink(missing_ok=True)
-    speed = len(split.items) / (time.monotonic() - began)
-    left_out = f"; {len(refused):,} left out, see {final[1]}" if refused else ""
-    return f"{path}: {len(table):,} images, {size / 1e6:,.1f} MB, {speed:,.0f} images/s{left_out}"
+        for file in temporary.values():
+            with contextlib.suppress(OSError):
+                file.unlink()
 
 
 def _samples(source, split_name, encode, refused, *, on_error, workers, page_size):

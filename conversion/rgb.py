@@ -76,11 +76,11 @@ def _nearest_of_257(gray):
 def _eight_bit(gray):
     """Gray of 32 bits, whose file does not say what white is: the smallest usual range that holds all values."""
     low, high = gray.min(), gray.max()
-    if gray.dtype.kind == "f" and 0 <= low and high <= 1:
+    if gray.dtype.kind == "f" and low >= 0 and high <= 1:
         return np.rint(gray * 255).astype(np.uint8)
-    if 0 <= low and high <= 255:
+    if low >= 0 and high <= 255:
         return np.rint(gray).astype(np.uint8)
-    if gray.dtype.kind == "i" and 0 <= low and high <= 65_535:
+    if gray.dtype.kind == "i" and low >= 0 and high <= 65_535:
         return _nearest_of_257(gray.astype(np.uint32))
     raise BadInput(f"32-bit gray from {low:g} to {high:g} has no defined white; store it as 8 or 16 bit")
 

@@ -38,11 +38,11 @@ def image_folder(root: str) -> Source:
     if not (root / "train").is_dir():
         raise BadInput(f"{root} has no folder train/; data.source must be one with train/<class>/<images>")
     classes = _classes(root / "train")
-    splits = {"train": _split(root, "train", classes)}
+    names = ["train"]
     if (root / "val").is_dir():
         _require_same(classes, _classes(root / "val"), root)
-        splits["val"] = _split(root, "val", classes)
-    return Source(str(root), classes, splits)
+        names.append("val")
+    return Source(str(root), classes, {name: _split(root, name, classes) for name in names})
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
@@ -80,7 +80,7 @@ def _images(folder: Path):
         for file in sorted(files):
             if file.lower().endswith(EXTENSIONS):
                 if "\n" in file or "\n" in parent:
-                    raise BadInput(f"{os.path.join(parent, file)!r}: a name with a line break cannot be listed; rename it")
+                    raise BadInput(f"{os.path.join(parent, file)!r} has a line break in its name; rename it")
                 yield os.path.join(parent, file)
 
 

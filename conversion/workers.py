@@ -44,9 +44,10 @@ def encoded(items, encode, *, workers: int):
             submit_next()
             yield from results
     except BrokenProcessPool:
+        last = min(len(items), start + workers * TASKS_PER_WORKER * ITEMS_PER_TASK)
         raise BadInput(
-            f"a worker process died at work on images {start + 1} to {start + workers * TASKS_PER_WORKER * ITEMS_PER_TASK}"
-            " or thereabouts: often killed for want of memory (set data.workers lower), else crashed on a damaged file"
+            f"a worker process died on one of the images {start + 1} to {last}: killed for want of memory"
+            " (set data.workers lower), or crashed on a damaged file"
         ) from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

@@ -75,7 +75,7 @@ def _header(path: Path) -> np.void:
     table = int(header["alloc_table_ptr"])
     least = fields_end + 8 * int(header["num_samples"])  # the label alone takes 8 bytes of metadata
     table_bytes = length - table
-    if not least <= table < length or table_bytes % ALLOC_TABLE_TYPE.itemsize:
+    if not least <= table <= length or table_bytes % ALLOC_TABLE_TYPE.itemsize:
         raise BadInput(f"{path}: truncated or damaged ({length} bytes, table at {table}); write or copy it again")
     return header
 
@@ -86,7 +86,7 @@ def _check_samples(path: Path, reader: Reader, header: np.void) -> np.ndarray:
     data_end = int(header["alloc_table_ptr"])
     columns = dict(zip(reader.field_names, reader.metadata.dtype.names, strict=True))
     if len(reader.metadata) != samples or len(table) < samples:
-        raise BadInput(f"{path}: truncated ({len(reader.metadata)} of {samples} samples); write or copy it again")
+        raise BadInput(f"{path}: truncated or damaged: not all of its {samples} samples are there; write or copy it again")
     image, labels = reader.metadata[columns["image"]], reader.metadata[columns["label"]]
     by_pointer = np.argsort(table["ptr"], kind="stable")
     found = np.searchsorted(table["ptr"], image["data_ptr"], sorter=by_pointer)

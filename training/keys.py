@@ -109,7 +109,7 @@ def _within(number, limits):
 
 
 def describe(kind, limits=types.MappingProxyType({})):
-    """The type `kind` in words: 'a whole number, at least 1', 'one of bce, ce'."""
+    """The type `kind` in words: 'a whole number at least 1', 'one of bce, ce'."""
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
         return " or ".join(describe(part, limits) for part in parts)

@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from training import distributed
 from training.recipe import Run, Stage
 from training.state import RunFolder, write_atomically
 
@@ -98,11 +99,11 @@ class Log:
                 if isinstance(value, int | float) and key not in ("step", "epoch"):
                     self.writer.add_scalar(f"{values['kind']}/{key}", value, values["step"])
         if values["kind"] == "epoch":
-            self.console.print(epoch_line(values))
+            self.console.print(epoch_line(values), soft_wrap=True)
 
     def say(self, text: str) -> None:
         """A line on the console."""
-        self.console.print(text)
+        self.console.print(text, soft_wrap=True)
 
     def close_bar(self) -> None:
         """Takes the bar away."""
@@ -140,15 +141,16 @@ class Meter:
         self.began = time.perf_counter()
 
     def add(self, loss: torch.Tensor, norm: torch.Tensor, images: int, waited: float) -> None:
-        """One optimizer step: its loss and gradient norm (device scalars), images over all ranks, seconds waited."""
+        """One optimizer step: this rank's loss, the gradient norm (device scalars), images of all ranks, seconds waited."""
         self.loss += loss
         self.norm += norm
         self.steps, self.images, self.waited = self.steps + 1, self.images + images, self.waited + waited
 
     def read(self) -> dict:
-        """The means; this waits for the device."""
+        """The means over steps and ranks; this waits for the device and for the other ranks."""
         steps = max(self.steps, 1)
-        loss, norm = self.loss.item() / steps, self.norm.item() / steps
+        losses = distributed.sum_over_ranks(torch.stack([self.loss, torch.ones_like(self.loss)]))
+        loss, norm = (losses[0] / losses[1]).item() / steps, self.norm.item() / steps
         seconds = max(time.perf_counter() - self.began, 1e-9)
         return {
             "loss": loss,

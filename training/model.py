@@ -10,17 +10,18 @@ standard deviation .02. Every other timm model is built as timm builds it.
 
 import difflib
 import math
+from typing import Literal
 
 import timm
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import DropPath
 from timm.models import VisionTransformer, build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from ffcv_ops.errors import BadInput
+from training.depth import StochasticDepth
 
 _SETTINGS = {
     "num_classes": 1000,
@@ -61,8 +62,8 @@ def deit3_micro_patch16_224(pretrained=False, **arguments) -> VisionTransformer:
 def create(name: str, *, resolution: int, classes: int, drop_path: float, layer_scale: float | None) -> nn.Module:
     """A freshly initialised model; its random weights come from torch's global generator.
 
-    `layer_scale` is for deit3 models, None builds them without it. A resolution that the patch does not divide (ViT-H/14
-    at 160) leaves the last rows and columns of the image unused, as in the official code: 160 / 14 is an 11 x 11 grid.
+    `layer_scale` is for deit3 models, None builds them without it. A resolution that the patch does not divide leaves
+    the last rows and columns of the image unused, as in the official code: ViT-H/14 at 160 has an 11 x 11 grid.
     """
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
@@ -79,7 +80,7 @@ def create(name: str, *, resolution: int, classes: int, drop_path: float, layer_
     try:
         model = timm.create_model(architecture, **arguments)
     except (TypeError, AssertionError) as error:
-        raise BadInput(f"timm cannot build model {name!r} at {resolution} px, drop_path {drop_path}: {error}") from error
+        raise BadInput(f"timm cannot build {name!r} at {resolution} px, drop_path {drop_path}: {error}") from error
     if is_deit3:
         _start_officially(model, drop_path)
     return model
@@ -88,11 +89,13 @@ def create(name: str, *, resolution: int, classes: int, drop_path: float, layer_
 def _start_officially(model, drop_path):
     nn.init.trunc_normal_(model.cls_token, std=0.02)
     for block in model.blocks:
-        block.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
-        block.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
+        block.drop_path1 = StochasticDepth(drop_path) if drop_path else nn.Identity()
+        block.drop_path2 = StochasticDepth(drop_path) if drop_path else nn.Identity()
 
 
-def grow(weights: dict[str, Tensor], model: nn.Module, *, head: str = "strict") -> dict[str, Tensor]:
+def grow(
+    weights: dict[str, Tensor], model: nn.Module, *, head: Literal["strict", "new"] = "strict"
+) -> dict[str, Tensor]:
     """`weights` of the same architecture at another resolution, made to fit `model`; unchanged tensors are not copied.
 
     The position embedding is resampled to the model's grid (bicubic, corners not aligned, no antialiasing, as in the
@@ -154,11 +157,13 @@ def tokens(model: nn.Module) -> int | None:
 
 
 def macs(model: nn.Module, resolution: int) -> float:
-    """Multiply-adds of one image's forward pass in units of 10^9 (the papers' "GFLOPs"): all matrix products, attention
+    """Multiply-adds of one image's evaluation in units of 10^9 (the papers' "GFLOPs"): all matrix products, attention
     and convolutions. Nothing is computed: the pass runs on shapes alone, whatever device the weights are on."""
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     shapes = {key: torch.empty_like(value, device="meta") for key, value in state.items()}
-    image = torch.empty(2, 3, resolution, resolution, device="meta")  # two: one image is too few for batch norm
+    image = torch.empty(1, 3, resolution, resolution, device="meta")
+    was_training = model.training
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        torch.func.functional_call(model, shapes, (image,))
-    return counter.get_total_flops() / 2 / len(image) / 1e9
+        torch.func.functional_call(model.eval(), shapes, (image,))
+    model.train(was_training)
+    return counter.get_total_flops() / 2 / 1e9

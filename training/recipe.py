@@ -51,6 +51,7 @@ class Stage:
     batch: int = key("samples per optimizer step, over all devices", low=1)
     crop: Literal["rrc", "src", "centre"] = key("random resized crop, simple random crop, or the evaluation crop")
     rrc_scale: tuple[float, float] = key("rrc: smallest and largest share of the image's area", above=0, high=1)
+    interpolation: Literal["bicubic", "bilinear"] = key("of the resizing, antialiased, in training and evaluation")
     flip: float = key("probability of a horizontal flip", low=0, high=1)
     augment: Literal["three", "rand", "none"] = key("3-Augment, RandAugment or neither")
     three_ops: tuple[Literal["gray", "solarize", "blur"], ...] = key("three: one of these for each sample")

@@ -16,7 +16,7 @@ FROZEN = """
 seed
 data.train data.val data.workers data.cache
 model.name model.layer_scale model.classes
-stage.name stage.resolution stage.epochs stage.batch stage.crop stage.rrc_scale stage.flip stage.augment
+stage.name stage.resolution stage.epochs stage.batch stage.crop stage.rrc_scale stage.interpolation stage.flip stage.augment
 stage.three_ops stage.rand_config stage.jitter stage.erasing stage.repeats stage.mixup stage.cutmix stage.mix_chunk
 stage.smoothing stage.loss stage.drop_path stage.optimizer stage.lr stage.min_lr stage.warmup_epochs stage.warmup_lr
 stage.schedule stage.weight_decay stage.betas stage.eps stage.momentum stage.clip_norm stage.ema stage.start
@@ -60,7 +60,7 @@ def test_the_papers_vit_s_in_400_epochs():
     assert (run.model.name, run.model.layer_scale) == ("deit3_small_patch16_224", 1e-4)
     pretrain, finetune = (dataclasses.asdict(stage) for stage in run.stages)
     shared = {
-        "crop": "rrc", "rrc_scale": (0.08, 1.0), "flip": 0.5, "three_ops": ("gray", "solarize", "blur"),
+        "crop": "rrc", "rrc_scale": (0.08, 1.0), "interpolation": "bicubic", "flip": 0.5, "three_ops": ("gray", "solarize", "blur"),
         "rand_config": "rand-m9-mstd0.5-inc1", "erasing": 0, "mixup": 0.8, "cutmix": 1.0, "drop_path": 0,
         "min_lr": 1e-5, "warmup_epochs": 5, "warmup_lr": 1e-6, "schedule": "epoch", "betas": (0.9, 0.999),
         "eps": 1e-8, "momentum": 0.9, "ema": 0.99996, "start": "last", "eval_crop": 1.0,
@@ -132,7 +132,7 @@ def test_a_rendered_run_loads_as_an_equal_run(path, write):
 
 def test_stages_that_share_nothing_are_rendered_too(write):
     other = {
-        "name": "b", "resolution": 64, "epochs": 3, "batch": 8, "crop": "src", "rrc_scale": (0.5, 0.6), "flip": 0.1,
+        "name": "b", "resolution": 64, "epochs": 3, "batch": 8, "crop": "src", "rrc_scale": (0.5, 0.6), "interpolation": "bilinear", "flip": 0.1,
         "augment": "none", "three_ops": ("blur",), "rand_config": "rand-m1", "jitter": None, "erasing": 0.5,
         "repeats": 1, "mixup": 0.1, "cutmix": 0.1, "mix_chunk": 4, "smoothing": 0.2, "loss": "ce", "drop_path": 0.1,
         "optimizer": "sgd", "lr": 1.5, "min_lr": 0.1, "warmup_epochs": 1, "warmup_lr": 0.1, "schedule": "step",

@@ -1,0 +1,220 @@
+"""One split into a file: repeatable bytes, the lists beside it, and what remains when something goes wrong."""
+
+import errno
+import functools
+import hashlib
+import json
+import os
+import re
+
+import numpy as np
+import PIL
+import pytest
+from PIL import Image
+
+from conversion import beton
+from conversion.convert import convert
+from conversion.encode import encode_file
+from conversion.sources import Source, Split, image_folder
+from ffcv_ops.errors import BadInput
+
+ENCODING = {"max_side": 40, "min_side": None, "mode": "jpg", "quality": 90}
+OPTIONS = {"on_error": "stop", "workers": 1, "page_size": beton.MIN_PAGE_SIZE}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """60 pictures of different sizes and costs in 3 classes."""
+    root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for number in range(60):
+        folder = root / "train" / f"class {number % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        side = 500 if number % 7 == 0 else 20 + number
+        Image.fromarray(rng.integers(0, 256, (side, 30 + number, 3), dtype=np.uint8)).save(folder / f"{number:02d}.png")
+    return image_folder(str(root))
+
+
+def run(source, path, **options):
+    encode = functools.partial(encode_file, root=source.origin, **ENCODING)
+    return convert(source, "train", path, encode, **{**OPTIONS, **options})
+
+
+@pytest.fixture(scope="module")
+def converted(pictures, tmp_path_factory):
+    path = tmp_path_factory.mktemp("converted") / "x_train.beton"
+    return path, run(pictures, path)
+
+
+def files(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_same_bytes_for_any_number_of_workers(pictures, converted, tmp_path):
+    for workers in (1, 2):
+        run(pictures, tmp_path / "x_train.beton", workers=workers)
+        assert files(tmp_path) == files(converted[0].parent)
+
+
+def test_samples(pictures, converted):
+    split = pictures.splits["train"]
+    samples = list(beton.read(converted[0]))
+    assert [label for _, label in samples] == split.labels.tolist()
+    for (rgb, _), name in zip(samples, split.names, strict=True):
+        width, height = Image.open(os.path.join(pictures.origin, name)).size
+        scale = min(1, 40 / max(width, height))
+        assert rgb.shape == (round(height * scale), round(width * scale), 3)
+
+
+def test_sidecar(pictures, converted):
+    path, line = converted
+    sidecar = json.loads(path.with_suffix(".json").read_text())
+    content = path.read_bytes()
+    assert sidecar == {
+        "format": 1,
+        "beton": "x_train.beton",
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "split": "train",
+        "samples": 60,
+        "skipped": 0,
+        "classes": ["class 0", "class 1", "class 2"],
+        "samples_per_class": [20, 20, 20],
+        "smallest_and_largest": {"height": [21, 40], "width": [2, 40]},
+        "source": pictures.origin,
+        "settings": {"on_error": "stop", "page_size": beton.MIN_PAGE_SIZE, "root": pictures.origin, **ENCODING},
+        "layout": {"ffcv": 2, "fields": ["image", "label"]},
+        "pillow": PIL.__version__,
+    }
+    assert (path.parent / "x_train.files.txt").read_text().splitlines() == list(pictures.splits["train"].names)
+    assert sorted(files(path.parent)) == ["x_train.beton", "x_train.files.txt", "x_train.json"]
+    assert re.fullmatch(rf"{path}: 60 images, {len(content) / 1e6:.1f} MB, [\d,]+ images/s", line)
+
+
+@pytest.fixture
+def damaged(pictures, tmp_path):
+    """The pictures with four that cannot be stored, in the order of the split: by kind, 1 of each."""
+    root = tmp_path / "damaged"
+    folder = root / "train" / "class"
+    folder.mkdir(parents=True)
+    good = os.path.join(pictures.origin, pictures.splits["train"].names[3])
+    for name in ("a.png", "c.png", "e.png", "g.png", "i.png"):
+        os.link(good, folder / name)
+    (folder / "b.jpg").write_bytes(b"")
+    (folder / "d.jpg").write_text("I am text")
+    (folder / "f.png").write_bytes((folder / "a.png").read_bytes()[:500])
+    (folder / "h.jpg").symlink_to("nowhere.jpg")
+    return image_folder(str(root))
+
+
+def test_stop_names_the_first_bad_file(damaged, tmp_path):
+    out = tmp_path / "out"
+    bad = os.path.join(damaged.origin, "train/class/b.jpg")
+    with pytest.raises(BadInput, match=f"^{re.escape(bad)}: is not an image that Pillow knows ") as caught:
+        run(damaged, out / "x_train.beton", workers=2)
+    assert "\n" not in str(caught.value)
+    assert files(out) == {}
+
+
+def test_skip_lists_what_was_left_out(damaged, tmp_path):
+    out = tmp_path / "out"
+    line = run(damaged, out / "x_train.beton", on_error="skip")
+    rows = [row.split("\t") for row in (out / "x_train.skipped.txt").read_text().splitlines()]
+    assert [name for name, _ in rows] == [f"train/class/{name}" for name in ("b.jpg", "d.jpg", "f.png", "h.jpg")]
+    assert [reason.split(":")[0] for _, reason in rows] == ["is not an image that Pillow knows"] * 2 + [
+        "cannot be decoded",
+        "cannot be read",
+    ]
+    kept = (out / "x_train.files.txt").read_text().splitlines()
+    assert kept == [f"train/class/{name}.png" for name in "acegi"]
+    sidecar = json.loads((out / "x_train.json").read_text())
+    assert (sidecar["samples"], sidecar["skipped"], sidecar["samples_per_class"]) == (5, 4, [5])
+    assert len(list(beton.read(out / "x_train.beton"))) == 5
+    assert line.endswith(f"images/s; 4 left out, see {out / 'x_train.skipped.txt'}")
+
+
+def test_the_list_of_an_earlier_run_does_not_stay(pictures, damaged, tmp_path):
+    out = tmp_path / "out"
+    run(damaged, out / "x_train.beton", on_error="skip")
+    run(pictures, out / "x_train.beton", on_error="skip")
+    assert sorted(files(out)) == ["x_train.beton", "x_train.files.txt", "x_train.json"]
+
+
+def test_nothing_to_store(damaged, tmp_path):
+    split = damaged.splits["train"]
+    only_bad = Split(*[[part[k] for k in (1, 3)] for part in split[:2]], split.labels[:2])
+    with pytest.raises(BadInput, match="none of the 2 images of train can be stored"):
+        run(damaged._replace(splits={"train": only_bad}), tmp_path / "out" / "x_train.beton", on_error="skip")
+    assert files(tmp_path / "out") == {}
+
+
+def test_larger_than_a_page(pictures, tmp_path):
+    """A picture of 1000 x 1000 raw pixels does not fit a page of 2 MiB."""
+    folder = tmp_path / "in" / "train" / "class"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (1000, 1000)).save(folder / "a.png")
+    source = image_folder(str(tmp_path / "in"))
+    encode = functools.partial(encode_file, root=source.origin, max_side=None, min_side=None, mode="raw", quality=90)
+    with pytest.raises(BadInput, match=r"a\.png: takes 3,000,000 bytes, .*page.* set image\.max_side lower"):
+        convert(source, "train", tmp_path / "x_train.beton", encode, **OPTIONS)
+
+
+@pytest.fixture
+def earlier(tmp_path, converted):
+    """A folder with the good files of an earlier run and the remains of a killed one."""
+    for name, content in files(converted[0].parent).items():
+        (tmp_path / name).write_bytes(content)
+    before = files(tmp_path)
+    (tmp_path / "x_train.beton.partial").write_bytes(b"remains" * 10**6)
+    (tmp_path / "x_train.skipped.txt.partial").write_text("remains")
+    return tmp_path / "x_train.beton", before
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_full_disk_leaves_the_earlier_file(pictures, earlier, monkeypatch, call):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path, before = earlier
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(BadInput, match=r"x_train\.beton cannot be written: No space left on device$"):
+        run(pictures, path)
+    assert files(path.parent) == before
+
+
+def test_a_failed_check_leaves_the_earlier_file(pictures, earlier, monkeypatch):
+    path, before = earlier
+    checked = beton.check
+
+    def bit_rot(partial, *args, **options):
+        with open(partial, "r+b") as file:
+            file.seek(beton.MIN_PAGE_SIZE + 5000)
+            file.write(b"rot")
+        return checked(partial, *args, **options)
+
+    monkeypatch.setattr(beton, "check", bit_rot)
+    with pytest.raises(BadInput, match="did not read back"):
+        run(pictures, path)
+    assert files(path.parent) == before
+
+
+def test_remains_of_a_killed_run_are_overwritten(pictures, earlier):
+    path, before = earlier
+    run(pictures, path)
+    assert files(path.parent) == before
+
+
+def test_a_worker_that_dies_leaves_the_earlier_file(earlier):
+    path, before = earlier
+    items = [7] * 50
+    source = Source("nowhere", ("a",), {"train": Split(items, [str(item) for item in items], np.zeros(50, int))})
+    with pytest.raises(BadInput, match="a worker process died"):
+        convert(source, "train", path, functools.partial(os._exit), **OPTIONS)
+    assert files(path.parent) == before
+
+
+def test_names_that_are_no_utf_8_keep_their_bytes(pictures, tmp_path):
+    folder = os.fsencode(tmp_path / "in" / "train" / "class")
+    os.makedirs(folder)
+    os.link(os.path.join(pictures.origin, pictures.splits["train"].names[0]), os.path.join(folder, b"caf\xe9.png"))
+    run(image_folder(str(tmp_path / "in")), tmp_path / "x_train.beton")
+    assert (tmp_path / "x_train.files.txt").read_bytes() == b"train/class/caf\xe9.png\n"

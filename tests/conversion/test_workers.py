@@ -1,0 +1,91 @@
+"""Order, bounded memory and the death of workers. Items are calls, `operator.call` makes them in the workers."""
+
+import functools
+import io
+import operator
+import os
+import re
+import subprocess
+import time
+
+import pytest
+
+from conversion.encode import Refused
+from conversion.rgb import read_rgb
+from conversion.workers import ITEMS_PER_TASK, TASKS_PER_WORKER, encoded
+from ffcv_ops.errors import BadInput
+
+
+def say(number, *, seconds=0.0):
+    return functools.partial(subprocess.check_output, ["sh", "-c", f"sleep {seconds}; echo {number}"])
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("workers", [1, 3])
+def test_results_come_in_order(workers):
+    """The first items of each task are the slowest, so later tasks finish first."""
+    items = [say(k, seconds=0.3 if k in (0, 17) else 0) for k in range(30)]
+    assert [int(text) for text in encoded(items, operator.call, workers=workers)] == list(range(30))
+
+
+@pytest.mark.timeout(60)
+def test_bad_input_is_a_result():
+    items = [say(1), functools.partial(read_rgb, io.BytesIO(b"text")), say(3)]
+    assert list(encoded(items, operator.call, workers=1)) == [
+        b"1\n",
+        Refused("is not an image that Pillow knows"),
+        b"3\n",
+    ]
+
+
+@pytest.mark.timeout(60)
+def test_an_error_of_ours_is_not_swallowed():
+    with pytest.raises(ZeroDivisionError):
+        list(encoded([functools.partial(divmod, 1, 0)], operator.call, workers=1))
+
+
+class Calls:
+    """A list of cheap calls that notes how far it was read."""
+
+    furthest = 0
+
+    def __len__(self):
+        return 2000
+
+    def __getitem__(self, part):
+        self.furthest = part.stop
+        return [functools.partial(divmod, number, 1) for number in range(*part.indices(len(self)))]
+
+
+@pytest.mark.timeout(60)
+def test_a_slow_consumer_holds_the_workers_back():
+    items = Calls()
+    ahead = 2 * TASKS_PER_WORKER * ITEMS_PER_TASK + ITEMS_PER_TASK
+    for number, result in enumerate(encoded(items, operator.call, workers=2)):
+        assert result == (number, 0)
+        assert items.furthest <= number + 1 + ahead
+    assert number == 1999
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("place", [0, 40, 99])
+def test_a_dying_worker_ends_the_run_quickly(place):
+    items = [functools.partial(divmod, number, 1) for number in range(100)]
+    items[place] = functools.partial(os._exit, 1)
+    began = time.monotonic()
+    with pytest.raises(BadInput, match="a worker process died") as caught:
+        list(encoded(items, operator.call, workers=2))
+    first, last = map(int, re.search(r"images (\d+) to (\d+)", str(caught.value)).groups())
+    assert first <= place + 1 <= last
+    assert time.monotonic() - began < 20
+
+
+@pytest.mark.timeout(60)
+def test_closing_stops_the_workers():
+    """A consumer that fails does not wait for the rest."""
+    items = [say(0)] + [functools.partial(time.sleep, 0.5)] * 500
+    results = encoded(items, operator.call, workers=2)
+    began = time.monotonic()
+    next(results)
+    results.close()
+    assert time.monotonic() - began < 20

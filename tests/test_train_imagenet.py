@@ -1,0 +1,187 @@
+"""The training script as users run it: recipes, resuming, ranks, evaluation, bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import train_imagenet
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = sorted(path for path in (ROOT / "recipes").glob("**/*.yaml") if path.name != "base.yaml")
+SMALL = ["--model.name=deit3_micro_patch16_224", "--stage.resolution=32", "--stage.batch=16", "--stage.mix_chunk=8",
+         "--speed.device=cpu", "--log.tensorboard=false", "--log.every=1", "--data.workers=1"]  # fmt: skip
+
+
+@pytest.fixture
+def data(jpg_beton):
+    return [f"--data.train={jpg_beton}", f"--data.val={jpg_beton}"]
+
+
+def command(*arguments, ranks=1):
+    launch = [sys.executable]
+    if ranks > 1:
+        port = 20000 + os.getpid() % 20000
+        launch += ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", f"--master-port={port}"]
+    return [*launch, str(ROOT / "train_imagenet.py"), *map(str, arguments)]
+
+
+def environment():
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def finished(*arguments, ranks=1, cwd=ROOT):
+    return subprocess.run(
+        command(*arguments, ranks=ranks), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=280
+    )
+
+
+def rows(folder, kind="epoch"):
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [row for row in lines if row["kind"] == kind]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=[str(path.relative_to(ROOT)) for path in RECIPES])
+def test_every_recipe_trains_a_step_is_saved_and_reloaded(path, data, tmp_path, capsys):
+    """Each stage of each recipe at tiny size, for one epoch of six steps; then the saved weights are evaluated."""
+    shrunk = [*SMALL, *data, "--stage.epochs=1", "--stage.warmup_epochs=0", f"--log.out={tmp_path}", "--log.name=run"]
+    train_imagenet.main(["--cfg", str(path), *shrunk])
+    epochs = rows(tmp_path / "run")
+    assert len(epochs) == len({row["stage"] for row in epochs})
+    assert all(row["val_images"] == 96 for row in epochs)
+    capsys.readouterr()
+    train_imagenet.main(["--cfg", str(path), *shrunk, "--eval-only", f"--init={tmp_path / 'run'}"])
+    assert f"top-1 {100 * epochs[-1]['top1']:.3f} %" in capsys.readouterr().out
+    train_imagenet.main(["--cfg", str(tmp_path / "run" / "recipe.yaml"), "--log.name=run"])
+    assert rows(tmp_path / "run") == epochs, "a finished run was trained again"
+
+
+def test_print_shows_the_resolved_recipe_and_stops(tmp_path):
+    done = finished("--cfg", ROOT / "recipes/vit_s_400ep.yaml", "--print", "--stage.epochs=7", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "epochs: 7" in done.stdout
+    assert "repeats: 3" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+LEARNS = [*SMALL, "--stage.resolution=48", "--stage.epochs=3", "--stage.warmup_epochs=0", "--stage.drop_path=0.1"]
+
+
+def recipe_for_resuming(tmp_path, data):
+    smoke = ROOT / "recipes" / "smoke.yaml"
+    return ["--cfg", smoke, *LEARNS, *data, "--seed=3"]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_killed_between_epochs_ends_with_the_same_bits(tmp_path, data, ranks):
+    base = recipe_for_resuming(tmp_path, data)
+    whole = finished(*base, f"--log.out={tmp_path}", "--log.name=whole", ranks=ranks)
+    assert whole.returncode == 0, whole.stderr
+    killed = subprocess.Popen(
+        command(*base, f"--log.out={tmp_path}", "--log.name=killed", ranks=ranks),
+        env=environment(), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    log, deadline = tmp_path / "killed" / "log.jsonl", time.time() + 200
+    while not (log.exists() and len(rows(tmp_path / "killed")) >= 2):
+        assert time.time() < deadline
+        assert killed.poll() is None, "it ended before it could be killed"
+        time.sleep(0.02)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path / "killed" / "model.safetensors").exists()
+    again = finished(*base, f"--log.out={tmp_path}", "--log.name=killed", ranks=ranks)
+    assert again.returncode == 0, again.stderr
+    assert "going on at stage" in again.stdout
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    names = [(row["stage"], row["epoch"], row["top1"], row["loss"]) for row in rows(tmp_path / "whole")]
+    assert names == [(row["stage"], row["epoch"], row["top1"], row["loss"]) for row in rows(tmp_path / "killed")]
+    assert len(names) == 6
+
+
+@pytest.mark.timeout(400)
+def test_two_ranks_and_small_pieces_compute_the_same_steps(tmp_path, data):
+    """The same global batches, draws and masks: losses agree within rounding."""
+    base = [*recipe_for_resuming(tmp_path, data), f"--log.out={tmp_path}", "--stage.epochs=1"]
+    losses = {}
+    for name, ranks, extra in (("one", 1, []), ("pieces", 1, ["--speed.micro_batch=4"]),
+                               ("two", 2, ["--speed.micro_batch=2"])):  # fmt: skip
+        done = finished(*base, f"--log.name={name}", *extra, ranks=ranks)
+        assert done.returncode == 0, done.stderr
+        losses[name] = [row["loss"] for row in rows(tmp_path / name, "step")]
+        assert len(losses[name]) == 12
+    assert losses["pieces"] == pytest.approx(losses["one"], abs=1e-5)
+    assert losses["two"] == pytest.approx(losses["one"], abs=1e-5)
+    assert max(losses["one"]) - min(losses["one"]) > 1e-3
+
+
+def test_it_learns(tmp_path, data):
+    """96 tiles of 4 photographs in 5 classes are memorised: well above chance, which is 20 %."""
+    train_imagenet.main(
+        ["--cfg", str(ROOT / "recipes/smoke.yaml"), *SMALL, *data, f"--log.out={tmp_path}", "--log.name=run",
+         "--stage.resolution=64", "--stage.epochs=12", "--stage.augment=none", "--stage.jitter=none", "--stage.mixup=0",
+         "--stage.cutmix=0", "--stage.repeats=1", "--stage.crop=centre", "--stage.flip=0", "--stage.loss=ce",
+         "--stage.lr=1e-3", "--stage.optimizer=adamw", "--stage.min_lr=1e-5"]
+    )  # fmt: skip
+    epochs = rows(tmp_path / "run")
+    assert epochs[-1]["top1"] > 0.6
+    assert epochs[-1]["loss"] < epochs[0]["loss"]
+
+
+BAD = {
+    "typo in a key": (["--stage.epohcs=3"], "nearest is --stage.epochs"),
+    "wrong type": (["--stage.epochs=many"], "whole number"),
+    "missing recipe": (["--cfg", "recipes/nothing.yaml"], "cannot be read"),
+    "missing data": (["--data.train=nothing.beton"], "no such file"),
+    "not a beton": (["--data.train={tmp}/other.beton"], "not a .beton file"),
+    "truncated beton": (["--data.val={tmp}/half.beton"], "truncated or damaged"),
+    "batch larger than the data": (["--stage.batch=4096", "--stage.mix_chunk=256"], "do not fill one batch"),
+    "start without weights": (["--start-at=second_48"], "needs --init"),
+    "unknown stage": (["--start-at=third", "--init=x"], "the stages of"),
+    "missing weights": (["--init={tmp}/nothing.safetensors"], "no such file"),
+    "evaluation of nothing": (["--eval-only"], "needs --init"),
+    "too few classes": (["--model.classes=2"], "labels go up to 4"),
+    "unknown model": (["--model.name=deit4_small"], "nearest names"),
+    "piece that does not divide": (["--speed.micro_batch=6"], "micro_batch"),
+    "half precision on a CPU": (["--speed.precision=fp16"], "needs a GPU"),
+}
+
+
+@pytest.mark.parametrize("arguments, words", BAD.values(), ids=BAD.keys())
+def test_bad_input_is_one_line_and_status_2(tmp_path, data, jpg_beton, arguments, words, capsys):
+    (tmp_path / "other.beton").write_bytes(b"GIF89a" * 100)
+    (tmp_path / "half.beton").write_bytes(jpg_beton.read_bytes()[: jpg_beton.stat().st_size // 2])
+    given = [word.format(tmp=tmp_path) for word in arguments]
+    with pytest.raises(SystemExit) as ended:
+        train_imagenet.main(
+            ["--cfg", str(ROOT / "recipes/smoke.yaml"), *SMALL, *data, f"--log.out={tmp_path}", "--log.name=run", *given]
+        )
+    captured = capsys.readouterr()
+    assert ended.value.code == 2
+    assert words in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("error: ")
+    assert "Traceback" not in captured.err + captured.out
+
+
+def test_bad_input_ends_the_process_with_status_2(tmp_path):
+    done = finished("--cfg", ROOT / "recipes/smoke.yaml", "--data.train=nothing.beton", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_another_recipe_does_not_overwrite_a_run(tmp_path, data, capsys):
+    base = ["--cfg", str(ROOT / "recipes/smoke.yaml"), *SMALL, *data, f"--log.out={tmp_path}", "--log.name=run"]
+    train_imagenet.main(base)
+    with pytest.raises(SystemExit):
+        train_imagenet.main([*base, "--stage.lr=0.5"])
+    assert "lr" in capsys.readouterr().err

@@ -1,0 +1,184 @@
+"""The command itself: its answers, its exit status, and what is left when it is killed."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conversion import beton
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMAND = [sys.executable, str(ROOT / "write_datasets.py")]
+
+
+def run(folder, *words, **options):
+    return subprocess.run([*COMMAND, *words], cwd=folder, capture_output=True, text=True, timeout=100, **options)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """in/train and in/val with two classes of two pictures."""
+    root = tmp_path_factory.mktemp("folder")
+    for number, name in enumerate(("train/a/1", "train/a/2", "train/b/1", "train/b/2", "val/a/1", "val/b/1")):
+        (root / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (600, 900, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / "in" / f"{name}.png")
+    return root
+
+
+def test_bundled_photographs(tmp_path):
+    done = run(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(file.name for file in (tmp_path / "data").iterdir()) == [
+        f"photos_{split}.{end}" for split in ("train", "val") for end in ("beton", "files.txt", "json")
+    ]
+    lines = done.stdout.splitlines()
+    for line, split, low, high in zip(lines, ("train", "val"), (1400, 380), (1600, 420), strict=True):
+        count = int(re.match(rf"data/photos_{split}.beton: ([\d,]+) images, ", line)[1].replace(",", ""))
+        assert low <= count <= high
+        assert sum(1 for _ in beton.read(tmp_path / "data" / f"photos_{split}.beton")) == count
+
+
+def test_folder(folder, tmp_path):
+    done = run(folder, "--data.source=in", f"--data.out={tmp_path}/deep/er/x", "--data.workers=1")
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "deep" / "er"
+    samples = list(beton.read(out / "x_train.beton"))
+    assert [label for _, label in samples] == [0, 0, 1, 1]
+    assert {rgb.shape for rgb, _ in samples} == {(333, 500, 3)}
+    assert json.loads((out / "x_val.json").read_text())["settings"] == {
+        "on_error": "stop",
+        "page_size": 2**23,
+        "root": str(folder / "in"),
+        "max_side": 500,
+        "min_side": None,
+        "quality": 90,
+        "mode": "jpg",
+    }
+
+
+def test_keys_reach_the_images(folder, tmp_path):
+    words = ("--image.max_side=none", "--image.min_side=32", "--image.mode=raw")
+    done = run(folder, "--data.source=in", f"--data.out={tmp_path}/x", *words)
+    assert done.returncode == 0, done.stderr
+    for rgb, name in zip((rgb for rgb, _ in beton.read(tmp_path / "x_val.beton")), ("a", "b"), strict=True):
+        picture = Image.open(folder / "in" / "val" / name / "1.png")
+        assert np.array_equal(rgb, np.asarray(picture.resize((48, 32), Image.Resampling.BICUBIC)))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data.sorce=in"], "--data.sorce is not an option; the nearest is --data.source"),
+        (["--data.on_error=ignore"], "--data.on_error is 'ignore'; it must be one of stop, skip"),
+        (["--data.workers=0"], "--data.workers is '0'; it must be a whole number at least 1 or auto"),
+        (["--image.quality=90.5"], "--image.quality is '90.5'; it must be a whole number"),
+        (["--data.source=gone"], "/gone is not a folder"),
+        (["--data.source=in", "--data.out=in/train/a/1.png/x"], "x_train.beton cannot be written: "),
+    ],
+)
+def test_bad_input_is_one_line(folder, words, message):
+    done = run(folder, *words)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert message in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_disk_that_takes_no_more(folder, tmp_path):
+    """A limit on the size of a file, which the system enforces, stands for the disk."""
+    import resource
+
+    done = run(
+        folder,
+        "--data.source=in",
+        f"--data.out={tmp_path}/x",
+        "--image.mode=raw",
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**23 + 100_000, 2**23 + 100_000)),
+    )
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: .*x_train\.beton cannot be written: File too large\n", done.stderr)
+    assert list(tmp_path.iterdir()) == []
+
+
+def processes_of(session):
+    """{process id: parent's} of the living processes of a session."""
+    found = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent, _, its_session = stat.read_text().rpartition(")")[2].split()[:4]
+        except OSError:
+            continue
+        if int(its_session) == session and state != "Z":
+            found[int(stat.parent.name)] = int(parent)
+    return found
+
+
+@pytest.fixture
+def long_run(folder, tmp_path):
+    """A conversion of some minutes in a session of its own, once its file grows."""
+    many = tmp_path / "in" / "train" / "a"
+    many.mkdir(parents=True)
+    for number in range(3000):
+        os.link(folder / "in" / "train" / "a" / "1.png", many / f"{number}.png")
+    words = ("--data.source=in", "--data.out=out/x", "--data.workers=2")
+    process = subprocess.Popen(
+        [*COMMAND, *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    partial = tmp_path / "out" / "x_train.beton.partial"
+    while not (partial.exists() and partial.stat().st_size):
+        assert process.poll() is None
+        time.sleep(0.05)
+    yield process, tmp_path / "out"
+    for member in processes_of(process.pid):
+        os.kill(member, signal.SIGKILL)
+    process.communicate()
+
+
+def assert_no_process_stays(session):
+    deadline = time.monotonic() + 15
+    while processes_of(session):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGTERM])
+def test_killed(long_run, blow):
+    process, out = long_run
+    process.send_signal(blow)
+    assert process.wait(20) == -blow
+    assert_no_process_stays(process.pid)
+    assert [file.name for file in out.iterdir()] == ["x_train.beton.partial"]
+
+
+@pytest.mark.timeout(90)
+def test_interrupted(long_run):
+    """Ctrl-C reaches the whole session, as on a terminal."""
+    process, out = long_run
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(30) == 130
+    assert_no_process_stays(process.pid)
+    assert process.stderr.read() == "interrupted\n"
+    assert list(out.iterdir()) == []
+
+
+@pytest.mark.timeout(90)
+def test_a_killed_worker_ends_the_run(long_run):
+    process, out = long_run
+    members = processes_of(process.pid)
+    worker = next(member for member, parent in members.items() if parent in members and parent != process.pid)
+    os.kill(worker, signal.SIGKILL)
+    assert process.wait(20) == 2
+    assert_no_process_stays(process.pid)
+    message = process.stderr.read()
+    assert message.startswith("error: a worker process died") and message.count("\n") == 1
+    assert list(out.iterdir()) == []

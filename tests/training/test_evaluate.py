@@ -1,0 +1,45 @@
+"""Evaluation counts: against NumPy on the same logits, whatever the batches."""
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from training.evaluate import evaluate
+
+
+class Lookup(nn.Module):
+    """Logits are a table's rows; the image's first pixel says which (after undoing the normalisation)."""
+
+    def __init__(self, table):
+        super().__init__()
+        self.table = table
+
+    def forward(self, images):
+        rows = (images[:, 0, 0, 0] * 0.229 + 0.485) * 255
+        return self.table[rows.round().long()]
+
+
+@pytest.mark.parametrize("classes", [3, 7])
+@pytest.mark.parametrize("batch", [1, 8, 50])
+def test_counts_equal_numpys(classes, batch):
+    generator = np.random.default_rng(0)
+    table = generator.normal(size=(50, classes)).astype(np.float32)
+    labels = generator.integers(0, classes, 50)
+    images = np.zeros((50, 4, 4, 3), np.uint8)
+    images[:, :, :, 0] = np.arange(50)[:, None, None]
+    pieces = [
+        (torch.from_numpy(images[k : k + batch]), torch.from_numpy(labels[k : k + batch])) for k in range(0, 50, batch)
+    ]
+    network = Lookup(torch.from_numpy(table)).train()
+    result = evaluate(network, pieces, device=torch.device("cpu"), autocast=nullcontext)
+    ranking = np.argsort(-table, axis=1)
+    assert result.top1 == (ranking[:, 0] == labels).mean()
+    assert result.top5 == (ranking[:, :5] == labels[:, None]).any(1).mean()
+    exact = table.astype(np.float64)
+    loss = (np.log(np.exp(exact).sum(1)) - exact[np.arange(50), labels]).mean()
+    assert result.loss == pytest.approx(loss, rel=1e-5)
+    assert result.images == 50
+    assert network.training

@@ -1,0 +1,106 @@
+"""uint8 images (n, height, width, 3) and int64 labels (n,) -> normalised float32 images (n, 3, height, width) in
+channels-last memory and float32 targets (n, classes), mixed by mixup or CutMix (paper: both, chosen chunk by chunk).
+
+A global batch consists of chunks, each of which is mixed with one draw, as on one GPU of the official runs; a draw is
+a pure function of (seed, step, chunk). The loader lays a chunk out so that the partner of the sample at position p is at
+p ^ 1; hence any even slice of a global batch is mixed as it would be in the whole.
+"""
+
+from typing import NamedTuple
+
+import torch
+from scipy.special import betaincinv
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+
+from ffcv_ops import draws
+
+_CHUNKS = 1 << 20  # more than the chunks of any step: step * _CHUNKS + chunk is unique
+
+
+class Mix(NamedTuple):
+    """How one chunk is mixed. Mixup: the box is empty. CutMix: `keep` is 1, the box comes from the partner."""
+
+    lam: float  # share of a sample's own label
+    keep: float  # share of a sample's own pixels outside the box
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+
+def draw(seed: int, step: int, chunk: int, *, mixup: float, cutmix: float, resolution: int) -> Mix:
+    """timm's law: with both alphas above 0 each of the two has probability 1/2; lam ~ Beta(alpha, alpha). The box is a
+    square of area 1 - lam around a uniform centre, clipped to the image, and lam then follows from what is left of it.
+    """
+    key = step * _CHUNKS + chunk
+    is_cutmix = cutmix > 0 and (mixup == 0 or draws.uniform(seed, key, draws.MIX) < 0.5)
+    alpha = cutmix if is_cutmix else mixup
+    if alpha == 0:
+        return Mix(1.0, 1.0, 0, 0, 0, 0)
+    lam = float(betaincinv(alpha, alpha, draws.uniform(seed, key, draws.MIX + 1)))
+    if not is_cutmix:
+        return Mix(lam, lam, 0, 0, 0, 0)
+    side = int(resolution * (1 - lam) ** 0.5)
+    top, bottom = _interval(side, draws.uniform_int(seed, key, draws.MIX + 2, resolution), resolution)
+    left, right = _interval(side, draws.uniform_int(seed, key, draws.MIX + 3, resolution), resolution)
+    return Mix(1 - (bottom - top) * (right - left) / resolution**2, 1.0, top, bottom, left, right)
+
+
+def _interval(side, centre, resolution):
+    return max(centre - side // 2, 0), min(centre + (side + 1) // 2, resolution)
+
+
+def plan(seed: int, step: int, stage, *, offset: int, count: int) -> Tensor | None:
+    """The draws of samples `offset` to `offset + count` of the global batch, a row for each: (count, 6) float32 on the
+    host, the columns of `Mix`. Both even. None where the stage does not mix."""
+    if stage.mixup == 0 and stage.cutmix == 0:
+        return None
+    chunks = torch.arange(offset, offset + count) // stage.mix_chunk
+    first, last = int(chunks[0]), int(chunks[-1])
+    law = {"mixup": stage.mixup, "cutmix": stage.cutmix, "resolution": stage.resolution}
+    rows = torch.tensor([draw(seed, step, chunk, **law) for chunk in range(first, last + 1)])
+    return rows[chunks - first]
+
+
+def mix(
+    images: Tensor, labels: Tensor, rows: Tensor | None, *, classes: int, smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """`rows`: the samples' `plan`, on the device of the images; None mixes nothing. For a GPU, pin the plan's memory
+    and send it without blocking: then nothing here makes the host wait."""
+    images, targets = normalize(images), soft_targets(labels, classes=classes, smoothing=smoothing)
+    if rows is None:
+        return images, targets
+    lam, keep, top, bottom, left, right = rows[:, :, None, None].unbind(1)  # (n, 1, 1) each
+    y = torch.arange(images.shape[2], device=images.device)[:, None]
+    x = torch.arange(images.shape[3], device=images.device)
+    inside = (top <= y) & (y < bottom) & (left <= x) & (x < right)
+    own = torch.where(inside, 0.0, keep)
+    return _blend(images, own[:, None]), _blend(targets, lam[:, 0])
+
+
+def _blend(tensor, own):
+    """`own` of each sample and 1 - `own` of its neighbour; exact where `own` is 0 or 1."""
+    partner = tensor.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+    return torch.lerp(partner, tensor, own)
+
+
+def normalize(images: Tensor) -> Tensor:
+    """uint8 (n, height, width, 3) -> float32 (n, 3, height, width) with ImageNet's mean 0 and standard deviation 1."""
+    scale = _channels([1 / (255 * std) for std in IMAGENET_DEFAULT_STD], images.device)
+    shift = _channels(
+        [-mean / std for mean, std in zip(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, strict=True)], images.device
+    )
+    return torch.addcmul(shift, images.permute(0, 3, 1, 2), scale)
+
+
+def _channels(values, device):
+    """(3, 1, 1). Filled in on the device: to copy a list there would make the host wait for a GPU."""
+    return torch.stack([torch.full((1, 1), value, device=device) for value in values])
+
+
+def soft_targets(labels: Tensor, *, classes: int, smoothing: float) -> Tensor:
+    """int64 (n,) -> float32 (n, classes): smoothing / classes everywhere, and 1 - smoothing more at the label."""
+    off = smoothing / classes
+    is_label = labels[:, None] == torch.arange(classes, device=labels.device)
+    return torch.where(is_label, 1 - smoothing + off, off)
