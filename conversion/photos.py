@@ -41,9 +41,9 @@ VAL_COLUMN, COLUMNS = 2, 4  # columns 2, 6, 10 ... of tiles are val
 MOST = {"train": 124, "val": 33}  # tiles per scene, for balance: those with the most detail
 LEAST_DETAIL = 4  # standard deviation of the luma: flat sky belongs to no scene
 
-MEAN, DEVIATION = 118, 48  # of each channel of a tile under neutral light
+MEAN, DEVIATION = 118, 48  # of each channel of a tile as the camera meters it
 MOST_GAIN = 6  # beyond it, noise and JPEG blocks would be all one sees
-CONTRAST, BRIGHTNESS, TINT = 0.3, 25, 17  # half ranges; brightness and tint (per channel) in gray levels
+CONTRAST, BRIGHTNESS, TINT, CURVE = 0.4, 25, 25, 0.8  # half ranges; brightness and tint in gray levels
 LIGHT_SEED = 0
 
 
@@ -98,16 +98,25 @@ def detail(pixels: np.ndarray) -> float:
 
 
 def under_light(pixels: np.ndarray, number: int) -> np.ndarray:
-    """The tile as a camera would see it that meters each channel on this tile alone, and then, by chance, is off: in
-    contrast, brightness and tint. `number` picks the chances; uint8 in and out."""
-    contrast, brightness, *tint = (2 * uniform(LIGHT_SEED, number, slot) - 1 for slot in range(5))
+    """The tile as taken by a camera that meters each channel on this tile alone and then, by chance, errs: in
+    saturation (0 to 1), contrast, brightness, tint and tone curve. `number` picks the chances; uint8 in and out."""
+    contrast, brightness, curve, *tint = (2 * uniform(LIGHT_SEED, number, slot) - 1 for slot in range(6))
+    saturation = uniform(LIGHT_SEED, number, 6)
+    metered = [_metered(pixels[..., channel]) for channel in range(3)]
+    luma = 0.299 * metered[0] + 0.587 * metered[1] + 0.114 * metered[2]
     developed = np.empty(pixels.shape)
     for channel in range(3):
-        values = pixels[..., channel].astype(np.int64)
-        mean, deviation = _mean_and_deviation(values)
-        gain = min(DEVIATION / max(deviation, 1e-9), MOST_GAIN) * (1 + CONTRAST * contrast)
-        developed[..., channel] = (values - mean) * gain + (MEAN + BRIGHTNESS * brightness + TINT * tint[channel])
-    return np.clip(np.rint(developed), 0, 255).astype(np.uint8)
+        values = (luma + (metered[channel] - luma) * saturation) * (1 + CONTRAST * contrast)
+        values = np.clip(values + (MEAN + BRIGHTNESS * brightness + TINT * tint[channel]), 0, 255)
+        developed[..., channel] = values + CURVE * curve * values * (255 - values) / 255
+    return np.rint(developed).astype(np.uint8)
+
+
+def _metered(channel: np.ndarray) -> np.ndarray:
+    """Mean 0, and deviation DEVIATION if MOST_GAIN reaches it."""
+    values = channel.astype(np.int64)
+    mean, deviation = _mean_and_deviation(values)
+    return (values - mean) * min(DEVIATION / max(deviation, 1e-9), MOST_GAIN)
 
 
 def _mean_and_deviation(values: np.ndarray):

@@ -2,8 +2,8 @@
 channels-last memory and float32 targets (n, classes), mixed by mixup or CutMix (paper: both, chosen chunk by chunk).
 
 A global batch consists of chunks, each of which is mixed with one draw, as on one GPU of the official runs; a draw is
-a pure function of (seed, step, chunk). The loader lays a chunk out so that the partner of the sample at position p is at
-p ^ 1; hence any even slice of a global batch is mixed as it would be in the whole.
+a pure function of (seed, step, chunk). The loader lays chunks out so that the partner of the sample at position p is
+at p ^ 1; hence any even slice of a global batch is mixed as it would be in the whole.
 """
 
 from typing import NamedTuple

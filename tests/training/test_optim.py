@@ -163,6 +163,17 @@ def test_a_saved_optimizer_goes_on_bit_for_bit(name):
         assert torch.equal(one, other)
 
 
+def test_a_saved_state_moves_to_the_device_of_the_weights():
+    """Step counters too: LAMB's kernel needs them beside the weights."""
+    network = small_vit()
+    give_gradients(network, 0, size=1.0)
+    saved = optim.build(network, stage())
+    saved.step()
+    elsewhere = optim.build(small_vit().to("meta"), stage())
+    elsewhere.load_state_dict(saved.state_dict())
+    assert {value.device.type for state in elsewhere.state.values() for value in state.values()} == {"meta"}
+
+
 def test_lamb_reads_nothing_back_to_the_host():
     """Tensors without contents: any step that needs a value, a wait on a GPU, fails."""
     with torch.device("meta"):
