@@ -40,7 +40,7 @@ FIELDS = {"image": 2, "label": 1}  # name -> FFCV's type number
 METADATA_START = HEADER.itemsize + len(FIELDS) * FIELD.itemsize
 
 
-def write(path: Path, samples, *, capacity: int, page_size: int):
+def write(path: Path, samples, *, capacity: int, page_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Writes the `samples`, an iterable of at most `capacity` (Encoded, label), and syncs the file to the disk.
     Returns the metadata, SAMPLE records, and the CRC-32 of each image's data for `check`."""
     table = np.zeros(capacity, SAMPLE)
@@ -68,6 +68,7 @@ def write(path: Path, samples, *, capacity: int, page_size: int):
         file.write(table[:count].tobytes())
         file.flush()
         os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # `check` shall read the disk, not the memory
     return table[:count], checksums[:count]
 
 
@@ -113,7 +114,6 @@ def _check_data(path, image, allocations, checksums, page_size, after_each):
     digest = hashlib.sha256()
     sample = 0
     with open(path, "rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # what the disk holds, not the page cache
         for page_start in range(0, path.stat().st_size, page_size):
             page = memoryview(file.read(page_size))
             digest.update(page)

@@ -60,7 +60,8 @@ def convert(
         _write_lines(new[".json"], [json.dumps(sidecar, indent=2, ensure_ascii=False)])
     speed = len(split.items) / (time.monotonic() - began)
     left_out = f"; {len(refused):,} left out, see {_beside(path, '.skipped.txt')}" if refused else ""
-    return f"{path}: {len(table):,} images, {size / 1e6:,.1f} MB, {speed:,.0f} images/s{left_out}"
+    stored = f"{len(table):,} images of {len(source.classes):,} classes"
+    return f"{path}: {stored}, {size / 1e6:,.1f} MB, {speed:,.0f} images/s{left_out}"
 
 
 @contextlib.contextmanager
@@ -105,7 +106,7 @@ def _samples(source, split_name, encode, refused, *, on_error, workers, page_siz
                 refused[number] = result.reason
             else:
                 file = os.path.join(source.origin, split.names[number])
-                raise BadInput(f"{file}: {result.reason} (data.on_error=skip would leave such files out)")
+                raise BadInput(f"{file}: {result.reason}; data.on_error=skip leaves such files out")
             one_more()
 
 

@@ -1,13 +1,14 @@
 """The bundled photographs: a small real data set out of the pictures inside the scikit-image and scikit-learn wheels.
 
 Each scene is a class and is cut into tiles that share no pixel; every fourth column of tiles is val. Each tile is then
-developed under a light of its own, so that its colours and its brightness hardly tell the scene: texture and shape
-must. docs/data.md shows the scenes and how much a colour histogram still knows. Out: RGB tiles in memory, the same on
-every machine: the arithmetic is exact or correctly rounded (no library functions but the square root).
+developed in black and white under a light and a tint of its own, so that colour and brightness hardly tell the scene:
+texture and shape must. docs/data.md shows the scenes and how much a colour histogram still knows. Out: RGB tiles in
+memory, the same on every machine: the arithmetic is exact or correctly rounded (square roots are its only functions).
 """
 
 import importlib.metadata
 import importlib.util
+import itertools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,13 +63,11 @@ def photographs() -> Source:
     """Splits `train` and `val`; an item is a tile, uint8 (TILE, TILE, 3)."""
     pictures = {scene: read_rgb(_path(file)) for scene, file in SCENES.items()}
     chosen = {split: [tile for scene in SCENES for tile in choose(scene, pictures[scene], split)] for split in MOST}
-    classes = tuple(SCENES)
-    splits, light = {}, 0
+    classes, lights, splits = tuple(SCENES), itertools.count(), {}
     for split, tiles in chosen.items():
-        items = [under_light(cut(pictures[tile.scene], tile), light + number) for number, tile in enumerate(tiles)]
+        items = [under_light(cut(pictures[tile.scene], tile), next(lights)) for tile in tiles]
         labels = np.array([classes.index(tile.scene) for tile in tiles])
         splits[split] = Split(items, [tile.name for tile in tiles], labels)
-        light += len(tiles)
     versions = " and ".join(f"{name} {importlib.metadata.version(name)}" for name in WHEELS.values())
     return Source(f"the photographs in {versions}", classes, splits)
 
@@ -98,16 +97,14 @@ def detail(pixels: np.ndarray) -> float:
 
 
 def under_light(pixels: np.ndarray, number: int) -> np.ndarray:
-    """The tile as taken by a camera that meters each channel on this tile alone and then, by chance, errs: in
-    saturation (0 to 1), contrast, brightness, tint and tone curve. `number` picks the chances; uint8 in and out."""
+    """The tile in black and white, as taken by a camera that meters each channel on this tile alone and then, by
+    chance, errs: in contrast, brightness, tint and tone curve. `number` picks the chances; uint8 in and out."""
     contrast, brightness, curve, *tint = (2 * uniform(LIGHT_SEED, number, slot) - 1 for slot in range(6))
-    saturation = uniform(LIGHT_SEED, number, 6)
-    metered = [_metered(pixels[..., channel]) for channel in range(3)]
-    luma = 0.299 * metered[0] + 0.587 * metered[1] + 0.114 * metered[2]
+    red, green, blue = (_metered(pixels[..., channel]) for channel in range(3))
+    luma = (0.299 * red + 0.587 * green + 0.114 * blue) * (1 + CONTRAST * contrast)
     developed = np.empty(pixels.shape)
     for channel in range(3):
-        values = (luma + (metered[channel] - luma) * saturation) * (1 + CONTRAST * contrast)
-        values = np.clip(values + (MEAN + BRIGHTNESS * brightness + TINT * tint[channel]), 0, 255)
+        values = np.clip(luma + (MEAN + BRIGHTNESS * brightness + TINT * tint[channel]), 0, 255)
         developed[..., channel] = values + CURVE * curve * values * (255 - values) / 255
     return np.rint(developed).astype(np.uint8)
 

@@ -28,7 +28,7 @@ _UPRIGHT = {
 }
 
 
-def read_rgb(file, *, max_side=None, min_side=None):
+def read_rgb(file, *, max_side: int | None = None, min_side: int | None = None) -> np.ndarray:
     """The image in `file` (a path or a binary stream), its sides limited as `limited_size` says.
 
     Whatever Pillow's many decoders raise on a damaged file becomes `BadInput`; running out of memory does not.

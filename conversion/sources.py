@@ -46,7 +46,10 @@ def image_folder(root: str) -> Source:
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
-    classes = tuple(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()))
+    try:
+        classes = tuple(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()))
+    except OSError as error:
+        _refuse(error)
     if not classes:
         raise BadInput(f"{folder} has no class folders; images belong in {folder}/<class>/")
     return classes

@@ -1,7 +1,7 @@
 """Items through worker processes and back in their own order, in bounded memory.
 
-A worker that dies (killed for memory, crashed in a decoder) ends the run at once with one line; workers end with
-their parent, however that ended.
+A worker that dies (killed for memory, crashed in a decoder) ends the run at once with one line. Workers end with their
+parent, however that ended.
 """
 
 import collections
@@ -28,12 +28,12 @@ def encoded(items, encode, *, workers: int):
     context.set_forkserver_preload(["conversion.encode"])
     pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker)
     starts = iter(range(0, len(items), ITEMS_PER_TASK))
-    waiting = collections.deque()
+    start, waiting = 0, collections.deque()
 
     def submit_next():
-        start = next(starts, None)
-        if start is not None:
-            waiting.append((start, pool.submit(encode_all, encode, items[start : start + ITEMS_PER_TASK])))
+        first = next(starts, None)
+        if first is not None:
+            waiting.append((first, pool.submit(encode_all, encode, items[first : first + ITEMS_PER_TASK])))
 
     try:
         for _ in range(workers * TASKS_PER_WORKER):
@@ -43,11 +43,11 @@ def encoded(items, encode, *, workers: int):
             results = future.result()
             submit_next()
             yield from results
-    except BrokenProcessPool:
+    except (BrokenProcessPool, MemoryError):
         last = min(len(items), start + workers * TASKS_PER_WORKER * ITEMS_PER_TASK)
         raise BadInput(
-            f"a worker process died on one of the images {start + 1} to {last}: killed for want of memory"
-            " (set data.workers lower), or crashed on a damaged file"
+            f"a worker process died on one of the images {start + 1} to {last}, for want of memory or on a damaged"
+            " file; set data.workers lower, or look for that file"
         ) from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

@@ -5,7 +5,6 @@ thread takes the next sample, and since all randomness comes from the draw id, t
 thread took it.
 """
 
-import warnings
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -14,16 +13,12 @@ from ffcv.fields.basics import IntDecoder
 from ffcv.fields.rgb_image import IMAGE_MODES, SimpleRGBImageDecoder
 from ffcv.pipeline.allocation_query import AllocationQuery
 from llvmlite import ir
-from numba import carray, get_num_threads, objmode, prange, types
+from numba import carray, get_num_threads, prange, types
 from numba.core import cgutils
-from numba.core.errors import NumbaWarning
 from numba.extending import intrinsic
 
-from ffcv_ops import crops, draws, jpeg, pixels, policies, resample
+from ffcv_ops import crops, draws, erasing, jpeg, operations, pixels, policies, randaugment, resample
 from ffcv_ops.compiled import kernel
-
-# The call below waits for the GIL once per batch; the kernel behind it runs in parallel without it.
-warnings.filterwarnings("ignore", message="Code running in object mode", category=NumbaWarning)
 
 _JPG = int(IMAGE_MODES["jpg"])
 
@@ -39,7 +34,15 @@ class Plan(NamedTuple):
     flip: float = 0.0  # probability
     augment: int = policies.NONE
     three_ops: int = policies.GRAY | policies.SOLARIZE | policies.BLUR
+    rand_layers: int = 2  # this and the following: randaugment.Strength (numba's loops take no nested tuples)
+    rand_probability: float = 0.5
+    rand_magnitude: float = 10.0
+    rand_deviation: float = 0.0
+    rand_limit: float = 10.0
+    rand_law: int = operations.PLAIN
     jitter: float = 0.0
+    erase: float = 0.0  # probability
+    erase_mode: int = erasing.PIXEL
 
 
 @intrinsic
@@ -92,7 +95,13 @@ def _show(image, plan, seed, draw, workspace, out):
     columns = (first[1].min(), (first[1] + count[1]).max())
     down_first = resample.vertical_first(view.box_height, view.box_width, view.full_height, view.full_width)
     resample.resample(image, down_first, rows, columns, first, count, weights, scratch, planes)
-    policies.apply(planes, plan.augment, plan.three_ops, plan.jitter, seed, draw, spare)
+    rand = randaugment.Strength(
+        plan.rand_layers, plan.rand_probability, plan.rand_magnitude,
+        plan.rand_deviation, plan.rand_limit, plan.rand_law,
+    )  # fmt: skip
+    policies.apply(planes, plan.augment, plan.three_ops, rand, plan.interpolation, plan.jitter, seed, draw, spare)
+    if plan.erase > 0.0:
+        erasing.erase(planes, plan.erase, plan.erase_mode, seed, draw)
     pixels.interleave(planes, out)
 
 
@@ -103,7 +112,7 @@ def _workspace(area, longest, size, interpolation):
     first, count = np.empty((2, size), np.int64), np.empty((2, size), np.int64)
     weights = np.empty((2, size, taps), np.int32)
     scratch = np.empty(resample.scratch_size(area, longest, size), np.uint32)
-    planes, spare = np.empty((3, size, size), np.uint8), np.empty(2 * size * size, np.uint8)
+    planes, spare = np.empty((3, size, size), np.uint8), np.empty(policies.scratch(size, size), np.uint8)
     return first, count, weights, scratch, planes, spare
 
 
@@ -164,8 +173,8 @@ class SampleError(ValueError):
 class ImageDecoder(SimpleRGBImageDecoder):
     """Decodes, crops, resamples, flips and augments as `plan` says, to `resolution` x `resolution` pixels.
 
-    FFCV compiles the small function below, which gathers where the samples lie; the loop over samples is our own
-    kernel, compiled once and kept on disk. `resolution` may be changed between epochs without compiling again.
+    The small function below gathers where the samples lie; the loop over samples is our own kernel, compiled once and
+    kept on disk. `resolution` may be changed between epochs. For our `Loader` only: FFCV's own would compile this.
     """
 
     def __init__(self, *, plan: Plan, resolution: int, seed: int):
@@ -177,25 +186,14 @@ class ImageDecoder(SimpleRGBImageDecoder):
         return replace(previous_state, jit_mode=True, shape=shape, dtype=dtype), AllocationQuery(shape, dtype)
 
     def generate_code(self):
-        read, plan, seed = self.memory_read, self.plan, self.seed
-
         def decode(draw_ids, out, metadata, storage):
-            batch = len(draw_ids)
-            addresses, sizes = np.empty(batch, np.uint64), np.empty(batch, np.int64)
-            modes, heights, widths = np.empty(batch, np.int64), np.empty(batch, np.int64), np.empty(batch, np.int64)
-            for i in range(batch):
-                field = metadata[draw_ids[i] % len(metadata)]
-                stored = read(field["data_ptr"], storage)
-                addresses[i], sizes[i] = stored.ctypes.data, stored.size
-                modes[i], heights[i], widths[i] = field["mode"], field["height"], field["width"]
-            key, what = seed, plan
-            with objmode(bad="int64"):  # a call, not a copy: linking the kernel in here would cost 2 s per loader
-                bad = _decode_batch(
-                    draw_ids, addresses, sizes, modes, heights, widths, key, what, get_num_threads(), out
-                )
+            stored = metadata[draw_ids % len(metadata)]
+            addresses, sizes = self.memory_read(stored["data_ptr"], storage)
+            shapes = (stored[name].astype(np.int64) for name in ("mode", "height", "width"))
+            bad = _decode_batch(draw_ids, addresses, sizes, *shapes, self.seed, self.plan, get_num_threads(), out)
             if bad >= 0:
                 raise SampleError(draw_ids[bad] % len(metadata))
-            return out[:batch]
+            return out[: len(draw_ids)]
 
         return decode
 
@@ -205,8 +203,7 @@ class LabelDecoder(IntDecoder):
 
     def generate_code(self):
         def decode(draw_ids, out, metadata, storage):
-            for i in range(len(draw_ids)):
-                out[i] = metadata[draw_ids[i] % len(metadata)]
+            out[: len(draw_ids), 0] = metadata[draw_ids % len(metadata)]
             return out[: len(draw_ids)]
 
         return decode

@@ -6,6 +6,8 @@ A *slot* names what the number is for, so adding a use never shifts the others. 
 SplitMix64 finaliser (Steele, Lea and Flood 2014; Stafford's mix 13).
 """
 
+import math
+
 import numpy as np
 
 from ffcv_ops.compiled import kernel
@@ -23,6 +25,14 @@ MIX = 64
 # Slots of the epoch order (order.py), and of a stage's own seed.
 ORDER = 96
 STAGE = 97
+# RandAugment, AutoAugment, TrivialAugment: the choice for the sample, then eight slots for each operation in a row.
+CHOICE = 128
+LAYER = 136
+LAYERS = 100  # the most there is room for
+# Random erasing: whether, four for each of ten attempts, and the key of the noise.
+ERASE = 1024
+ERASE_TRY = 1025
+ERASE_NOISE = 1065
 # Stochastic depth (training/depth.py): this slot and all above it, one for each step.
 DEPTH = 1 << 16
 
@@ -59,3 +69,10 @@ def uniform(seed, draw, slot):
 def uniform_int(seed, draw, slot, n):
     """An integer uniform on {0, ..., n-1}; for n < 2**32 the bias is below 2**-21."""
     return np.int64(uniform(seed, draw, slot) * n)
+
+
+@kernel
+def normal(seed, draw, slot):
+    """A float64 from N(0, 1), by Box and Muller's transform; takes this slot and the next one."""
+    radius = math.sqrt(-2.0 * math.log(1.0 - uniform(seed, draw, slot)))
+    return radius * math.cos(2.0 * math.pi * uniform(seed, draw, slot + 1))

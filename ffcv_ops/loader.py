@@ -22,7 +22,7 @@ from ffcv.reader import Reader
 from ffcv.transforms import ToDevice, ToTensor
 from numba import typeof
 
-from ffcv_ops import crops, order, policies, resample
+from ffcv_ops import crops, order, policies, randaugment, resample
 from ffcv_ops.decoders import ImageDecoder, LabelDecoder, Plan, SampleError
 from ffcv_ops.errors import BadInput
 from ffcv_ops.fields import source_of
@@ -95,11 +95,11 @@ class _MappedFile(MemoryManager):
         """The mapping lives as long as the loader."""
 
     def compile_reader(self):
-        def read(address, state):
-            size = state[2][np.searchsorted(state[1], address)]
-            return state[0][address : address + size]
+        def locate(pointers, state):
+            data, known, sizes = state
+            return np.uint64(data.ctypes.data) + pointers, sizes[np.searchsorted(known, pointers)].astype(np.int64)
 
-        return Compiler.compile(read)
+        return locate
 
 
 class _PagedFile(ProcessCacheManager):
@@ -109,11 +109,23 @@ class _PagedFile(ProcessCacheManager):
         samples = np.uint64(self.reader.num_samples)
         return super().schedule_epoch([batch.astype(np.uint64) % samples for batch in batches])
 
+    def compile_reader(self):
+        page_size = np.uint64(self.reader.page_size)
+
+        def locate(pointers, state):
+            memory, known, sizes, slot_of_page = state
+            slots = slot_of_page[pointers // page_size].astype(np.uint64)
+            addresses = np.uint64(memory.ctypes.data) + slots * page_size + pointers % page_size
+            return addresses, sizes[np.searchsorted(known, pointers)].astype(np.int64)
+
+        return locate
+
 
 class Loader(FFCVLoader):
     """Stock FFCV's loader with epochs by number. Build one with `train_loader` or `eval_loader`.
 
-    The constructor does what FFCV's does, part by part, with our memory manager and without its global seed.
+    The constructor does what FFCV's does, part by part, with our memory managers and without its global seed. A memory
+    manager's "reader" here takes all pointers of a batch and gives addresses (uint64) and sizes (int64).
     """
 
     def __init__(self, path, *, decoder: ImageDecoder, of_epoch, batch: int, workers, device, cache):
@@ -135,7 +147,11 @@ class Loader(FFCVLoader):
             self.pipeline_specs, self.reader.handlers, fields, self.reader.metadata,
             self.memory_manager.compile_reader(),
         )  # fmt: skip
-        self.generate_code()
+        Compiler.set_enabled(False)  # what FFCV would compile calls our own kernels, once per batch
+        try:
+            self.generate_code()
+        finally:
+            Compiler.set_enabled(True)
 
     def __iter__(self):
         return self.epoch(0)
@@ -170,6 +186,23 @@ def worker_count(workers: int | str) -> int:
     return min(workers, cores)
 
 
+def plan_of(stage) -> Plan:
+    """What happens to a training sample of this stage. Raises BadInput where rand_config cannot be read."""
+    return Plan(
+        crop=crops.NAMES[stage.crop],
+        scale_low=float(stage.rrc_scale[0]),
+        scale_high=float(stage.rrc_scale[1]),
+        ratio=float(stage.eval_crop),
+        interpolation=resample.NAMES[stage.interpolation],
+        flip=float(stage.flip),
+        augment=policies.NAMES[stage.augment],
+        three_ops=sum(policies.THREE_OPS[op] for op in stage.three_ops),
+        **{f"rand_{name}": value for name, value in randaugment.parse(stage.rand_config)._asdict().items()},
+        jitter=float(stage.jitter or 0.0),
+        erase=float(stage.erasing),
+    )
+
+
 def train_loader(path, num_samples, stage, *, seed, rank=0, world=1, workers="auto", device=None, cache="os") -> Loader:
     """Training batches of this rank: `stage` names crop, augmentation, repeats, global batch and mixing chunk.
 
@@ -192,18 +225,7 @@ def train_loader(path, num_samples, stage, *, seed, rank=0, world=1, workers="au
             f"{path}: {num_samples} images do not fill one batch of {stage.batch}"
             f" (stage {stage.name}, {stage.repeats} repeats); set a smaller --stage.batch"
         )
-    plan = Plan(
-        crop=crops.NAMES[stage.crop],
-        scale_low=float(stage.rrc_scale[0]),
-        scale_high=float(stage.rrc_scale[1]),
-        ratio=float(stage.eval_crop),
-        interpolation=resample.NAMES[stage.interpolation],
-        flip=float(stage.flip),
-        augment=policies.NAMES[stage.augment],
-        three_ops=sum(policies.THREE_OPS[op] for op in stage.three_ops),
-        jitter=float(stage.jitter or 0.0),
-    )
-    decoder = ImageDecoder(plan=plan, resolution=stage.resolution, seed=seed)
+    decoder = ImageDecoder(plan=plan_of(stage), resolution=stage.resolution, seed=seed)
     return Loader(
         path, decoder=decoder, of_epoch=of_epoch, batch=stage.batch // world,
         workers=workers, device=device or torch.device("cpu"), cache=cache,

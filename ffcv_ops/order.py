@@ -30,6 +30,11 @@ def draw_ids(indices: np.ndarray, *, num_samples: int, epoch: int, copy, repeats
     return (epoch * repeats + np.asarray(copy, np.int64)) * num_samples + indices
 
 
+def epoch_length(num_samples: int, *, repeats: int) -> int:
+    """Showings in a training epoch: all images, or with repeats a multiple of 256 where there are that many."""
+    return num_samples if repeats == 1 else num_samples // _ROUND * _ROUND or num_samples
+
+
 def showings(num_samples: int, *, seed: int, epoch: int, repeats: int) -> np.ndarray:
     """All draw ids of a training epoch in the order of the official samplers.
 
@@ -40,11 +45,10 @@ def showings(num_samples: int, *, seed: int, epoch: int, repeats: int) -> np.nda
     order = shuffled(num_samples, seed=seed, epoch=epoch)
     if repeats == 1:
         return draw_ids(order, num_samples=num_samples, epoch=epoch, copy=0, repeats=1)
-    kept = num_samples // _ROUND * _ROUND or num_samples
     ids = draw_ids(
         order[:, None], num_samples=num_samples, epoch=epoch, copy=np.arange(repeats)[None, :], repeats=repeats
     )
-    return ids.reshape(-1)[:kept]
+    return ids.reshape(-1)[: epoch_length(num_samples, repeats=repeats)]
 
 
 def arrange(ids: np.ndarray, *, batch: int, chunk: int) -> np.ndarray:

@@ -42,9 +42,9 @@ def solarize(planes, threshold):
 
 
 @kernel
-def _blend(base, value, factor):
+def blend(base, value, factor):
     """Image.blend of two 8-bit values: base + factor * (value - base) in float32, truncated, clipped."""
-    mixed = np.int32(np.float32(base) + factor * np.float32(value - base))
+    mixed = np.int32(np.float32(base) + factor * np.float32(np.int32(value - base)))
     return np.uint8(min(max(mixed, np.int32(0)), np.int32(255)))
 
 
@@ -52,7 +52,7 @@ def _blend(base, value, factor):
 def _blend_with_constant(planes, base, factor):
     flat = planes.reshape(-1)
     for x in range(flat.size):
-        flat[x] = _blend(base, np.int32(flat[x]), factor)
+        flat[x] = blend(base, np.int32(flat[x]), factor)
 
 
 @kernel
@@ -85,9 +85,9 @@ def saturation(planes, factor):
         red, green, blue = planes[0, y], planes[1, y], planes[2, y]
         for x in range(width):
             gray = _luma(red, green, blue, x)
-            red[x] = _blend(gray, np.int32(red[x]), factor)
-            green[x] = _blend(gray, np.int32(green[x]), factor)
-            blue[x] = _blend(gray, np.int32(blue[x]), factor)
+            red[x] = blend(gray, np.int32(red[x]), factor)
+            green[x] = blend(gray, np.int32(green[x]), factor)
+            blue[x] = blend(gray, np.int32(blue[x]), factor)
 
 
 @kernel
@@ -137,7 +137,7 @@ def _box_blur_columns(plane, spare, radius, total):
 
 
 @kernel
-def _turn(source, target):
+def turn(source, target):
     """target[x, y] = source[y, x] for 2-D uint8, in strips of eight rows."""
     height, width = source.shape
     strips = height - height % 8
@@ -168,9 +168,9 @@ def gaussian_blur(planes, sigma, spare):
         plane = planes[c]
         turned = spare[:n].reshape(width, height)
         blurred = spare[n : 2 * n].reshape(width, height)
-        _turn(plane, turned)
+        turn(plane, turned)
         _box_blur_columns(turned, blurred, radius, total)
-        _turn(blurred, plane)
+        turn(blurred, plane)
         result = spare[:n].reshape(height, width)
         _box_blur_columns(plane, result, radius, total)
         plane[:] = result

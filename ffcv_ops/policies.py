@@ -1,14 +1,18 @@
 """Augmentation policies: draws -> which pixel operations run, in which order and how strongly.
 
 3-Augment (paper section 3.3; official code, augment.py): exactly one of grayscale, solarize and Gaussian blur, each
-with the same probability, then ColorJitter of brightness, contrast and saturation (no hue) in random order.
+with the same probability. RandAugment, AutoAugment and TrivialAugment are rows of operations, chosen by a file each;
+they fill what they uncover with the mean colour (TrivialAugment: black). Any policy may be followed by ColorJitter of
+brightness, contrast and saturation (no hue) in random order, as 3-Augment is in the paper.
 """
 
-from ffcv_ops import draws, pixels
+from ffcv_ops import autoaugment, draws, geometry, operations, pixels, randaugment, trivialaugment
 from ffcv_ops.compiled import kernel
 
-NONE, THREE = 0, 1
-NAMES = {"none": NONE, "three": THREE}
+NONE, THREE, RAND, AUTO_ORIGINAL, AUTO_V0, TRIVIAL = range(6)
+NAMES = {
+    "none": NONE, "three": THREE, "rand": RAND, "auto-original": AUTO_ORIGINAL, "auto-v0": AUTO_V0, "trivial": TRIVIAL,
+}  # fmt: skip
 
 # The operations that 3-Augment chooses from, as bits of `three_ops`.
 GRAY, SOLARIZE, BLUR = 1, 2, 4
@@ -16,6 +20,9 @@ THREE_OPS = {"gray": GRAY, "solarize": SOLARIZE, "blur": BLUR}
 
 SOLARIZE_THRESHOLD = 128
 SIGMA = (0.1, 2.0)  # pixels, uniform
+
+MEAN_COLOUR = (124, 116, 104)  # ImageNet's mean, as timm rounds it
+BLACK = (0, 0, 0)
 
 
 @kernel
@@ -71,8 +78,34 @@ def color_jitter(planes, strength, seed, draw):
 
 
 @kernel
-def apply(planes, augment, three_ops, jitter, seed, draw, spare):
-    """Augments `planes` (uint8 [3, size, size]) in place. `spare`: uint8 of the size of two planes."""
+def layers(augment, rand):
+    """How many operations the policy puts in a row (3-Augment's are not of this kind)."""
+    if augment == RAND:
+        return rand.layers
+    if augment in (AUTO_ORIGINAL, AUTO_V0):
+        return autoaugment.LAYERS
+    return 1 if augment == TRIVIAL else 0
+
+
+@kernel
+def choose(augment, rand, layer, height, width, seed, draw):
+    """The operation of this layer (a number of operations.NAMES) and its argument."""
+    if augment == RAND:
+        return randaugment.choose(rand, layer, height, width, seed, draw)
+    if augment == TRIVIAL:
+        return trivialaugment.choose(seed, draw)
+    policy = autoaugment.ORIGINAL if augment == AUTO_ORIGINAL else autoaugment.V0
+    return autoaugment.choose(policy, layer, height, width, seed, draw)
+
+
+@kernel
+def apply(planes, augment, three_ops, rand, interpolation, jitter, seed, draw, spare):
+    """Augments `planes` (uint8 [3, height, width]) in place.
+
+    rand: randaugment.Strength. interpolation: resample's, for rotations and the like. spare: uint8, at least
+    `scratch(height, width)` values.
+    """
+    _, height, width = planes.shape
     if augment == THREE:
         op = three_choice(three_ops, seed, draw)
         if op == GRAY:
@@ -81,5 +114,15 @@ def apply(planes, augment, three_ops, jitter, seed, draw, spare):
             pixels.solarize(planes, SOLARIZE_THRESHOLD)
         else:
             pixels.gaussian_blur(planes, three_sigma(seed, draw), spare)
+    how, fill = (geometry.NEAREST, BLACK) if augment == TRIVIAL else (interpolation, MEAN_COLOUR)
+    for layer in range(layers(augment, rand)):
+        op, value = choose(augment, rand, layer, height, width, seed, draw)
+        operations.run(planes, op, value, how, fill, spare)
     if jitter > 0.0:
         color_jitter(planes, jitter, seed, draw)
+
+
+@kernel
+def scratch(height, width):
+    """uint8 values of spare memory that `apply` needs: more than the two planes of the blur."""
+    return operations.scratch(height, width)

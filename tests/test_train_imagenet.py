@@ -1,5 +1,6 @@
 """The training script as users run it: recipes, resuming, ranks, evaluation, bad input."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -10,9 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import train_imagenet
+from training import model, recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(path for path in (ROOT / "recipes").glob("**/*.yaml") if path.name != "base.yaml")
@@ -48,19 +50,74 @@ def rows(folder, kind="epoch"):
     return [row for row in lines if row["kind"] == kind]
 
 
+# --- every recipe --------------------------------------------------------------------------------------------------
+
+# Keys that a loader does not look at, with values that they all may have.
+NOT_FOR_LOADERS = {
+    "name": "x", "data": "main", "epochs": 1, "smoothing": 0.0, "loss": "ce", "drop_path": 0.0, "optimizer": "sgd",
+    "lr": 1.0, "min_lr": 0.0, "warmup_epochs": 0, "warmup_lr": 0.0, "schedule": "epoch", "weight_decay": 0.0,
+    "betas": (0.9, 0.9), "eps": 1e-8, "momentum": 0.9, "clip_norm": None, "ema": None, "start": "last", "head": "keep",
+}  # fmt: skip
+LOADERS = {}
+
+
+@pytest.fixture
+def loaders_built_once(monkeypatch):
+    """Loaders that are equal in all that they look at are one: FFCV compiles for a second in each new one."""
+
+    def once(build):
+        def loader(path, samples, stage, **options):
+            place = (build, path, samples, dataclasses.replace(stage, **NOT_FOR_LOADERS), *sorted(options.items()))
+            if place not in LOADERS:
+                LOADERS[place] = build(path, samples, stage, **options)
+            return LOADERS[place]
+
+        return loader
+
+    for name in ("train_loader", "eval_loader"):
+        monkeypatch.setattr(train_imagenet, name, once(getattr(train_imagenet, name)))
+    monkeypatch.setattr(train_imagenet.report, "write", lambda folder, run: "")  # tested in test_it_learns
+
+
+@pytest.fixture(scope="module")
+def two_sets(tmp_path_factory, jpg_beton):
+    """Two data sets that share three of their classes: 7 in the first, 5 in the second; and weights for 3 others."""
+    folder = tmp_path_factory.mktemp("sets")
+    for name, classes in (("main", "abcdefg"), ("finetune", "xbydf")):
+        (folder / f"{name}.beton").symlink_to(jpg_beton)
+        (folder / f"{name}.json").write_text(json.dumps({"classes": list(classes)}))
+    trained = model.create("deit3_micro_patch16_224", resolution=48, classes=3, drop_path=0.0, layer_scale=1e-4)
+    save_file(trained.state_dict(), folder / "init.safetensors")
+    return folder
+
+
+@pytest.mark.usefixtures("loaders_built_once")
 @pytest.mark.parametrize("path", RECIPES, ids=[str(path.relative_to(ROOT)) for path in RECIPES])
-def test_every_recipe_trains_a_step_is_saved_and_reloaded(path, data, tmp_path, capsys):
-    """Each stage of each recipe at tiny size, for one epoch of six steps; then the saved weights are evaluated."""
-    shrunk = [*SMALL, *data, "--stage.epochs=1", "--stage.warmup_epochs=0", f"--log.out={tmp_path}", "--log.name=run"]
-    train_imagenet.main(["--cfg", str(path), *shrunk])
+def test_every_recipe_trains_a_step_is_saved_and_reloaded(path, two_sets, tmp_path, capsys):
+    """Each stage of each recipe at tiny size, for one epoch of two steps in two pieces; then what was saved is
+    evaluated and found to be finished."""
+    stages = recipe.load(path).stages
+    shrunk = [*SMALL, "--stage.batch=48", "--speed.micro_batch=24", "--stage.epochs=1", "--stage.warmup_epochs=0",
+              f"--log.out={tmp_path}", "--log.name=run"]  # fmt: skip
+    shrunk += [f"--data.{part}={two_sets / 'main.beton'}" for part in ("train", "val")]
+    if any(stage.data == "finetune" for stage in stages):
+        shrunk += [f"--data.finetune_{part}={two_sets / 'finetune.beton'}" for part in ("train", "val")]
+    start = [] if stages[0].head == "keep" else [f"--init={two_sets / 'init.safetensors'}"]
+    train_imagenet.main(["--cfg", str(path), *shrunk, *start])
     epochs = rows(tmp_path / "run")
-    assert len(epochs) == len({row["stage"] for row in epochs})
-    assert all(row["val_images"] == 96 for row in epochs)
-    capsys.readouterr()
+    assert [(row["stage"], row["step"]) for row in epochs] == [(s.name, 2 * k + 2) for k, s in enumerate(stages)]
+    assert all(row["val_images"] == 96 and row["grad_norm"] > 0 for row in epochs)
+    said = capsys.readouterr().out
+    assert said.count("3 of 5 classes keep their weights") == sum(stage.head == "map" for stage in stages)
+    first, last = (load_file(tmp_path / "run" / f"{s.name}.safetensors") for s in (stages[0], stages[-1]))
+    assert [len(w["head.bias"]) for w in (first, last)] == [7, 5 if stages[-1].data == "finetune" else 7]
     train_imagenet.main(["--cfg", str(path), *shrunk, "--eval-only", f"--init={tmp_path / 'run'}"])
     assert f"top-1 {100 * epochs[-1]['top1']:.3f} %" in capsys.readouterr().out
     train_imagenet.main(["--cfg", str(tmp_path / "run" / "recipe.yaml"), "--log.name=run"])
     assert rows(tmp_path / "run") == epochs, "a finished run was trained again"
+
+
+# --- printing ------------------------------------------------------------------------------------------------------
 
 
 def test_print_shows_the_resolved_recipe_and_stops(tmp_path):
@@ -68,6 +125,29 @@ def test_print_shows_the_resolved_recipe_and_stops(tmp_path):
     assert done.returncode == 0
     assert "epochs: 7" in done.stdout
     assert "repeats: 3" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("extra", [[], ["--at-throughput=1000"], ["--measure", "--speed.device=cpu"]])
+def test_what_is_printed_is_the_recipe(tmp_path, capsys, extra):
+    """With the table of its stages as comments."""
+    cfg = ["--cfg", str(ROOT / "recipes/smoke.yaml"), "--stage.lr=3.3e-2"]
+    train_imagenet.main([*cfg, "--print", *extra])
+    printed = capsys.readouterr().out
+    (tmp_path / "printed.yaml").write_text(printed)
+    assert recipe.load(tmp_path / "printed.yaml") == recipe.load(cfg[1], {"stage.lr": "3.3e-2"})
+    table = [line.split() for line in printed.splitlines() if line.startswith("# ")]
+    assert [row[1] for row in table[1:3]] == ["first_32", "second_48"]
+    assert all((row[-1] == "-") == (not extra) for row in table[1:3])
+
+
+def test_start_at_and_new_heads_need_weights(tmp_path, data, capsys):
+    """Also where an older checkpoint would not be taken for weights."""
+    for cfg in ("recipes/transfer/cifar10.yaml", "recipes/smoke.yaml"):
+        start = ["--start-at=second_48"] if "smoke" in cfg else []
+        with pytest.raises(SystemExit):
+            train_imagenet.main(["--cfg", str(ROOT / cfg), *SMALL, *data, f"--log.out={tmp_path}", *start])
+        assert "it needs --init" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
@@ -152,6 +232,10 @@ BAD = {
     "unknown model": (["--model.name=deit4_small"], "nearest names"),
     "piece that does not divide": (["--speed.micro_batch=6"], "micro_batch"),
     "half precision on a CPU": (["--speed.precision=fp16"], "needs a GPU"),
+    "speed without a plan": (["--measure"], "belong to --print"),
+    "no speed": (["--print", "--at-throughput=0"], "invalid positive value"),
+    "batch larger than the planned data": (["--print", "--stage.batch=4096"], "do not fill one batch"),
+    "second data set without a use": (["--data.finetune_val=x"], "a recipe has both"),
 }
 
 
@@ -159,11 +243,9 @@ BAD = {
 def test_bad_input_is_one_line_and_status_2(tmp_path, data, jpg_beton, arguments, words, capsys):
     (tmp_path / "other.beton").write_bytes(b"GIF89a" * 100)
     (tmp_path / "half.beton").write_bytes(jpg_beton.read_bytes()[: jpg_beton.stat().st_size // 2])
-    given = [word.format(tmp=tmp_path) for word in arguments]
+    given = [f"--log.out={tmp_path}", "--log.name=run", *(word.format(tmp=tmp_path) for word in arguments)]
     with pytest.raises(SystemExit) as ended:
-        train_imagenet.main(
-            ["--cfg", str(ROOT / "recipes/smoke.yaml"), *SMALL, *data, f"--log.out={tmp_path}", "--log.name=run", *given]
-        )
+        train_imagenet.main(["--cfg", str(ROOT / "recipes/smoke.yaml"), *SMALL, *data, *given])
     captured = capsys.readouterr()
     assert ended.value.code == 2
     assert words in captured.err

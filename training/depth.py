@@ -34,13 +34,14 @@ class StochasticDepth(nn.Module):
 
 
 @kernel
-def _masks(branches, seed, step, first, samples, rate):
-    """float32 [branches, samples]: 0 with probability `rate`, else 1 / (1 - rate)."""
+def _masks(rates, seed, step, first, samples):
+    """float32 [branches, samples]: 0 with probability `rates[branch]`, else 1 / (1 - that)."""
+    branches = len(rates)
     scale = np.empty((branches, samples), np.float32)
     for branch in range(branches):
         for i in range(samples):
-            kept = draws.uniform(seed, (first + i) * branches + branch, draws.DEPTH + step) >= rate
-            scale[branch, i] = 1.0 / (1.0 - rate) if kept else 0.0
+            kept = draws.uniform(seed, (first + i) * branches + branch, draws.DEPTH + step) >= rates[branch]
+            scale[branch, i] = 1.0 / (1.0 - rates[branch]) if kept else 0.0
     return scale
 
 
@@ -50,10 +51,11 @@ def branches(model: nn.Module) -> list[StochasticDepth]:
 
 
 def set_masks(stochastic: list[StochasticDepth], *, seed: int, step: int, first: int, samples: int, device) -> None:
-    """Draws the masks of samples first .. first + samples - 1 of the global batch of `step` (all rates are equal)."""
+    """Draws the masks of samples first .. first + samples - 1 of the global batch of `step`."""
     if not stochastic:
         return
-    scale = torch.from_numpy(_masks(len(stochastic), seed, step, first, samples, stochastic[0].rate))
+    rates = np.array([branch.rate for branch in stochastic])
+    scale = torch.from_numpy(_masks(rates, seed, step, first, samples))
     if device.type == "cuda":
         scale = scale.pin_memory().to(device, non_blocking=True)
     for branch, row in zip(stochastic, scale, strict=True):

@@ -60,3 +60,11 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     if distributed.is_initialized():
         distributed.all_reduce(values)
     return values
+
+
+def least_over_ranks(number: int, device: torch.device) -> int:
+    """The smallest of the numbers that the processes give."""
+    least = torch.tensor(number, device=device)
+    if distributed.is_initialized():
+        distributed.all_reduce(least, distributed.ReduceOp.MIN)
+    return int(least)

@@ -52,7 +52,7 @@ def take(kind, value, limits=types.MappingProxyType({})):
     """`value`, text or already typed, as an instance of the type `kind`; ValueError when it is not one."""
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
-        for part in parts:
+        for part in sorted(parts, key=lambda part: part is not types.NoneType):  # `none` before any text
             try:
                 return take(part, value, limits)
             except ValueError:

@@ -141,7 +141,7 @@ class Meter:
         self.began = time.perf_counter()
 
     def add(self, loss: torch.Tensor, norm: torch.Tensor, images: int, waited: float) -> None:
-        """One optimizer step: this rank's loss, the gradient norm (device scalars), images of all ranks, seconds waited."""
+        """One optimizer step: this rank's loss and the gradient norm (device scalars), all ranks' images, seconds."""
         self.loss += loss
         self.norm += norm
         self.steps, self.images, self.waited = self.steps + 1, self.images + images, self.waited + waited

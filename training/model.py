@@ -5,7 +5,8 @@ Out: an `nn.Module` that takes float images (n, 3, resolution, resolution) and r
 
 `deit3_*` models start as the official code starts them, where timm differs in three places: LayerScale begins at 1e-4,
 stochastic depth has one rate in every block (timm raises it from 0 in the first), and the class token is drawn with
-standard deviation .02. Every other timm model is built as timm builds it.
+standard deviation .02. Every other timm model is built as timm builds it, with the rates that timm gives its branches;
+only the draws of stochastic depth are ours in all models.
 """
 
 import difflib
@@ -15,12 +16,15 @@ from typing import Literal
 import timm
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import DropPath
 from timm.models import VisionTransformer, build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from ffcv_ops.errors import BadInput
+from training import depth
 from training.depth import StochasticDepth
 
 _SETTINGS = {
@@ -83,6 +87,10 @@ def create(name: str, *, resolution: int, classes: int, drop_path: float, layer_
         raise BadInput(f"timm cannot build {name!r} at {resolution} px, drop_path {drop_path}: {error}") from error
     if is_deit3:
         _start_officially(model, drop_path)
+    else:
+        for name, module in list(model.named_modules()):
+            if isinstance(module, DropPath):
+                model.set_submodule(name, StochasticDepth(module.drop_prob))
     return model
 
 
@@ -94,22 +102,37 @@ def _start_officially(model, drop_path):
 
 
 def grow(
-    weights: dict[str, Tensor], model: nn.Module, *, head: Literal["strict", "new"] = "strict"
+    weights: dict[str, Tensor],
+    model: nn.Module,
+    *,
+    head: Literal["keep", "new", "map"] = "keep",
+    rows: list[int] | None = None,
 ) -> dict[str, Tensor]:
     """`weights` of the same architecture at another resolution, made to fit `model`; unchanged tensors are not copied.
 
     The position embedding is resampled to the model's grid (bicubic, corners not aligned, no antialiasing, as in the
-    official code). `head`: strict keeps the classifier of `weights`, new takes the model's own, fresh one.
+    official code). `head`: keep takes the classifier of `weights`; new takes the model's own, fresh one; map does too
+    and copies into its class k the class `rows[k]` of `weights`, where that is not -1.
     """
     grown = dict(weights)
     if "pos_embed" in weights and getattr(model, "pos_embed", None) is not None:
         grid = model.patch_embed.grid_size
         extra = model.pos_embed.shape[1] - math.prod(grid)  # tokens with an embedding and no place: 0 in deit3 models
         grown["pos_embed"] = _resample(weights["pos_embed"], grid, extra)
-    if head == "new":
+    if head != "keep":
         own = {key: value for key, value in model.state_dict().items() if _is_head(key, model)}
         grown = {key: value for key, value in grown.items() if not _is_head(key, model)} | own
+    if head == "map":
+        old = torch.tensor(rows)
+        for key, value in own.items():
+            known = (old >= 0).view(-1, *[1] * (value.ndim - 1))
+            grown[key] = torch.where(known, weights[key][old.clamp(min=0)], value)
     return grown
+
+
+def head_size(weights: dict[str, Tensor], model: nn.Module) -> int:
+    """The number of classes of `weights`, of the architecture of `model`; 0 if they have no classifier."""
+    return next((len(value) for key, value in weights.items() if _is_head(key, model)), 0)
 
 
 def _is_head(key, model):
@@ -142,8 +165,14 @@ def load(model: nn.Module, weights: dict[str, Tensor]) -> None:
     ]
     if faults:
         shown = "; ".join(faults[:8]) + (f"; and {len(faults) - 8} more" if len(faults) > 8 else "")
-        raise BadInput(f"{len(faults)} of the weights do not fit the model: {shown}")
+        raise BadInput(f"{len(faults)} of the weights do not fit the model: {shown}{_advice(faults, own, model)}")
     model.load_state_dict(weights)
+
+
+def _advice(faults, own, model):
+    heads = sum(_is_head(key, model) for key in own)
+    of_heads = sum(_is_head(fault.partition(":")[0], model) for fault in faults)
+    return ". For other classes set stage.head: new" if len(faults) == of_heads == heads else ""
 
 
 def count(model: nn.Module) -> int:
@@ -167,3 +196,40 @@ def macs(model: nn.Module, resolution: int) -> float:
         torch.func.functional_call(model.eval(), shapes, (image,))
     model.train(was_training)
     return counter.get_total_flops() / 2 / 1e9
+
+
+def activations(model: nn.Module, resolution: int, precision: torch.dtype) -> tuple[int, int]:
+    """Bytes that a forward pass of training keeps for its backward pass: (once, for each sample). `precision` is that
+    of the matrix products; below float32, copies of the weights are what is kept once. Nothing is computed."""
+    two, four = (_kept(model, resolution, precision, samples) for samples in (2, 4))
+    return 2 * two - four, (four - two) // 2
+
+
+def _kept(model, resolution, precision, samples):
+    """Autograd is asked for each tensor that it saves; a storage counts once, the weights' own not at all."""
+    storages, alive = {}, []  # a storage that is freed could lend its address to the next
+
+    def keep(tensor):
+        alive.append(tensor)
+        storages[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    branches = depth.branches(model)
+    masks = [branch.scale for branch in branches]
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    was_training = model.training
+    with FakeTensorMode():
+        weights = {
+            key: torch.empty(value.shape, dtype=value.dtype).requires_grad_(value.requires_grad)
+            for key, value in state.items()
+        }
+        own = {value.untyped_storage()._cdata for value in weights.values()}
+        for branch in branches:
+            branch.scale = torch.ones(samples)
+        autocast = torch.autocast("cpu", dtype=precision, enabled=precision != torch.float32)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast:
+            torch.func.functional_call(model.train(), weights, (torch.empty(samples, 3, resolution, resolution),))
+    model.train(was_training)
+    for branch, mask in zip(branches, masks, strict=True):
+        branch.scale = mask
+    return sum(size for storage, size in storages.items() if storage not in own)

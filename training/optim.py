@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim.adam import adam
 
+MOMENTS = {"lamb": 2, "adamw": 2, "sgd": 1}  # tensors of each weight's size that an optimizer keeps
+
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Two groups: weight matrices, which decay, and the rest, which does not: vectors (biases, norms, LayerScale) and

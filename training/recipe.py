@@ -28,6 +28,8 @@ class Data:
 
     train: str = key(".beton to train on")
     val: str = key(".beton to evaluate on")
+    finetune_train: str | None = key(".beton to train on, of stages with data: finetune")
+    finetune_val: str | None = key(".beton to evaluate on, of stages with data: finetune")
     workers: int | Literal["auto"] = key("threads of the loader, per rank; auto: this rank's cores", low=1)
     cache: Literal["os", "process"] = key("os: the system's page cache holds the file; process: read page by page")
 
@@ -37,7 +39,7 @@ class Model:
     """model: what is trained; the image size is the stage's"""
 
     name: str = key("timm's name of the architecture")
-    layer_scale: float = key("LayerScale's initial value", above=0)
+    layer_scale: float | None = key("LayerScale's initial value; none: without it", above=0)
     classes: int | Literal["auto"] = key("size of the head; auto: the classes of the .beton", low=1)
 
 
@@ -46,6 +48,7 @@ class Stage:
     """stage: what changes the result, one row of stages: each"""
 
     name: str = key("name in logs and files")
+    data: Literal["main", "finetune"] = key("data.train and data.val, or data.finetune_train and data.finetune_val")
     resolution: int = key("side of the square training image, pixels", low=8, high=4096)
     epochs: int = key("passes of as many samples as there are images", low=1)
     batch: int = key("samples per optimizer step, over all devices", low=1)
@@ -53,7 +56,9 @@ class Stage:
     rrc_scale: tuple[float, float] = key("rrc: smallest and largest share of the image's area", above=0, high=1)
     interpolation: Literal["bicubic", "bilinear"] = key("of the resizing, antialiased, in training and evaluation")
     flip: float = key("probability of a horizontal flip", low=0, high=1)
-    augment: Literal["three", "rand", "none"] = key("3-Augment, RandAugment or neither")
+    augment: Literal["three", "rand", "auto-original", "auto-v0", "trivial", "none"] = key(
+        "3-Augment, RandAugment, AutoAugment, TrivialAugment or none"
+    )
     three_ops: tuple[Literal["gray", "solarize", "blur"], ...] = key("three: one of these for each sample")
     rand_config: str = key("rand: strength, in timm's notation")
     jitter: float | None = key("colour jitter: brightness, contrast and saturation in 1 -+ this", above=0, high=1)
@@ -78,6 +83,7 @@ class Stage:
     clip_norm: float | None = key("largest global norm of the gradient", above=0)
     ema: float | None = key("decay per step of the averaged weights", above=0, below=1)
     start: Literal["last", "ema"] = key("which weights of the stage before to start from")
+    head: Literal["keep", "new", "map"] = key("the classifier: kept, begun anew, or rows of the same class names kept")
     eval_crop: float = key("evaluation: share of the short side inside the centre crop", above=0, high=1)
 
     @property
@@ -249,6 +255,13 @@ def _check(run):
     for name in (run.log.name, *names):
         if not re.fullmatch(r"[\w-][\w.-]*", name) or ".." in name:
             raise BadInput(f"{run.source}: the name {name!r} becomes part of a path; use letters, digits, - and _ only")
+    given = {run.data.finetune_train is not None, run.data.finetune_val is not None}
+    wanted = any(stage.data == "finetune" for stage in run.stages)
+    if given != {wanted}:
+        raise BadInput(
+            f"{run.source}: data.finetune_train and data.finetune_val belong to stages with data: finetune;"
+            " a recipe has both and such a stage, or neither"
+        )
     for before, stage in zip((None, *run.stages), run.stages, strict=False):
         _check_stage(stage, before, run.speed.micro_batch, f"{run.source}: stage {stage.name}: ")
 

@@ -36,3 +36,9 @@ def learning_rate(
         return min_lr
     progress = (time - cosine_start) / (epochs - cosine_start)
     return min_lr + (lr - min_lr) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def of_stage(stage, step: int, steps_per_epoch: int) -> float:
+    """The learning rate of a step of `stage`, a row of a recipe."""
+    names = ("epochs", "lr", "min_lr", "warmup_epochs", "warmup_lr", "schedule")
+    return learning_rate(step, steps_per_epoch=steps_per_epoch, **{name: getattr(stage, name) for name in names})

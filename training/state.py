@@ -15,9 +15,8 @@ import os
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import nn
 
 from ffcv_ops.errors import BadInput
 from training import recipe
@@ -98,7 +97,8 @@ class RunFolder:
                 raise ValueError(f"format {content['format']} instead of {_FORMAT}")
         except Exception as error:  # torch.load raises many kinds; each means that the file cannot be used
             reason = str(error).partition("\n")[0]
-            raise BadInput(f"{self.checkpoint}: not a checkpoint of ours ({reason}); delete it to start again") from error
+            advice = "delete it to start again"
+            raise BadInput(f"{self.checkpoint}: not a checkpoint of ours ({reason}); {advice}") from error
         return content
 
     def save_weights(self, name: str, model: nn.Module) -> None:
@@ -115,22 +115,6 @@ def restore(state: State, content: dict) -> None:
         state.average.module.load_state_dict(content["average"])
     state.optimizer.load_state_dict(content["optimizer"])
     state.scaler.load_state_dict(content["scaler"])
-
-
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The weights in a .safetensors file, in a checkpoint of ours, or in a run folder (those of its last stage)."""
-    path = Path(path)
-    if path.is_dir():
-        path = path / "model.safetensors"
-    if not path.is_file():
-        raise BadInput(f"{path}: no such file; --init takes a .safetensors file or a finished run's folder")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)["model"]
-    except (SafetensorError, KeyError, OSError, RuntimeError, EOFError) as error:
-        reason = str(error).partition("\n")[0]
-        raise BadInput(f"{path}: cannot be read as weights ({reason})") from error
 
 
 def science(before: Run, after: Run) -> str:

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from conversion import beton
-from conversion.baseline import histogram, histogram_baseline
+from conversion.baseline import histogram_baseline, of_channels, of_rgb, of_ycbcr
 from conversion.encode import encode_rgb
 
 
@@ -20,10 +21,15 @@ def mosaic(rng, shares):
     return rng.permutation(np.repeat([(0, 0, 0), (250, 0, 0), (255, 255, 255)], counts, axis=0)).astype(np.uint8)
 
 
-def test_histogram_is_numpys():
+def test_histograms_are_numpys():
     rgb = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     expected, _ = np.histogramdd(rgb.reshape(-1, 3), bins=[np.arange(0, 257, 32)] * 3)
-    assert np.allclose(histogram(rgb), expected.ravel() / 600)
+    assert np.allclose(of_rgb(rgb), expected.ravel() / 600)
+    ycbcr = np.asarray(Image.fromarray(rgb).convert("YCbCr"))
+    expected, _ = np.histogramdd(ycbcr.reshape(-1, 3), bins=[np.arange(0, 257, 32)] * 3)
+    assert np.allclose(of_ycbcr(rgb), expected.ravel() / 600)
+    expected = [np.histogram(rgb[..., channel], bins=np.arange(0, 257, 8))[0] for channel in range(3)]
+    assert np.allclose(of_channels(rgb), np.concatenate(expected) / 1800)
 
 
 @pytest.fixture
@@ -41,21 +47,22 @@ def test_colours_are_told_apart_wherever_they_are(rng, tmp_path):
 
 
 def test_a_change_of_light_is_undone(rng, tmp_path):
-    """One class has two brightnesses, the other many; then every picture gets a gain and an offset of its own."""
+    """Bright pixels are half of one class and a tenth of the other; every picture has its own two brightnesses."""
 
     def picture(k):
-        values = rng.choice([0, 100], (20, 20, 3)) if k % 2 else rng.integers(0, 101, (20, 20, 3))
-        return np.rint(values * rng.uniform(0.5, 1.5, 3) + rng.uniform(0, 100, 3)).astype(np.uint8), k % 2
+        bright = rng.random((20, 20, 1)) < (0.5 if k % 2 else 0.1)
+        return (rng.integers(0, 100, 3) + bright * rng.integers(60, 150, 3)).astype(np.uint8), k % 2
 
     images = [picture(k) for k in range(80)]
-    assert (
-        histogram_baseline(stored(tmp_path / "t.beton", images[:60]), stored(tmp_path / "v.beton", images[60:])) > 0.9
-    )
+    files = stored(tmp_path / "t.beton", images[:60]), stored(tmp_path / "v.beton", images[60:])
+    assert histogram_baseline(*files, undo_light=True) > 0.9
+    assert histogram_baseline(*files) < 0.8
 
 
-def test_arrangement_is_invisible(rng, tmp_path):
+@pytest.mark.parametrize("undo_light", [False, True])
+def test_arrangement_is_invisible(rng, tmp_path, undo_light):
     """Stripes across and stripes down have the same colours: chance is all that is left."""
     across = np.repeat(rng.integers(0, 256, (200, 20, 1, 3), dtype=np.uint8), 20, axis=2)
     images = [(rgb if k % 2 else rgb.swapaxes(0, 1).copy(), k % 2) for k, rgb in enumerate(across)]
-    top1 = histogram_baseline(stored(tmp_path / "t.beton", images[:100]), stored(tmp_path / "v.beton", images[100:]))
-    assert 0.35 < top1 < 0.65
+    files = stored(tmp_path / "t.beton", images[:100]), stored(tmp_path / "v.beton", images[100:])
+    assert 0.35 < histogram_baseline(*files, undo_light=undo_light) < 0.65

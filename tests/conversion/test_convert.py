@@ -87,7 +87,7 @@ def test_sidecar(pictures, converted):
     }
     assert (path.parent / "x_train.files.txt").read_text().splitlines() == list(pictures.splits["train"].names)
     assert sorted(files(path.parent)) == ["x_train.beton", "x_train.files.txt", "x_train.json"]
-    assert re.fullmatch(rf"{path}: 60 images, {len(content) / 1e6:.1f} MB, [\d,]+ images/s", line)
+    assert re.fullmatch(rf"{path}: 60 images of 3 classes, {len(content) / 1e6:.1f} MB, [\d,]+ images/s", line)
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def damaged(pictures, tmp_path):
 def test_stop_names_the_first_bad_file(damaged, tmp_path):
     out = tmp_path / "out"
     bad = os.path.join(damaged.origin, "train/class/b.jpg")
-    with pytest.raises(BadInput, match=f"^{re.escape(bad)}: is not an image that Pillow knows ") as caught:
+    with pytest.raises(BadInput, match=f"^{re.escape(bad)}: is not an image that Pillow knows; ") as caught:
         run(damaged, out / "x_train.beton", workers=2)
     assert "\n" not in str(caught.value)
     assert files(out) == {}

@@ -55,10 +55,19 @@ def test_uniform_int_covers_its_range_evenly():
     assert stats.chisquare(counts).pvalue > 1e-3
 
 
+def test_normal():
+    values = np.array([draws.normal(1, d, 4) for d in range(20000)])
+    assert stats.kstest(values, "norm").pvalue > 1e-3
+    assert abs(np.corrcoef(values[:-1], values[1:])[0, 1]) < 4 / np.sqrt(20000)
+
+
 def test_slots_do_not_overlap():
     """Each use has numbers of its own: the slots of a sample are distinct."""
     used = [draws.CROP + k for k in range(40)]
     used += [draws.FLIP, draws.THREE_CHOICE, draws.THREE_SIGMA, *(draws.JITTER + k for k in range(3))]
     used += [draws.JITTER_ORDER]
+    assert max(used) < draws.MIX < draws.ORDER < draws.STAGE < draws.CHOICE
+    used += [draws.CHOICE, *(draws.LAYER + 8 * layer + k for layer in range(draws.LAYERS) for k in range(8))]
+    used += [draws.ERASE, *(draws.ERASE_TRY + k for k in range(40)), draws.ERASE_NOISE]
     assert len(set(used)) == len(used)
-    assert max(used) < draws.MIX < draws.ORDER
+    assert max(used) < draws.DEPTH

@@ -28,7 +28,9 @@ class Stage:
     flip: float = 0.5
     augment: str = "three"
     three_ops: tuple = ("gray", "solarize", "blur")
+    rand_config: str = "rand-m9-mstd0.5-inc1"
     jitter: float | None = 0.3
+    erasing: float = 0.0
     repeats: int = 3
     mixup: float = 0.8
     cutmix: float = 1.0
@@ -138,6 +140,27 @@ def test_evaluation_sees_every_image_once(jpg_beton, world):
             labels.append(classes)
     assert torch.cat(labels).tolist() == [index % 5 for index in range(SAMPLES)]
     assert len({image.numpy().tobytes() for image in torch.cat(images)}) == SAMPLES
+
+
+def test_the_stages_words_reach_the_samples(jpg_beton, reference):
+    """augment, rand_config and erasing: each changes the batch, the same way every time."""
+    rand = replace(STAGE, augment="rand", jitter=None)
+    stages = [
+        rand,
+        replace(rand, rand_config="rand-m2-mstd0.5-inc1"),
+        replace(rand, erasing=0.5),
+        replace(rand, augment="auto-v0"),
+    ]
+    first = [reference[0][0], *(collected(train(jpg_beton, stage).epoch(0))[0][0] for stage in stages)]
+    for number, images in enumerate(first):
+        assert not any(torch.equal(images, other) for other in first[:number])
+    one, two = (collected(train(jpg_beton, stages[2], workers=workers).epoch(0)) for workers in (1, 2))
+    assert_same(one, two)
+
+
+def test_a_bad_rand_config_is_refused(jpg_beton):
+    with pytest.raises(BadInput, match=r"rand_config 'rand-m9-x1': 'x1' is none of"):
+        train(jpg_beton, replace(STAGE, augment="rand", rand_config="rand-m9-x1"))
 
 
 def test_resolution_may_change_between_epochs(jpg_beton):

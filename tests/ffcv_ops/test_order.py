@@ -32,6 +32,30 @@ def test_repeated_augmentation_of_imagenet():
     assert set(arranged.tolist()) == set(ids[: 625 * 2048].tolist())
 
 
+@pytest.mark.parametrize("processes", [1, 8, 32])
+def test_an_imagenet_epoch_is_the_official_samplers(processes):
+    """The definition: each image of the shuffle three times in a row; process r of W takes r, r + W, ... and keeps the
+    first floor(floor(N / 256) * 256 / W). The official runs had 8 x 256 and 32 x 64 samples a step."""
+    chunk, shuffle = 2048 // processes, order.shuffled(IMAGENET, seed=0, epoch=7)
+    ids = order.showings(IMAGENET, seed=0, epoch=7, repeats=3)
+    assert len(ids) == order.epoch_length(IMAGENET, repeats=3) == IMAGENET // 256 * 256
+    arranged = order.arrange(ids, batch=2048, chunk=chunk)
+    images, shown = np.unique(ids % IMAGENET, return_counts=True)
+    assert (len(images), set(shown)) == (427_008, {3})
+    by_step = arranged.reshape(625, processes, chunk)
+    for process in {0, processes // 3, processes - 1}:
+        sampler = np.repeat(shuffle, 3)[process::processes][: IMAGENET // 256 * 256 // processes]
+        assert len(sampler) // chunk == 625
+        for step in (0, 311, 624):
+            batch = sampler[step * chunk : (step + 1) * chunk]
+            pairs = np.stack([batch, batch[::-1]], axis=1)[: chunk // 2]  # the official code flips the batch to mix it
+            np.testing.assert_array_equal(by_step[step, process] % IMAGENET, pairs.reshape(-1))
+    for world in (1, 8, 32):
+        shares = [order.rank_share(arranged, batch=2048, rank=rank, world=world) for rank in range(world)]
+        whole = np.stack([share.reshape(625, -1) for share in shares], axis=1)
+        np.testing.assert_array_equal(whole.reshape(-1), arranged)
+
+
 @pytest.mark.parametrize("world", [1, 2, 8])
 def test_ranks_get_what_the_official_sampler_gives_its_eight_processes(world):
     """Process c of 8 holds showings c, c + 8, ...; partners of its flipped batch are neighbours here."""
@@ -77,3 +101,4 @@ def test_small_data_sets_are_not_rounded_away():
     assert len(order.showings(100, seed=0, epoch=0, repeats=3)) == 100
     assert len(order.showings(300, seed=0, epoch=0, repeats=3)) == 256
     assert len(order.showings(300, seed=0, epoch=0, repeats=1)) == 300
+    assert [order.epoch_length(n, repeats=r) for n, r in ((100, 3), (300, 3), (300, 1))] == [100, 256, 300]

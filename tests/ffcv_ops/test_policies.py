@@ -1,4 +1,4 @@
-"""3-Augment and ColorJitter: frequencies and ranges as published, pixels as Pillow's, both orders of composition."""
+"""The policies: frequencies and ranges as published, whole compositions equal to Pillow's, given the same draws."""
 
 import itertools
 
@@ -7,7 +7,8 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from scipy import stats
 
-from ffcv_ops import policies
+from ffcv_ops import policies, resample
+from ffcv_ops.randaugment import Strength, parse
 
 ALL = policies.GRAY | policies.SOLARIZE | policies.BLUR
 ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
@@ -63,12 +64,69 @@ def pillow_sample(image, *, three_ops, jitter, seed, draw):
     return np.asarray(image)
 
 
+PLAIN = Strength()
+
+
+def applied(image, augment, *, three_ops=ALL, rand=PLAIN, jitter=0.0, seed=5, draw=0, kind=resample.BICUBIC):
+    planes = image.transpose(2, 0, 1).copy()
+    spare = np.empty(policies.scratch(*image.shape[:2]), np.uint8)
+    policies.apply(planes, augment, three_ops, rand, kind, jitter, seed, draw, spare)
+    return planes.transpose(1, 2, 0)
+
+
 @pytest.mark.parametrize("three_ops, jitter", [(ALL, 0.3), (ALL, 0.0), (0, 0.3), (policies.BLUR, 0.5)])
-def test_the_whole_policy_equals_pillow(photos, three_ops, jitter):
+def test_three_augment_equals_pillow(photos, three_ops, jitter):
     augment = policies.THREE if three_ops else policies.NONE
     for draw, (name, image) in itertools.product(range(12), photos.items()):
-        planes = image.transpose(2, 0, 1).copy()
-        policies.apply(planes, augment, three_ops, jitter, 5, draw, np.empty(2 * image.shape[0] * image.shape[1], "u1"))
+        result = applied(image, augment, three_ops=three_ops, jitter=jitter, draw=draw)
         expected = pillow_sample(Image.fromarray(image), three_ops=three_ops, jitter=jitter, seed=5, draw=draw)
-        np.testing.assert_array_equal(planes.transpose(1, 2, 0), expected, err_msg=name)
+        np.testing.assert_array_equal(result, expected, err_msg=name)
         assert not np.array_equal(expected, image) or name == "page"
+
+
+ZOO = {
+    "official rand": (policies.RAND, parse("rand-m9-mstd0.5-inc1")),
+    "heavy rand": (policies.RAND, parse("rand-m10-n5-p0.9-mstd101")),
+    "auto-original": (policies.AUTO_ORIGINAL, PLAIN),
+    "auto-v0": (policies.AUTO_V0, PLAIN),
+    "trivial": (policies.TRIVIAL, PLAIN),
+}
+
+
+@pytest.mark.parametrize("augment, rand", ZOO.values(), ids=ZOO)
+def test_the_zoo_equals_pillow(photos, odd_images, pillow_zoo, augment, rand):
+    images = [photos["china"][:100, :140], photos["rocket"][200:296, 100:196], *odd_images.values()]
+    changed = 0
+    for draw in range(150):
+        for image in images:
+            result = applied(image, augment, rand=rand, draw=draw)
+            expected = np.asarray(pillow_zoo(Image.fromarray(image), augment, rand, 5, draw))
+            np.testing.assert_array_equal(result, expected, err_msg=f"draw {draw}")
+        changed += not np.array_equal(result, image)
+    assert changed > 30
+
+
+def test_bilinear_reaches_the_operations(photos, pillow_zoo):
+    image, differs = photos["china"][:64, :80], False
+    rand = parse("rand-m9-p1-inc1")
+    for draw in range(40):
+        result = applied(image, policies.RAND, rand=rand, draw=draw, kind=resample.BILINEAR)
+        expected = pillow_zoo(Image.fromarray(image), policies.RAND, rand, 5, draw, Image.Resampling.BILINEAR)
+        np.testing.assert_array_equal(result, np.asarray(expected))
+        differs |= not np.array_equal(result, applied(image, policies.RAND, rand=rand, draw=draw))
+    assert differs
+
+
+def test_jitter_follows_any_policy(photos, pillow_zoo):
+    image = photos["cat"][:64, :64]
+    rand = parse("rand-m9-mstd0.5-inc1")
+    for draw in range(20):
+        result = applied(image, policies.RAND, rand=rand, jitter=0.3, draw=draw)
+        before = pillow_zoo(Image.fromarray(image), policies.RAND, rand, 5, draw)
+        np.testing.assert_array_equal(result, pillow_sample(before, three_ops=0, jitter=0.3, seed=5, draw=draw))
+
+
+def test_every_word_names_a_policy_of_its_own(photos):
+    image = photos["cat"][:48, :48]
+    shown = {tuple(applied(image, number, draw=d).tobytes() for d in range(8)) for number in policies.NAMES.values()}
+    assert len(shown) == len(policies.NAMES)

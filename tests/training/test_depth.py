@@ -10,7 +10,7 @@ CPU = torch.device("cpu")
 
 
 def masks(rate=0.3, step=5, first=0, samples=4096, branches=3, seed=1):
-    stochastic = [depth.StochasticDepth(rate) for _ in range(branches)]
+    stochastic = [depth.StochasticDepth(r) for r in (rate if isinstance(rate, list) else [rate] * branches)]
     depth.set_masks(stochastic, seed=seed, step=step, first=first, samples=samples, device=CPU)
     return torch.stack([branch.scale for branch in stochastic])
 
@@ -20,6 +20,12 @@ def test_rate_and_scale(rate):
     scale = masks(rate)
     assert sorted(scale.unique().tolist()) == pytest.approx([0.0, 1 / (1 - rate)])
     assert (scale == 0).float().mean().item() == pytest.approx(rate, abs=0.02)
+
+
+def test_each_branch_has_its_own_rate():
+    dropped = (masks([0.02, 0.3, 0.6]) == 0).float().mean(1)
+    assert dropped.tolist() == pytest.approx([0.02, 0.3, 0.6], abs=0.02)
+    assert torch.equal(masks([0.3, 0.3, 0.9])[:2], masks(0.3)[:2])
 
 
 def test_every_sample_and_branch_draws_alone():

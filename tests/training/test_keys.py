@@ -33,6 +33,7 @@ class Cake:
     range: tuple[float, float] = key("least and most", low=0, high=1)
     fruit: tuple[Literal["fig", "plum"], ...] = key("fruit on top")
     notes: str = key("free text", default="plain")
+    ribbon: str | None = key("its colour", default=None)
 
 
 GOOD = {
@@ -72,6 +73,8 @@ def test_build_types_every_kind_of_key():
         ("range", " [0.08, 1.0] ", (0.08, 1.0)),
         ("fruit", "fig, plum", ("fig", "plum")),
         ("fruit", ("plum",), ("plum",)),
+        ("ribbon", "none", None),
+        ("ribbon", "None of these", "None of these"),
     ],
 )
 def test_accepted(name, value, wanted):

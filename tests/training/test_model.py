@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from timm.layers import DropPath
 from torch import nn
 from torchvision.models import ResNet50_Weights
 
@@ -83,6 +84,42 @@ def test_measuring_leaves_the_model_as_it_is():
     assert model.macs(network, 48) == expected > 0
     assert network.training
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def saved_for_backward(network, resolution, samples, precision):
+    """Bytes that autograd really keeps of a pass through the very weights."""
+    kept, own = {}, {value.data_ptr() for value in network.state_dict().values()}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    for module in network.modules():
+        if isinstance(module, StochasticDepth):
+            module.scale = torch.ones(samples)
+    autocast = torch.autocast("cpu", dtype=precision, enabled=precision != torch.float32)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast:
+        logits = network(torch.randn(samples, 3, resolution, resolution))
+    assert logits.requires_grad
+    return sum(storage.nbytes() for address, storage in kept.items() if address not in own)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("name", "resolution"), [("deit3_micro_patch16_224", 96), ("deit_tiny_patch16_224", 64), ("resnet18", 64)]
+)
+def test_activations_are_what_autograd_keeps(name, resolution, precision):
+    network = create(name, resolution=resolution, drop_path=0.0 if name == "resnet18" else 0.1).train()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    once, each = model.activations(network, resolution, precision)
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    for samples in (3, 5):
+        kept = saved_for_backward(network, resolution, samples, precision)
+        if name == "resnet18":  # a CPU's batch norm keeps its statistics in float32 under autocast
+            assert kept == pytest.approx(once + samples * each, rel=1e-3)
+        else:
+            assert kept == once + samples * each
+    assert (once > model.count(network)) == (precision == torch.bfloat16)  # two bytes a weight
 
 
 # --- what a fresh model is -----------------------------------------------------------------------------------------
@@ -181,12 +218,17 @@ def test_pixels_beyond_the_last_whole_patch_are_unused():
 
 def test_other_timm_models_are_built_as_timm_builds_them():
     network = create("vit_tiny_patch16_224", resolution=64, drop_path=0.11)
-    rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in network.blocks]
+    rates = [getattr(block.drop_path1, "rate", 0.0) for block in network.blocks]
     assert rates == pytest.approx(np.linspace(0, 0.11, 12).tolist())
     assert model.tokens(network) == 16
-    residual = create("resnet50", resolution=64, drop_path=0.05)
-    assert residual(torch.randn(2, 3, 64, 64)).shape == (2, 10)
-    assert any(type(module).__name__ == "DropPath" for module in residual.modules())
+    residual = create("resnet50", resolution=64, drop_path=0.05).eval()
+    torch.manual_seed(0)
+    timms = timm.create_model("resnet50", num_classes=10, drop_path_rate=0.05).eval()
+    image = torch.randn(2, 3, 64, 64)
+    assert torch.equal(residual(image), timms(image))
+    rates = [module.rate for module in residual.modules() if isinstance(module, StochasticDepth)]
+    assert rates == [module.drop_prob for module in timms.modules() if isinstance(module, DropPath)]
+    assert len(rates) == 15
 
 
 def test_an_unknown_name_is_answered_with_near_ones():
@@ -259,7 +301,7 @@ def test_a_grid_that_is_no_square_is_refused():
 @pytest.mark.parametrize("name", ["deit3_micro_patch16_224", "resnet18"])
 def test_a_new_head_is_the_models_own(name):
     weights, network = create(name, classes=7).state_dict(), create(name, classes=10)
-    with pytest.raises(BadInput, match=r"2 of the weights.*\(7,.*\(10,"):
+    with pytest.raises(BadInput, match=r"2 of the weights.*\(7,.*\(10,.*set stage.head: new"):
         model.load(network, model.grow(weights, network))
     fresh = {key: value.clone() for key, value in network.get_classifier().state_dict().items()}
     nn.init.ones_(next(iter(network.parameters())))
@@ -267,6 +309,18 @@ def test_a_new_head_is_the_models_own(name):
     loaded = network.state_dict()
     assert all(torch.equal(value, fresh[key]) for key, value in network.get_classifier().state_dict().items())
     assert all(torch.equal(value, loaded[key]) for key, value in weights.items() if value.shape == loaded[key].shape)
+
+
+def test_a_mapped_head_takes_the_rows_of_the_same_classes():
+    weights, network = create(classes=7).state_dict(), create(classes=4)
+    own = {key: value.clone() for key, value in network.state_dict().items()}
+    grown = model.grow(weights, network, head="map", rows=[5, -1, 0, 0])
+    for key in ("head.weight", "head.bias"):
+        assert torch.equal(grown[key][[0, 2, 3]], weights[key][[5, 0, 0]])
+        assert torch.equal(grown[key][1], own[key][1])
+    model.load(network, grown)
+    assert torch.equal(network.head.weight[0], weights["head.weight"][5])
+    assert (model.head_size(weights, network), model.head_size(own, network)) == (7, 4)
 
 
 def test_weights_that_do_not_fit_are_listed_and_nothing_is_copied():

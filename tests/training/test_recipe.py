@@ -9,18 +9,18 @@ from ffcv_ops.errors import BadInput
 from training import keys, recipe
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+RECIPES = sorted((ROOT / "recipes").glob("**/*.yaml"))
 
 # The vocabulary of recipes and command lines. A key added here needs a recipe that sets it.
 FROZEN = """
 seed
-data.train data.val data.workers data.cache
+data.train data.val data.finetune_train data.finetune_val data.workers data.cache
 model.name model.layer_scale model.classes
-stage.name stage.resolution stage.epochs stage.batch stage.crop stage.rrc_scale stage.interpolation stage.flip stage.augment
-stage.three_ops stage.rand_config stage.jitter stage.erasing stage.repeats stage.mixup stage.cutmix stage.mix_chunk
-stage.smoothing stage.loss stage.drop_path stage.optimizer stage.lr stage.min_lr stage.warmup_epochs stage.warmup_lr
-stage.schedule stage.weight_decay stage.betas stage.eps stage.momentum stage.clip_norm stage.ema stage.start
-stage.eval_crop
+stage.name stage.data stage.resolution stage.epochs stage.batch stage.crop stage.rrc_scale stage.interpolation
+stage.flip stage.augment stage.three_ops stage.rand_config stage.jitter stage.erasing stage.repeats stage.mixup
+stage.cutmix stage.mix_chunk stage.smoothing stage.loss stage.drop_path stage.optimizer stage.lr stage.min_lr
+stage.warmup_epochs stage.warmup_lr stage.schedule stage.weight_decay stage.betas stage.eps stage.momentum
+stage.clip_norm stage.ema stage.start stage.head stage.eval_crop
 speed.device speed.precision speed.compile speed.micro_batch speed.channels_last
 log.out log.name log.every log.eval_every log.tensorboard
 """
@@ -51,7 +51,7 @@ def test_every_recipe_loads_and_is_a_short_list_of_deltas(path):
     if path != recipe.BASE:
         lines = [line for line in path.read_text().splitlines() if line.strip() and not line.strip().startswith("#")]
         assert len(lines) <= 25
-        assert keys.read_yaml(path)["base"] == "base.yaml"
+        assert (path.parent / keys.read_yaml(path)["base"]).resolve() == recipe.BASE
 
 
 def test_the_papers_vit_s_in_400_epochs():
@@ -60,10 +60,11 @@ def test_the_papers_vit_s_in_400_epochs():
     assert (run.model.name, run.model.layer_scale) == ("deit3_small_patch16_224", 1e-4)
     pretrain, finetune = (dataclasses.asdict(stage) for stage in run.stages)
     shared = {
-        "crop": "rrc", "rrc_scale": (0.08, 1.0), "interpolation": "bicubic", "flip": 0.5, "three_ops": ("gray", "solarize", "blur"),
+        "data": "main", "crop": "rrc", "rrc_scale": (0.08, 1.0), "interpolation": "bicubic", "flip": 0.5,
+        "three_ops": ("gray", "solarize", "blur"),
         "rand_config": "rand-m9-mstd0.5-inc1", "erasing": 0, "mixup": 0.8, "cutmix": 1.0, "drop_path": 0,
         "min_lr": 1e-5, "warmup_epochs": 5, "warmup_lr": 1e-6, "schedule": "epoch", "betas": (0.9, 0.999),
-        "eps": 1e-8, "momentum": 0.9, "ema": 0.99996, "start": "last", "eval_crop": 1.0,
+        "eps": 1e-8, "momentum": 0.9, "ema": 0.99996, "start": "last", "head": "keep", "eval_crop": 1.0,
     }  # fmt: skip
     assert pretrain == shared | {
         "name": "pretrain_224", "resolution": 224, "epochs": 400, "batch": 2048, "augment": "three", "jitter": 0.3,
@@ -132,15 +133,17 @@ def test_a_rendered_run_loads_as_an_equal_run(path, write):
 
 def test_stages_that_share_nothing_are_rendered_too(write):
     other = {
-        "name": "b", "resolution": 64, "epochs": 3, "batch": 8, "crop": "src", "rrc_scale": (0.5, 0.6), "interpolation": "bilinear", "flip": 0.1,
-        "augment": "none", "three_ops": ("blur",), "rand_config": "rand-m1", "jitter": None, "erasing": 0.5,
+        "name": "b", "data": "finetune", "resolution": 64, "epochs": 3, "batch": 8, "crop": "src",
+        "rrc_scale": (0.5, 0.6), "interpolation": "bilinear", "flip": 0.1, "augment": "none",
+        "three_ops": ("blur",), "rand_config": "rand-m1", "jitter": None, "erasing": 0.5,
         "repeats": 1, "mixup": 0.1, "cutmix": 0.1, "mix_chunk": 4, "smoothing": 0.2, "loss": "ce", "drop_path": 0.1,
         "optimizer": "sgd", "lr": 1.5, "min_lr": 0.1, "warmup_epochs": 1, "warmup_lr": 0.1, "schedule": "step",
         "weight_decay": 0.0, "betas": (0.1, 0.2), "eps": 1e-6, "momentum": 0.1, "clip_norm": None, "ema": None,
-        "start": "ema", "eval_crop": 0.875,
+        "start": "ema", "head": "new", "eval_crop": 0.875,
     }  # fmt: skip
     run = recipe.load(recipe.BASE)
-    run = dataclasses.replace(run, stages=(run.stages[0], recipe.Stage(**other)))
+    data = dataclasses.replace(run.data, finetune_train="a.beton", finetune_val="b.beton")
+    run = dataclasses.replace(run, data=data, stages=(run.stages[0], recipe.Stage(**other)))
     assert recipe.load(write(recipe.render(run))) == run
 
 
@@ -245,6 +248,9 @@ BAD_RECIPES = {
     "log: {name: ../x}": "the name '../x' becomes part of a path",
     "log: {name: a..b}": "the name 'a..b' becomes part of a path",
     "log: {name: .}": "the name '.' becomes part of a path",
+    "stage: {data: finetune}": "a recipe has both and such a stage, or neither",
+    "data: {finetune_train: a.beton, finetune_val: b.beton}": "a recipe has both and such a stage, or neither",
+    "data: {finetune_val: b.beton}\nstage: {data: finetune}": "a recipe has both and such a stage, or neither",
     # the file itself
     "seed: 1\nseed: 2": "x.yaml, line 3: the key 'seed' appears twice",
     "stage: {lr: 1}\nlog: {every: 5}\nstage: {epochs: 3}": "x.yaml, line 4: the key 'stage' appears twice",

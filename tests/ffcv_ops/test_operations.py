@@ -1,0 +1,51 @@
+"""Every operation of the zoo at every strength against timm's on Pillow images: equal."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ffcv_ops import operations, policies, resample
+
+LAWS = {"plain": operations.PLAIN, "increasing": operations.INCREASING, "paper": operations.PAPER}
+
+
+@pytest.fixture(scope="module")
+def images(photos, odd_images):
+    return [photos["china"][:96, :120], photos["cat"][:64, :64], *odd_images.values()]
+
+
+def ours(image, op, law, magnitude, negative, interpolation):
+    height, width, _ = image.shape
+    planes = image.transpose(2, 0, 1).copy()
+    value = operations.argument(op, law, magnitude, negative, height, width)
+    spare = np.empty(operations.scratch(height, width), np.uint8)
+    operations.run(planes, op, value, interpolation, policies.MEAN_COLOUR, spare)
+    return planes.transpose(1, 2, 0)
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("op", range(operations.IDENTITY), ids=operations.NAMES[:-1])
+def test_equal_to_timm(images, timm_operation, op, law):
+    changed = False
+    for magnitude in (0.0, 1.0, 4.0, 7.3, 8.9217, 9.0, 10.0):
+        for negative in (False, True):
+            for image in images:
+                result = ours(image, op, LAWS[law], magnitude, negative, resample.BICUBIC)
+                expected = np.asarray(timm_operation(Image.fromarray(image), op, LAWS[law], magnitude, negative))
+                np.testing.assert_array_equal(result, expected, err_msg=f"magnitude {magnitude}")
+                changed |= not np.array_equal(expected, image)
+    assert changed
+
+
+@pytest.mark.parametrize("op", [operations.ROTATE, operations.SHEAR_Y, operations.TRANSLATE_X])
+def test_bilinear_where_the_stage_is_bilinear(images, timm_operation, op):
+    for image in images:
+        result = ours(image, op, operations.PLAIN, 9.0, True, resample.BILINEAR)
+        kind = Image.Resampling.BILINEAR
+        expected = timm_operation(Image.fromarray(image), op, operations.PLAIN, 9.0, True, kind)
+        np.testing.assert_array_equal(result, np.asarray(expected))
+
+
+def test_identity(photos):
+    result = ours(photos["cat"], operations.IDENTITY, operations.PLAIN, 9.0, False, resample.BICUBIC)
+    np.testing.assert_array_equal(result, photos["cat"])

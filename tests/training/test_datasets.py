@@ -1,0 +1,62 @@
+"""Which files a stage reads, and how many classes its head has."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ffcv_ops.errors import BadInput
+from training import datasets, recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def run(tmp_path, jpg_beton, raw_beton):
+    """Two data sets: 8 classes by the sidecar of the first, 5 by the labels of the second."""
+    (tmp_path / "big.beton").symlink_to(jpg_beton)
+    (tmp_path / "big.json").write_text(json.dumps({"classes": list("abcdefgh")}))
+    files = {"data.train": tmp_path / "big.beton", "data.val": jpg_beton,
+             "data.finetune_train": raw_beton, "data.finetune_val": jpg_beton}  # fmt: skip
+
+    def load(**changes):
+        overrides = {key: str(path) for key, path in files.items()} | changes
+        return recipe.load(ROOT / "recipes/in21k_s_90ep.yaml", overrides)
+
+    return load
+
+
+def test_each_word_has_its_files_and_classes(run, jpg_beton, raw_beton):
+    sets = datasets.open_sets(run())
+    assert list(sets) == ["main", "finetune"]
+    assert (sets["main"].classes, sets["finetune"].classes) == (8, 5)
+    assert sets["main"].train.class_names == tuple("abcdefgh")
+    assert (sets["finetune"].train.path, sets["finetune"].val.path) == (raw_beton, jpg_beton)
+    assert sets["main"].train.samples == 96
+
+
+def test_only_the_stages_that_will_run_need_their_files(run):
+    missing = run(**{"data.train": "nothing.beton"})
+    assert list(datasets.open_sets(missing, first=1)) == ["finetune"]
+    with pytest.raises(BadInput, match=r"nothing\.beton: no such file"):
+        datasets.open_sets(missing)
+
+
+def test_classes_of_the_run_must_hold_all_labels(run):
+    assert datasets.open_sets(run(**{"model.classes": "9"}))["finetune"].classes == 9
+    with pytest.raises(BadInput, match=r"model\.classes is 7, but labels go up to 7"):
+        datasets.open_sets(run(**{"model.classes": "7"}))
+
+
+def test_plans_do_without_files(run):
+    sets = datasets.planned_sets(run(**{"data.train": "x/imagenet21k_train.beton", "data.finetune_train": "my.beton"}))
+    assert (sets["main"].train.samples, sets["main"].classes) == (13_151_276, 19_167)
+    assert (sets["finetune"].train.samples, sets["finetune"].classes) == (1_281_167, 1_000)
+
+
+def test_every_recipes_files_are_known_or_bundled():
+    for path in (ROOT / "recipes").glob("**/*.yaml"):
+        data = recipe.load(path).data
+        for file in (data.train, data.val, data.finetune_train, data.finetune_val):
+            name = None if file is None else Path(file).stem.rpartition("_")[0]
+            assert name in (None, "photos", *datasets.PUBLIC), path

@@ -1,0 +1,153 @@
+"""Weights from outside. References: the very model, in float64; timm's own renaming; timm's lists of classes.
+
+Official files are imitated: a model's weights under the official names, with the Namespace that such files hold."""
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.data import ImageNetInfo
+from timm.models.deit import checkpoint_filter_fn
+
+from ffcv_ops.errors import BadInput
+from training import model, weights
+
+
+def network(name="deit3_micro_patch16_224", resolution=48, classes=10):
+    torch.manual_seed(1)
+    made = model.create(name, resolution=resolution, classes=classes, drop_path=0.0, layer_scale=0.3).eval()
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return made
+
+
+def official(state):
+    """A state dict under the names of the official code."""
+    return {re.sub(r"ls([12])\.gamma", r"gamma_\1", key): value for key, value in state.items()}
+
+
+@pytest.fixture
+def image():
+    return torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("extra", [{"args": argparse.Namespace(lr=4e-3, model="deit_small_patch16_LS")}, {}])
+def test_an_official_file_computes_what_it_did(tmp_path, image, extra):
+    """Key by key: each gamma of a block goes to the branch that it scaled."""
+    source, path = network().double(), tmp_path / "deit_3_small_224_1k.pth"
+    torch.save({"model": official(source.state_dict()), **extra}, path)
+    copy = model.create("deit3_micro_patch16_224", resolution=48, classes=10, drop_path=0.0, layer_scale=1e-4)
+    model.load(copy.double().eval(), weights.read(path))
+    with torch.no_grad():
+        assert torch.equal(copy(image), source(image))
+
+
+def test_the_renaming_is_timms(tmp_path):
+    made = network()
+    content = {"model": official(made.state_dict())}
+    torch.save(content, tmp_path / "x.pth")
+    timms, ours = checkpoint_filter_fn(content, made, adapt_layer_scale=True), weights.read(tmp_path / "x.pth")
+    assert timms.keys() == ours.keys()
+    assert all(torch.equal(value, timms[key]) for key, value in ours.items())
+
+
+def test_every_kind_of_file_and_folder(tmp_path):
+    state = {key: value.contiguous() for key, value in network().state_dict().items()}
+    run, ours, plain = tmp_path / "run", tmp_path / "last.pt", tmp_path / "plain.pth"
+    run.mkdir()
+    save_file(state, run / "model.safetensors")
+    (run / "config.json").write_text(json.dumps({"architecture": "deit3_micro_patch16_224"}))
+    torch.save({"format": 1, "model": state, "optimizer": {}, "step": 3}, ours)
+    torch.save(state, plain)
+    for source in (run, str(run), f"local-dir:{run}", run / "model.safetensors", ours, plain):
+        read = weights.read(source)
+        assert read.keys() == state.keys()
+        assert all(torch.equal(value, state[key]) for key, value in read.items())
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_a_folder_that_timm_wrote(tmp_path, safe):
+    made = timm.create_model("deit3_small_patch16_224", img_size=32, num_classes=5)
+    timm.models.save_for_hf(made, tmp_path / "timm", model_config={"num_classes": 5}, safe_serialization=safe)
+    read = weights.read(tmp_path / "timm")
+    assert all(torch.equal(value, read[key]) for key, value in made.state_dict().items())
+
+
+class Hostile:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+def test_what_cannot_be_used_is_said_in_one_line(tmp_path):
+    (tmp_path / "bad.safetensors").write_bytes(b"nonsense")
+    (tmp_path / "bad.pth").write_bytes(b"nonsense")
+    torch.save({"model": {}}, tmp_path / "empty.pth")
+    torch.save({"optimizer": {"a": 1}}, tmp_path / "other.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    torch.save({"model": network().state_dict(), "args": Hostile(tmp_path / "ran")}, tmp_path / "hostile.pth")
+    for name, words in {
+        "nothing.pth": "no such file; --init takes",
+        "bad.safetensors": "cannot be read as weights",
+        "bad.pth": "cannot be read as weights",
+        "empty.pth": "no weights under the key `model`",
+        "other.pth": "no weights under the key `model`",
+        "list.pth": "cannot be read as weights",
+        "hostile.pth": "cannot be read as weights",
+        ".": "no such file",
+    }.items():
+        with pytest.raises(BadInput, match=words) as refusal:
+            weights.read(tmp_path / name)
+        assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_without_a_network_a_models_name_is_refused_in_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for name in ("timm:deit3_small_patch16_224.fb_in1k", "hf-hub:timm/deit3_small_patch16_224.fb_in1k", "timm:vit_x"):
+        with pytest.raises(BadInput, match="timm cannot fetch") as refusal:
+            weights.read(name)
+        assert "\n" not in str(refusal.value)
+
+
+def test_a_models_name_is_handed_to_timm(monkeypatch):
+    asked, made = [], network()
+    monkeypatch.setattr("timm.create_model", lambda name, pretrained: asked.append((name, pretrained)) or made)
+    for name in ("timm:a.b", "hf-hub:c/d"):
+        assert weights.read(name).keys() == made.state_dict().keys()
+    assert asked == [("a.b", True), ("hf-hub:c/d", True)]
+
+
+# --- classes -------------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_matched_by_name():
+    rows = weights.matching_rows(3, 4, old_names=("cat", "dog", "owl"), new_names=("owl", "emu", "cat", "fox"))
+    assert rows == [2, -1, 0, -1]
+
+
+def test_names_that_are_not_given_are_timms_lists():
+    rows = weights.matching_rows(21841, 1000)
+    old, new = ImageNetInfo("imagenet-22k").label_names(), ImageNetInfo("imagenet-1k").label_names()
+    assert sum(row >= 0 for row in rows) == 999  # the teddy bear has another number there
+    assert all(old[row] == name for row, name in zip(rows, new, strict=True) if row >= 0)
+    assert rows[0] != 0
+    few = weights.matching_rows(21841, 2, old_names=("short", "list"), new_names=(new[5], "n0"))
+    assert few == [rows[5], -1]
+
+
+def test_classes_without_names_are_refused():
+    with pytest.raises(BadInput, match="names of 19167 classes"):
+        weights.matching_rows(19167, 1000)
+    with pytest.raises(BadInput, match="names of 7 classes"):
+        weights.matching_rows(1000, 7)
+    with pytest.raises(BadInput, match="none of the classes a,"):
+        weights.matching_rows(1000, 2, new_names=("a", "b"))

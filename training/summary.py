@@ -1,0 +1,108 @@
+"""What a run will be, before it is one: a table of its stages, as comments that follow the recipe of `--print`.
+
+In: a run, its data sets (checked or assumed) and, if known, training images per second and GPU. Out: text.
+
+The peak memory of a device is estimated, not measured: float32 weights, gradients, the optimizer's two moments (SGD:
+one) and the average; then the larger of LAMB's update, as large as the weights, and what the forward pass keeps for the
+backward pass. The latter is what autograd saves of the very model, counted on shapes. Left out are the images, what
+kernels need for themselves, and the allocator's waste.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from ffcv_ops import order
+from ffcv_ops.errors import BadInput
+from training import model, optim, schedule
+from training.datasets import DataSet
+from training.recipe import Model, Run, Stage
+
+COLUMNS = ("stage", "px", "tokens", "M param.", "GMACs", "steps", "samples", "lr start", "lr peak", "lr end",
+           "at once", "GiB", "GPU-hours")  # fmt: skip
+
+
+def describe(run: Run, sets: dict[str, DataSet], *, images_per_s: Sequence[float] = ()) -> str:
+    """The table as YAML comments. `images_per_s`: of one GPU, for each stage or for the first alone, from which the
+    others' follow by their multiply-adds."""
+    networks = [
+        on_shapes(run.model, stage.resolution, sets[stage.data].classes, drop_path=stage.drop_path)
+        for stage in run.stages
+    ]
+    gmacs = [model.macs(network, stage.resolution) for network, stage in zip(networks, run.stages, strict=True)]
+    speeds = list(images_per_s)
+    speeds += [speeds[0] * gmacs[0] / own for own in gmacs[len(speeds) :]] if speeds else [None] * len(gmacs)
+    rows = [COLUMNS]
+    for stage, network, cost, speed in zip(run.stages, networks, gmacs, speeds, strict=True):
+        steps, rates = length(stage, sets)
+        at_once = stage.mix_chunk if run.speed.micro_batch == "auto" else run.speed.micro_batch
+        samples = steps * stage.batch
+        size, parameters = memory(run, stage, network, at_once), f"{model.count(network) / 1e6:.3f}"
+        hours = f"{samples / speed / 3600:.1f}" if speed else "-"
+        rows.append(
+            (stage.name, stage.resolution, model.tokens(network) or "-", parameters, f"{cost:.2f}", steps,
+             f"{samples:,}", *(f"{rate:.2e}" for rate in rates), at_once, f"{size / 2**30:.1f}", hours)
+        )  # fmt: skip
+    widths = [max(len(str(row[k])) for row in rows) for k in range(len(COLUMNS))]
+    lines = ["  ".join(str(cell).rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "".join(f"# {line}".rstrip() + "\n" for line in (*lines, "", *_notes(run, sets, images_per_s)))
+
+
+def _notes(run, sets, images_per_s):
+    yield "GiB: estimated peak memory of a device that takes `at once` samples (training/summary.py says how)."
+    if images_per_s:
+        speeds = ", ".join(f"{speed:.4g}" for speed in images_per_s)
+        yield f"GPU-hours: at {speeds} training images/s and GPU, without evaluation and loading."
+    for data in sets.values():
+        if not data.train.path.exists():
+            yield (f"{data.train.path} is not here: taken to hold {data.train.samples:,} images in"
+                   f" {data.classes:,} classes.")  # fmt: skip
+
+
+def on_shapes(wanted: Model, resolution: int, classes: int, *, drop_path: float) -> nn.Module:
+    """The model of a stage without contents."""
+    with torch.device("meta"):
+        return model.create(
+            wanted.name, resolution=resolution, classes=classes, drop_path=drop_path, layer_scale=wanted.layer_scale
+        )
+
+
+def length(stage: Stage, sets: dict[str, DataSet]) -> tuple[int, tuple[float, float, float]]:
+    """Steps of a stage; its learning rate at the start, at its highest and in the last step."""
+    samples = sets[stage.data].train.samples
+    per_epoch = order.epoch_length(samples, repeats=stage.repeats) // stage.batch
+    if per_epoch == 0:
+        raise BadInput(f"stage {stage.name}: {samples} images do not fill one batch of {stage.batch}")
+    steps = per_epoch * stage.epochs
+    rates = [schedule.of_stage(stage, step, per_epoch) for step in (*range(0, steps, per_epoch), steps - 1)]
+    return steps, (rates[0], max(rates), rates[-1])
+
+
+def memory(run: Run, stage: Stage, network: nn.Module, samples: int) -> int:
+    """Estimated peak memory of a device in bytes; see above."""
+    on_cpu = run.speed.device == "cpu" and run.speed.precision == "auto"
+    precision = torch.float32 if on_cpu or run.speed.precision == "fp32" else torch.bfloat16
+    once, each = model.activations(network, stage.resolution, precision)
+    weights = 4 * model.count(network)
+    kept = weights * (2 + optim.MOMENTS[stage.optimizer] + (stage.ema is not None))
+    return kept + max(once + samples * each, weights if stage.optimizer == "lamb" else 0)
+
+
+def measured(step: Callable[[], object], samples: int, device: torch.device) -> float:
+    """Images per second of `step`, which trains on `samples` of them: two to start, then up to ten steps or 20 s."""
+    for _ in range(2):
+        step()
+    _wait(device)
+    began, steps = time.perf_counter(), 0
+    while steps < 10 and time.perf_counter() - began < 20:
+        step()
+        steps += 1
+    _wait(device)
+    return samples * steps / (time.perf_counter() - began)
+
+
+def _wait(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

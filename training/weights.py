@@ -1,0 +1,91 @@
+"""Weights from anywhere -> a state dict in timm's names, on the CPU, that `model.grow` and `model.load` then fit.
+
+    runs/NAME, or any folder       its model.safetensors (or pytorch_model.bin): a finished run, or a timm model folder
+    x.safetensors, last.pt         a file of weights, a checkpoint of ours
+    deit_3_*.pth                   an official file, whose gamma_1 and gamma_2 are timm's ls1.gamma and ls2.gamma
+    timm:NAME, hf-hub:ORG/NAME     downloaded by timm, or taken from its cache
+
+Pickled files are read with `weights_only=True`, so nothing in them is executed. The official ones hold the options of
+their run beside the weights, an argparse.Namespace: the one class that is let in.
+"""
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.data import ImageNetInfo, infer_imagenet_subset
+from torch import Tensor
+
+from ffcv_ops.errors import BadInput
+
+IN_FOLDER = ("model.safetensors", "pytorch_model.bin")
+SOURCES = "a run's folder, a .safetensors, .pt or .pth file, a timm folder, timm:NAME or hf-hub:ORG/NAME"
+
+
+def read(source: str | Path) -> dict[str, Tensor]:
+    """The weights that `source` names, as above; BadInput where there are none."""
+    kind, colon, name = str(source).partition(":")
+    if colon and kind in ("timm", "hf-hub"):
+        weights = _download(str(source) if kind == "hf-hub" else name)
+    else:
+        weights = _read_file(Path(name if kind == "local-dir" else source))
+    return {re.sub(r"\bgamma_([12])$", r"ls\1.gamma", key): value for key, value in weights.items()}
+
+
+def _download(name):
+    try:
+        return timm.create_model(name, pretrained=True).state_dict()
+    except Exception as error:  # a name that nobody knows, no network, a broken cache: each has errors of its own
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise BadInput(f"timm cannot fetch {name!r} ({reason:.200}); this needs the network or timm's cache") from error
+
+
+def _read_file(path):
+    if path.is_dir():
+        path = next((path / name for name in IN_FOLDER if (path / name).exists()), path / IN_FOLDER[0])
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file; --init takes {SOURCES}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        weights = content.get("model", content)
+        if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
+            raise ValueError("it holds no weights under the key `model`")
+        return weights
+    except Exception as error:  # torch.load and safetensors raise many kinds; each means that the file cannot be used
+        reason = str(error).partition("\n")[0]
+        raise BadInput(f"{path}: cannot be read as weights ({reason:.200})") from error
+
+
+def matching_rows(
+    old: int, new: int, *, old_names: Sequence[str] | None = None, new_names: Sequence[str] | None = None
+) -> list[int]:
+    """For each of `new` classes the one of `old` classes with the same name, or -1.
+
+    Names that are not given, or not that many, are the synsets of the ImageNet with so many classes, as timm lists it.
+    """
+    names = []
+    for count, given in ((old, old_names), (new, new_names)):
+        known = given if given is not None and len(given) == count else _synsets(count)
+        if known is None:
+            raise BadInput(
+                f"head: map needs the names of {count} classes, and no ImageNet that timm knows has that many; write"
+                " the .beton from class folders, which names them in the .json beside it, or set head: new"
+            )
+        names.append(known)
+    place = {name: row for row, name in enumerate(names[0])}
+    rows = [place.get(name, -1) for name in names[1]]
+    if max(rows) < 0:
+        raise BadInput(f"head: map finds none of the classes {names[1][0]}, ... in the weights; set head: new")
+    return rows
+
+
+def _synsets(count):
+    subset = infer_imagenet_subset({"num_classes": count})
+    return None if subset is None else ImageNetInfo(subset).label_names()
