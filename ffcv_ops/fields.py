@@ -45,7 +45,9 @@ def describe(path: Path | str) -> Beton:
     """Checks the structure of a .beton with fields `image` and `label`; raises BadInput with one clear line."""
     path = Path(path)
     if not path.is_file():
-        raise BadInput(f"{path}: no such file; write it with `python write_datasets.py` or set --data.train, --data.val")
+        raise BadInput(
+            f"{path}: no such file; write it with `python write_datasets.py` or set --data.train, --data.val"
+        )
     header = _header(path)
     try:
         reader = Reader(str(path))
@@ -86,7 +88,9 @@ def _check_samples(path: Path, reader: Reader, header: np.void) -> np.ndarray:
     data_end = int(header["alloc_table_ptr"])
     columns = dict(zip(reader.field_names, reader.metadata.dtype.names, strict=True))
     if len(reader.metadata) != samples or len(table) < samples:
-        raise BadInput(f"{path}: truncated or damaged: not all of its {samples} samples are there; write or copy it again")
+        raise BadInput(
+            f"{path}: truncated or damaged: not all of its {samples} samples are there; write or copy it again"
+        )
     image, labels = reader.metadata[columns["image"]], reader.metadata[columns["label"]]
     by_pointer = np.argsort(table["ptr"], kind="stable")
     found = np.searchsorted(table["ptr"], image["data_ptr"], sorter=by_pointer)

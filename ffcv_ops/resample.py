@@ -2,8 +2,9 @@
 
 Pillow's arithmetic: one pass along each axis with rounding and clipping to uint8 in between, the horizontal one first
 (since version 13, now and then the vertical one); weights are float64, normalised, then fixed point with 22 fractional
-bits. Only the summation order inside a pixel is free, and integers do not mind. What is different is the layout: weighted sums of whole *rows* vectorise, sums along a row do not, so the
-horizontal pass runs on a transposed image, and pixels travel as uint32 RGBX. Output: three planes.
+bits. Only the summation order inside a pixel is free, and integers do not mind. What is different is the layout:
+weighted sums of whole *rows* vectorise, sums along a row do not, so the horizontal pass runs on a transposed image, and
+pixels travel as uint32 RGBX. Output: three planes.
 """
 
 import math
@@ -40,7 +41,7 @@ def _filter(x, interpolation):
 @kernel
 def taps(low, high, full, interpolation):
     """The most source pixels that one output pixel can depend on."""
-    return 2 * int(math.ceil(_support(interpolation) * max((high - low) / full, 1.0))) + 1
+    return 2 * math.ceil(_support(interpolation) * max((high - low) / full, 1.0)) + 1
 
 
 @kernel

@@ -40,7 +40,9 @@ def odd_images() -> dict[str, np.ndarray]:
         "odd": noise.integers(0, 256, (37, 53, 3), dtype=np.uint8),
         "black": np.zeros((40, 30, 3), np.uint8),
         "white": np.full((30, 40, 3), 255, np.uint8),
-        "checkerboard": np.kron(np.indices((20, 20)).sum(0) % 2, np.ones((2, 2), int))[..., None].repeat(3, 2).astype("u1")
+        "checkerboard": np.kron(np.indices((20, 20)).sum(0) % 2, np.ones((2, 2), int))[..., None]
+        .repeat(3, 2)
+        .astype("u1")
         * 255,
     }
 

@@ -1,5 +1,6 @@
 """The training script as users run it: recipes, resuming, ranks, evaluation, bad input."""
 
+import argparse
 import dataclasses
 import json
 import os
@@ -120,11 +121,12 @@ def test_every_recipe_trains_a_step_is_saved_and_reloaded(path, two_sets, tmp_pa
 # --- printing ------------------------------------------------------------------------------------------------------
 
 
-def test_print_shows_the_resolved_recipe_and_stops(tmp_path):
-    done = finished("--cfg", ROOT / "recipes/vit_s_400ep.yaml", "--print", "--stage.epochs=7", cwd=tmp_path)
-    assert done.returncode == 0
-    assert "epochs: 7" in done.stdout
-    assert "repeats: 3" in done.stdout
+def test_print_shows_the_resolved_recipe_and_stops(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    train_imagenet.main(["--cfg", str(ROOT / "recipes/vit_s_400ep.yaml"), "--print", "--stage.epochs=7"])
+    printed = capsys.readouterr().out
+    assert "epochs: 7" in printed
+    assert "repeats: 3" in printed
     assert not list(tmp_path.iterdir())
 
 
@@ -201,6 +203,27 @@ def test_two_ranks_and_small_pieces_compute_the_same_steps(tmp_path, data):
     assert losses["pieces"] == pytest.approx(losses["one"], abs=1e-5)
     assert losses["two"] == pytest.approx(losses["one"], abs=1e-5)
     assert max(losses["one"]) - min(losses["one"]) > 1e-3
+
+
+def test_official_files_are_evaluated_and_what_does_not_fit_is_listed(tmp_path, data, capsys):
+    made = model.create("deit3_micro_patch16_224", resolution=48, classes=5, drop_path=0.0, layer_scale=0.1)
+    torch.nn.init.normal_(made.head.weight)
+    official = {key.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): value
+                for key, value in made.state_dict().items()}  # fmt: skip
+    torch.save({"model": official, "args": argparse.Namespace(lr=1.0)}, tmp_path / "official.pth")
+    save_file(made.state_dict(), tmp_path / "ours.safetensors")
+    base = ["--cfg", str(ROOT / "recipes/smoke.yaml"), *SMALL, *data, "--eval-only"]
+    said = []
+    for name in ("official.pth", "ours.safetensors"):
+        train_imagenet.main([*base, f"--init={tmp_path / name}", "--stage.resolution=64"])
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    assert "(96 images at 64 px)" in said[0]
+    with pytest.raises(SystemExit):
+        train_imagenet.main([*base, f"--init={tmp_path / 'official.pth'}", "--model.classes=6"])
+    complaint = capsys.readouterr().err
+    assert "2 of the weights do not fit the model: head.weight: (5, 128), the model has (6, 128);" in complaint
+    assert "set stage.head: new" in complaint
 
 
 def test_it_learns(tmp_path, data):

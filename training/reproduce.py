@@ -15,9 +15,10 @@ from ffcv_ops.errors import BadInput, exits_cleanly
 from training import datasets, model, recipe, summary
 
 RECIPES = recipe.BASE.parent
+PUBLISHED, CURVES = "published.json", "official_curves.json"
 BEGIN, END = "<!-- made by python -m training.reproduce -->", "<!-- end of what is made -->"
-COLUMNS = ("recipe", "stage", "px", "epochs", "top-1", "V2", "ReaL", "official curve, epoch: top-1", "M param.", "GMACs",
-           "GPU-hours", "our result")  # fmt: skip
+COLUMNS = ("recipe", "stage", "px", "epochs", "top-1", "V2", "ReaL", "official curve, epoch: top-1", "M param.",
+           "GMACs", "GPU-hours", "our result")  # fmt: skip
 SHOWN = (10, 50, 100, 200, 400, 600)  # epochs of the official curves, besides the last
 
 # What one GPU is taken to sustain, counted as 6 operations per multiply-add: 2 forwards, 4 backwards. timm's published
@@ -27,7 +28,7 @@ OPERATIONS_PER_S = 40e12
 
 def table() -> str:
     """The whole table."""
-    published, curves = (json.loads((RECIPES / name).read_text()) for name in ("published.json", "official_curves.json"))
+    published, curves = (json.loads((RECIPES / name).read_text()) for name in (PUBLISHED, CURVES))
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * 2 + "---:|" * (len(COLUMNS) - 3) + "---|"]
     for path in sorted(RECIPES.glob("**/*.yaml"), key=_place):
         name = path.relative_to(RECIPES).with_suffix("").as_posix()
@@ -58,8 +59,8 @@ def _rows(run, published, curves):
         said, curve = published.get(stage.name, {}), curves.get(stage.name, {})
         top1 = f"{said['top1']:.1f} ({said['source']})" if said else "-"
         others = (f"{said[key]:.1f}" if key in said else "-" for key in ("v2", "real"))
-        yield (stage.name, f"{stage.resolution}", f"{stage.epochs}", top1, *others, _points(curve), f"{count / 1e6:.1f}",
-               f"{gmacs:.2f}", f"{hours:,.0f}", said.get("ours", "*not run*"))  # fmt: skip
+        yield (stage.name, f"{stage.resolution}", f"{stage.epochs}", top1, *others, _points(curve),
+               f"{count / 1e6:.1f}", f"{gmacs:.2f}", f"{hours:,.0f}", said.get("ours", "*not run*"))  # fmt: skip
 
 
 def _points(curve):

@@ -32,7 +32,15 @@ def resampled(image, *, size, box=None, limits=None, full=None, window=(0, 0), f
     scratch = np.empty(resample.scratch_size(height * width, max(height, width), max(size)), np.uint32)
     down_first = resample.vertical_first(bottom - top, right - left, *full)
     resample.resample(
-        rgbx.view(np.uint32)[..., 0], down_first, spans[0], spans[1], tuple(first), tuple(count), tuple(weights), scratch, planes
+        rgbx.view(np.uint32)[..., 0],
+        down_first,
+        spans[0],
+        spans[1],
+        tuple(first),
+        tuple(count),
+        tuple(weights),
+        scratch,
+        planes,
     )
     return planes.transpose(1, 2, 0)
 
@@ -46,7 +54,12 @@ def assert_equal(ours, pillow):
 def test_crop_then_resize(photos, odd_images, interpolation, size):
     for image in [*photos.values(), *odd_images.values()]:
         height, width, _ = image.shape
-        box = (height // 5, width // 7, max(height - height // 4, height // 5 + 1), max(width - width // 9, width // 7 + 1))
+        box = (
+            height // 5,
+            width // 7,
+            max(height - height // 4, height // 5 + 1),
+            max(width - width // 9, width // 7 + 1),
+        )
         pillow = Image.fromarray(image).crop((box[1], box[0], box[3], box[2]))
         expected = pillow.resize(size[::-1], FILTERS[interpolation])
         assert_equal(resampled(image, size=size, box=box, interpolation=interpolation), expected)
@@ -57,7 +70,9 @@ def test_resize_of_a_box_that_sees_beyond_it(photos, box):
     """Pillow's resize(box=...): fractional edges, and pixels outside the box take part."""
     for image in photos.values():
         height, width, _ = image.shape
-        expected = Image.fromarray(image).resize((96, 80), Image.Resampling.BICUBIC, box=(box[1], box[0], box[3], box[2]))
+        expected = Image.fromarray(image).resize(
+            (96, 80), Image.Resampling.BICUBIC, box=(box[1], box[0], box[3], box[2])
+        )
         assert_equal(resampled(image, size=(80, 96), box=box, limits=(0, 0, height, width)), expected)
 
 

@@ -218,7 +218,7 @@ BAD_RECIPES = {
     "stage: {three_ops: [gray, sepia]}": "stage.three_ops is ['gray', 'sepia']",
     # words and ranges
     "stage: {loss: mse}": "stage.loss is 'mse'; it must be one of bce, ce",
-    "stage: {augment: four}": "stage.augment is 'four'; it must be one of three, rand, none",
+    "stage: {augment: four}": "stage.augment is 'four'; it must be one of three, rand, auto-original,",
     "stage: {optimizer: adam}": "stage.optimizer is 'adam'; it must be one of lamb, adamw, sgd",
     "stage: {schedule: cosine}": "stage.schedule is 'cosine'; it must be one of epoch, step",
     "data: {cache: ram}": "data.cache is 'ram'; it must be one of os, process",
