@@ -1,7 +1,6 @@
 """The training script as users run it: recipes, resuming, ranks, evaluation, bad input."""
 
 import argparse
-import dataclasses
 import json
 import os
 import signal
@@ -53,31 +52,11 @@ def rows(folder, kind="epoch"):
 
 # --- every recipe --------------------------------------------------------------------------------------------------
 
-# Keys that a loader does not look at, with values that they all may have.
-NOT_FOR_LOADERS = {
-    "name": "x", "data": "main", "epochs": 1, "smoothing": 0.0, "loss": "ce", "drop_path": 0.0, "optimizer": "sgd",
-    "lr": 1.0, "min_lr": 0.0, "warmup_epochs": 0, "warmup_lr": 0.0, "schedule": "epoch", "weight_decay": 0.0,
-    "betas": (0.9, 0.9), "eps": 1e-8, "momentum": 0.9, "clip_norm": None, "ema": None, "start": "last", "head": "keep",
-}  # fmt: skip
-LOADERS = {}
-
 
 @pytest.fixture
-def loaders_built_once(monkeypatch):
-    """Loaders that are equal in all that they look at are one: FFCV compiles for a second in each new one."""
-
-    def once(build):
-        def loader(path, samples, stage, **options):
-            place = (build, path, samples, dataclasses.replace(stage, **NOT_FOR_LOADERS), *sorted(options.items()))
-            if place not in LOADERS:
-                LOADERS[place] = build(path, samples, stage, **options)
-            return LOADERS[place]
-
-        return loader
-
-    for name in ("train_loader", "eval_loader"):
-        monkeypatch.setattr(train_imagenet, name, once(getattr(train_imagenet, name)))
-    monkeypatch.setattr(train_imagenet.report, "write", lambda folder, run: "")  # tested in test_it_learns
+def no_report(monkeypatch):
+    """Drawing curves takes longer than the two steps that they would show; test_it_learns has a report."""
+    monkeypatch.setattr(train_imagenet.report, "write", lambda folder, run: "")
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +71,7 @@ def two_sets(tmp_path_factory, jpg_beton):
     return folder
 
 
-@pytest.mark.usefixtures("loaders_built_once")
+@pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize("path", RECIPES, ids=[str(path.relative_to(ROOT)) for path in RECIPES])
 def test_every_recipe_trains_a_step_is_saved_and_reloaded(path, two_sets, tmp_path, capsys):
     """Each stage of each recipe at tiny size, for one epoch of two steps in two pieces; then what was saved is
@@ -116,6 +95,15 @@ def test_every_recipe_trains_a_step_is_saved_and_reloaded(path, two_sets, tmp_pa
     assert f"top-1 {100 * epochs[-1]['top1']:.3f} %" in capsys.readouterr().out
     train_imagenet.main(["--cfg", str(tmp_path / "run" / "recipe.yaml"), "--log.name=run"])
     assert rows(tmp_path / "run") == epochs, "a finished run was trained again"
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_later_stage_starts_alone_without_the_files_of_those_before(two_sets, tmp_path):
+    base = ["--cfg", str(ROOT / "recipes/in21k_s_90ep.yaml"), *SMALL, "--stage.batch=48", "--speed.micro_batch=24",
+            "--stage.epochs=1", "--stage.warmup_epochs=0", f"--log.out={tmp_path}", "--log.name=run"]  # fmt: skip
+    base += [f"--data.finetune_{part}={two_sets / 'finetune.beton'}" for part in ("train", "val")]
+    train_imagenet.main([*base, "--start-at=finetune_224", f"--init={two_sets / 'init.safetensors'}"])
+    assert [row["stage"] for row in rows(tmp_path / "run")] == ["finetune_224", "finetune_384"]
 
 
 # --- printing ------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ PUBLIC = {
     "flowers102": (2_040, 102),  # its training and validation images together, as is usual in transfer
     "cars": (8_144, 196),
     "inat18": (437_513, 8_142),
-    "inat19": (265_240, 1_010),
+    "inat19": (265_213, 1_010),
 }
 
 
@@ -33,28 +33,36 @@ class DataSet(NamedTuple):
 
 def open_sets(run: Run, first: int = 0) -> dict[str, DataSet]:
     """The data sets of the stages from number `first` on, with all files checked."""
-    return {word: _data_set(run, word, describe) for word in _words(run, first)}
+    files = {word: _files(run, word) for word in _words(run, first)}
+    return {word: _data_set(run, *map(describe, both)) for word, both in files.items()}
 
 
 def planned_sets(run: Run) -> dict[str, DataSet]:
-    """The same for plans: a file that is not here counts as what `PUBLIC` says of its name, else as ImageNet-1k."""
-    return {word: _data_set(run, word, lambda path: describe(path) if Path(path).exists() else assumed(path))
-            for word in _words(run, 0)}  # fmt: skip
+    """The same for plans: where the training file is not here, see `assumed`."""
+    sets = {}
+    for word in _words(run):
+        train, val = map(Path, _files(run, word))
+        known = describe(train) if train.exists() else assumed(train)
+        sets[word] = _data_set(run, known, describe(val) if train.exists() and val.exists() else known)
+    return sets
 
 
-def assumed(path) -> Beton:
-    """What a .beton of this name would hold."""
+def assumed(path: Path | str) -> Beton:
+    """What a .beton of this name would hold: the public data set, or as much as ImageNet-1k."""
     images, classes = PUBLIC.get(Path(path).stem.rpartition("_")[0], PUBLIC["imagenet"])
     return Beton(Path(path), images, classes, None)
 
 
-def _words(run, first):
+def _words(run, first=0):
     return dict.fromkeys(stage.data for stage in run.stages[first:])
 
 
-def _data_set(run, word, look):
-    paths = {"main": (run.data.train, run.data.val), "finetune": (run.data.finetune_train, run.data.finetune_val)}
-    train, val = map(look, paths[word])
+def _files(run, word):
+    data = run.data
+    return (data.train, data.val) if word == "main" else (data.finetune_train, data.finetune_val)
+
+
+def _data_set(run, train, val):
     needed = max(train.classes, val.classes)
     classes = needed if run.model.classes == "auto" else run.model.classes
     if classes < needed:

@@ -123,10 +123,10 @@ def grow(
         own = {key: value for key, value in model.state_dict().items() if _is_head(key, model)}
         grown = {key: value for key, value in grown.items() if not _is_head(key, model)} | own
     if head == "map":
-        old = torch.tensor(rows)
+        old = torch.tensor(rows, device=next(iter(own.values())).device)
         for key, value in own.items():
             known = (old >= 0).view(-1, *[1] * (value.ndim - 1))
-            grown[key] = torch.where(known, weights[key][old.clamp(min=0)], value)
+            grown[key] = torch.where(known, weights[key].to(value.device)[old.clamp(min=0)], value)
     return grown
 
 

@@ -52,6 +52,8 @@ def test_plans_do_without_files(run):
     sets = datasets.planned_sets(run(**{"data.train": "x/imagenet21k_train.beton", "data.finetune_train": "my.beton"}))
     assert (sets["main"].train.samples, sets["main"].classes) == (13_151_276, 19_167)
     assert (sets["finetune"].train.samples, sets["finetune"].classes) == (1_281_167, 1_000)
+    sets = datasets.planned_sets(run(**{"data.val": "nothing.beton"}))
+    assert (sets["main"].train.samples, sets["main"].classes) == (96, 8)
 
 
 def test_every_recipes_files_are_known_or_bundled():
