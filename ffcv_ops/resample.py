@@ -1,4 +1,4 @@
-"""Antialiased resampling, bit for bit Pillow's `resize` (BICUBIC, BILINEAR), about six times as fast.
+"""Antialiased resampling, bit for bit Pillow's `resize` (BICUBIC, BILINEAR).
 
 Pillow's arithmetic: one pass along each axis with rounding and clipping to uint8 in between, the horizontal one first
 (since version 13, now and then the vertical one); weights are float64, normalised, then fixed point with 22 fractional
