@@ -26,7 +26,9 @@ PAGE = beton.MIN_PAGE_SIZE
 
 
 def written(path, samples, page_size=PAGE, capacity=None):
-    return beton.write(path, iter(samples), capacity=capacity or len(samples), page_size=page_size)
+    """The file of samples (Encoded, label)."""
+    sample = (((image,), label) for image, label in samples)
+    return beton.write(path, sample, capacity=capacity or len(samples), page_size=page_size)
 
 
 @pytest.fixture(scope="module")
@@ -46,18 +48,20 @@ def offsets(dtype):
 
 def test_types_are_ffcvs():
     sample = ffcv_types.get_metadata_type([RGBImageField(), IntField()])
+    pyramid = ffcv_types.get_metadata_type([RGBImageField()] * 3 + [IntField()])
     pairs = [
         (beton.HEADER, ffcv_types.HeaderType),
         (beton.FIELD, ffcv_types.FieldDescType),
         (beton.ALLOCATION, ffcv_types.ALLOC_TABLE_TYPE),
-        (beton.SAMPLE, sample),
+        (beton.sample_type(), sample),
+        (beton.sample_type(("image", "image_256", "image_160")), pyramid),
     ]
     for ours, theirs in pairs:
         assert (ours.itemsize, offsets(ours)) == (theirs.itemsize, offsets(theirs))
     assert RGBImageField().metadata_type == beton.IMAGE
     assert ffcv_types.CURRENT_VERSION == beton.VERSION
-    for name, kind in (("image", RGBImageField), ("label", IntField)):
-        assert ffcv_types.TYPE_ID_HANDLER[beton.FIELDS[name]] is kind
+    for type_id, kind in ((beton.IMAGE_FIELD, RGBImageField), (beton.INT_FIELD, IntField)):
+        assert ffcv_types.TYPE_ID_HANDLER[type_id] is kind
 
 
 def test_same_file_as_the_stock_writer(tmp_path, raw_beton, tiles):
@@ -121,14 +125,12 @@ def test_check_sees_every_flipped_bit_that_matters(good, tmp_path):
     path, *expected = good
     content = path.read_bytes()
     table_at = int(np.frombuffer(content, beton.HEADER, 1)["alloc_table_ptr"][0])
-    metadata_end = beton.METADATA_START + 16 * beton.SAMPLE.itemsize
-    padding = {  # bytes between the aligned members of the records
-        beton.METADATA_START + k * beton.SAMPLE.itemsize + at for k in range(16) for at in (13, 14, 15)
-    }
+    metadata, record = beton.metadata_start(), beton.sample_type().itemsize
+    padding = {metadata + k * record + at for k in range(16) for at in (13, 14, 15)}  # between the aligned members
     places = [
         *range(beton.HEADER.itemsize),
-        *range(beton.HEADER.itemsize, beton.METADATA_START, 97),
-        *(place for place in range(beton.METADATA_START, metadata_end) if place not in padding),
+        *range(beton.HEADER.itemsize, metadata, 97),
+        *(place for place in range(metadata, metadata + 16 * record) if place not in padding),
         *range(PAGE, table_at, 4999),
         *range(table_at, len(content)),
     ]

@@ -65,6 +65,11 @@ def test_samples(pictures, converted):
         assert rgb.shape == (round(height * scale), round(width * scale), 3)
 
 
+def jpegs(content):
+    """Everything between a JPEG's first and last marker."""
+    return re.findall(rb"\xff\xd8\xff\xe0.*?\xff\xd9", content, re.DOTALL)
+
+
 def test_sidecar(pictures, converted):
     path, line = converted
     sidecar = json.loads(path.with_suffix(".json").read_text())
@@ -73,6 +78,7 @@ def test_sidecar(pictures, converted):
         "format": 1,
         "beton": "x_train.beton",
         "bytes": len(content),
+        "stored": {"image": {"images": 60, "bytes": sum(map(len, jpegs(content)))}},
         "sha256": hashlib.sha256(content).hexdigest(),
         "split": "train",
         "samples": 60,
