@@ -91,6 +91,7 @@ def test_folder(folder, tmp_path):
         "page_size": 2**23,
         "root": str(folder / "in"),
         "max_side": 500,
+        "levels": None,
         "min_side": None,
         "quality": 90,
         "mode": "jpg",
