@@ -41,7 +41,7 @@ class ImageKeys:
 
     max_side: int | None = key("longer side at most this (pixels)", low=1, default=500)
     levels: tuple[int, ...] | None = key(
-        "a pyramid: several of max_side, falling, such as 500,256,160; in place of it", low=1, high=65500, default=None
+        "a pyramid: each image at several sizes, limits as max_side is, falling: 500,256,160", low=1, high=65500, default=None
     )
     min_side: int | None = key("shorter side at most this (pixels)", low=1, default=None)
     quality: int = key("of JPEG", low=1, high=100, default=90)
@@ -76,8 +76,10 @@ def image_keys(given) -> ImageKeys:
     image = keys.build(ImageKeys, given, "--image.")
     if not image.levels:
         return image
-    if "max_side" in given:
-        raise BadInput("--image.max_side and --image.levels exclude each other; the first level is max_side")
+    if "max_side" in given and image.max_side != image.levels[0]:
+        raise BadInput(
+            f"--image.max_side is {image.max_side}, --image.levels begins with {image.levels[0]}; give levels alone"
+        )
     if any(smaller >= larger for larger, smaller in itertools.pairwise(image.levels)):
         shown = ",".join(map(str, image.levels))
         raise BadInput(f"--image.levels is {shown}; each level must be smaller than the one before")

@@ -11,6 +11,8 @@ from conversion.rgb import limited, read_image
 from ffcv_ops.errors import BadInput
 
 MODES = {"jpg": 0, "raw": 1}  # FFCV's codes
+COLOUR = "4:2:0"  # a JPEG's: half as many columns and rows of colour
+LEVEL_COLOUR = "4:4:4"  # of smaller levels, whose pixels are hardly reduced any more; docs/data.md has the measurements
 
 
 class Encoded(NamedTuple):
@@ -28,13 +30,13 @@ class Refused(NamedTuple):
     reason: str
 
 
-def encode_rgb(rgb: np.ndarray, *, mode: str, quality: int) -> Encoded:
-    """uint8 (height, width, 3) -> Encoded. JPEGs have 4:2:0 colour and no metadata but the JFIF header."""
+def encode_rgb(rgb: np.ndarray, *, mode: str, quality: int, colour: str = COLOUR) -> Encoded:
+    """uint8 (height, width, 3) -> Encoded. JPEGs have no metadata but the JFIF header."""
     height, width, _ = rgb.shape
     if mode == "raw":
         return Encoded(mode, height, width, rgb.tobytes())
     stream = io.BytesIO()
-    Image.fromarray(rgb).save(stream, "JPEG", quality=quality, subsampling="4:2:0")
+    Image.fromarray(rgb).save(stream, "JPEG", quality=quality, subsampling=colour)
     return Encoded(mode, height, width, stream.getvalue())
 
 
@@ -55,11 +57,14 @@ def encode_file(
 ) -> tuple[Encoded, ...]:
     """The image file `name` below `root` as a sample: at one size, or, with `levels`, with each of them as the longer
     side's limit. Every level is reduced from the original; one that reduces nothing is the level before."""
-    image, sample = read_image(os.path.join(root, name)), []
-    for limit in levels or (max_side,):
-        rgb = limited(image, max_side=limit, min_side=min_side)
-        same = sample and rgb.shape[:2] == (sample[-1].height, sample[-1].width)
-        sample.append(sample[-1] if same else encode_rgb(rgb, mode=mode, quality=quality))
+    full, *smaller = levels or (max_side,)
+    image = read_image(os.path.join(root, name))
+    rgb = limited(image, max_side=full, min_side=min_side)
+    sample = [encode_rgb(rgb, mode=mode, quality=quality)]
+    for side in smaller:
+        rgb = limited(image, max_side=side, min_side=min_side)
+        same = rgb.shape[:2] == (sample[-1].height, sample[-1].width)
+        sample.append(sample[-1] if same else encode_rgb(rgb, mode=mode, quality=quality, colour=LEVEL_COLOUR))
     return tuple(sample)
 
 
