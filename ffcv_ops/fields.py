@@ -44,6 +44,14 @@ def source_of(path: Path, index: int) -> str:
         return next((line.rstrip("\n") for number, line in enumerate(lines) if number == index), "")
 
 
+def levels_of(reader: Reader) -> tuple[str, ...]:
+    """`image` and the RGB fields that are named as smaller levels of it, `image_256`: largest first."""
+    fields = dict(zip(reader.field_names, reader.handlers.values(), strict=True))
+    sides = {name: int(name[6:]) for name in fields if re.fullmatch(r"image_[1-9][0-9]*", name)}
+    smaller = [name for name in sides if isinstance(fields[name], RGBImageField)]
+    return ("image", *sorted(smaller, key=sides.get, reverse=True))
+
+
 def describe(path: Path | str) -> Beton:
     """Checks the structure of a .beton with fields `image`, perhaps smaller levels of it, and `label`; raises BadInput
     with one clear line."""
@@ -61,7 +69,7 @@ def describe(path: Path | str) -> Beton:
     if not isinstance(fields.get("image"), RGBImageField) or not isinstance(fields.get("label"), IntField):
         found = ", ".join(reader.field_names)
         raise BadInput(f"{path}: needs an RGB field `image` and an integer field `label`, has: {found}")
-    levels = _levels(fields)
+    levels = levels_of(reader)
     labels = _check_samples(path, reader, header, levels)
     named = _sidecar_classes(path)
     classes = max(int(labels.max()) + 1, len(named or ()))
@@ -85,13 +93,6 @@ def _header(path: Path) -> np.void:
     if not least <= table <= length or table_bytes % ALLOC_TABLE_TYPE.itemsize:
         raise BadInput(f"{path}: truncated or damaged ({length} bytes, table at {table}); write or copy it again")
     return header
-
-
-def _levels(fields: dict) -> tuple[str, ...]:
-    """`image` and the RGB fields that are named as smaller levels of it, `image_256`: largest first."""
-    sides = {name: int(name[6:]) for name in fields if re.fullmatch(r"image_[1-9][0-9]*", name)}
-    smaller = [name for name in sides if isinstance(fields[name], RGBImageField)]
-    return ("image", *sorted(smaller, key=sides.get, reverse=True))
 
 
 def _check_samples(path: Path, reader: Reader, header: np.void, levels: tuple[str, ...]) -> np.ndarray:

@@ -25,7 +25,7 @@ from numba import typeof
 from ffcv_ops import crops, order, policies, randaugment, resample
 from ffcv_ops.decoders import ImageDecoder, LabelDecoder, Plan, SampleError
 from ffcv_ops.errors import BadInput
-from ffcv_ops.fields import source_of
+from ffcv_ops.fields import levels_of, source_of
 
 
 class _Iterator(EpochIterator):
@@ -128,16 +128,13 @@ class Loader(FFCVLoader):
     manager's "reader" here takes all pointers of a batch and gives addresses (uint64) and sizes (int64).
     """
 
-    def __init__(self, path, *, decoder: ImageDecoder, of_epoch, batch: int, workers, device, cache):
+    def __init__(self, path, *, decoder: ImageDecoder, of_epoch, batch: int, device, cache):
         self.fname, self.batch_size, self.batches_ahead = str(path), batch, 3
-        self.decoder, self.of_epoch = decoder, of_epoch
-        self.num_workers = worker_count(workers)
+        self.decoder, self.of_epoch, self.num_workers = decoder, of_epoch, decoder.workers
         self.reader = Reader(self.fname)
+        self.decoder.levels = _levels(self.reader, all_of_them=decoder.plan.least > 0)
         self.memory_manager = _MappedFile(self.reader) if cache == "os" else _PagedFile(self.reader)
         upload = [ToDevice(device, non_blocking=True)] if device.type == "cuda" else []
-        threads = torch.get_num_threads()
-        Compiler.set_num_threads(self.num_workers)
-        torch.set_num_threads(threads)  # FFCV changes torch's threads too, which would tie results to `workers`
         self.pipeline_specs = {
             "image": PipelineSpec("image", transforms=[decoder, ToTensor(), *upload]),
             "label": PipelineSpec("label", transforms=[LabelDecoder(), ToTensor(), *upload]),
@@ -178,6 +175,12 @@ class Loader(FFCVLoader):
             iterator.close()
 
 
+def _levels(reader: Reader, *, all_of_them: bool) -> list[np.ndarray]:
+    """The descriptions of all images at each size that the file holds, from the largest on; or of the largest alone."""
+    names = levels_of(reader) if all_of_them else ["image"]
+    return [reader.metadata[reader.metadata.dtype.names[reader.field_names.index(name)]] for name in names]
+
+
 def worker_count(workers: int | str) -> int:
     """Decoding threads of this process: `auto` shares the cores among the processes of this machine."""
     cores = len(os.sched_getaffinity(0))
@@ -194,6 +197,7 @@ def plan_of(stage) -> Plan:
         scale_high=float(stage.rrc_scale[1]),
         ratio=float(stage.eval_crop),
         interpolation=resample.NAMES[stage.interpolation],
+        least=float(stage.least_downscale or 0.0),
         flip=float(stage.flip),
         augment=policies.NAMES[stage.augment],
         three_ops=sum(policies.THREE_OPS[op] for op in stage.three_ops),
@@ -225,10 +229,12 @@ def train_loader(path, num_samples, stage, *, seed, rank=0, world=1, workers="au
             f"{path}: {num_samples} images do not fill one batch of {stage.batch}"
             f" (stage {stage.name}, {stage.repeats} repeats); set a smaller --stage.batch"
         )
-    decoder = ImageDecoder(plan=plan_of(stage), resolution=stage.resolution, seed=seed)
+    decoder = ImageDecoder(
+        plan=plan_of(stage), resolution=stage.resolution, seed=seed, workers=worker_count(workers)
+    )
     return Loader(
         path, decoder=decoder, of_epoch=of_epoch, batch=stage.batch // world,
-        workers=workers, device=device or torch.device("cpu"), cache=cache,
+        device=device or torch.device("cpu"), cache=cache,
     )  # fmt: skip
 
 
@@ -239,8 +245,8 @@ def eval_loader(
     plan = Plan(
         crop=crops.CENTRE, ratio=float(stage.eval_crop), interpolation=resample.NAMES[stage.interpolation]
     )
-    decoder = ImageDecoder(plan=plan, resolution=stage.resolution, seed=0)
+    decoder = ImageDecoder(plan=plan, resolution=stage.resolution, seed=0, workers=worker_count(workers))
     return Loader(
         path, decoder=decoder, of_epoch=lambda epoch: order.evaluation_share(num_samples, rank=rank, world=world),
-        batch=batch, workers=workers, device=device or torch.device("cpu"), cache=cache,
+        batch=batch, device=device or torch.device("cpu"), cache=cache,
     )  # fmt: skip

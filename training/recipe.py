@@ -55,6 +55,9 @@ class Stage:
     crop: Literal["rrc", "src", "centre"] = key("random resized crop, simple random crop, or the evaluation crop")
     rrc_scale: tuple[float, float] = key("rrc: smallest and largest share of the image's area", above=0, high=1)
     interpolation: Literal["bicubic", "bilinear"] = key("of the resizing, antialiased, in training and evaluation")
+    least_downscale: float | None = key(
+        "decode less (a smaller level, a scaled DCT, luma alone) where so many pixels per output pixel remain", above=0
+    )
     flip: float = key("probability of a horizontal flip", low=0, high=1)
     augment: Literal["three", "rand", "auto-original", "auto-v0", "trivial", "none"] = key(
         "3-Augment, RandAugment, AutoAugment, TrivialAugment or none"

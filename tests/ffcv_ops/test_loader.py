@@ -25,6 +25,7 @@ class Stage:
     crop: str = "rrc"
     rrc_scale: tuple = (0.08, 1.0)
     interpolation: str = "bicubic"
+    least_downscale: float | None = None
     flip: float = 0.5
     augment: str = "three"
     three_ops: tuple = ("gray", "solarize", "blur")
@@ -204,6 +205,7 @@ def test_any_error_in_the_thread_reaches_the_caller(jpg_beton):
 @pytest.mark.timeout(60)
 def test_leaving_an_epoch_early_leaves_no_thread(jpg_beton):
     batches = train(jpg_beton)
+    collected(batches.epoch(0))  # the decoding threads, which are there as long as the loader, have come
     before = threading.active_count()
     for _ in range(20):
         for _batch in batches.epoch(0):
