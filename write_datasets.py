@@ -2,6 +2,7 @@
 
     python write_datasets.py                                                       # the bundled photographs
     python write_datasets.py --data.source=/path/imagenet --data.out=data/imagenet # a folder with train/ and val/
+    python write_datasets.py --data.source=/path/imagenet --image.levels=500,256,160 # each image at three sizes
 
 For each split: <out>_<split>.beton, its description .json and the list .files.txt. docs/data.md tells what they hold.
 """

@@ -312,9 +312,11 @@ def test_check_of_levels_that_point_to_each_other(pyramid, tmp_path):
 LOADERS = []  # kept: Numba's clean-up after FFCV's compiled functions raises, in whatever code runs just then
 
 
-def stock_batches(path, decoder, *, os_cache):
-    pipelines = {"image": [decoder, ToTensor()], "label": [IntDecoder(), ToTensor()]}
-    loader = Loader(str(path), 4, 1, os_cache, OrderOption.SEQUENTIAL, drop_last=False, pipelines=pipelines)
+def stock_batches(path, decoder, *, os_cache, field="image", batch=4):
+    """What FFCV's loader makes of one image field; a pipeline of None leaves a field out."""
+    pipelines = dict.fromkeys(Reader(str(path)).field_names)
+    pipelines |= {field: [decoder, ToTensor()], "label": [IntDecoder(), ToTensor()]}
+    loader = Loader(str(path), batch, 1, os_cache, OrderOption.SEQUENTIAL, drop_last=False, pipelines=pipelines)
     LOADERS.append(loader)
     batches = [(images.numpy().copy(), labels.numpy().copy()) for images, labels in loader]
     return np.concatenate([images for images, _ in batches]), np.concatenate([labels for _, labels in batches])
@@ -332,19 +334,25 @@ def test_stock_loader_raw(tmp_path, squares):
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
-    ("decoder", "os_cache"),
+    ("decoder", "os_cache", "field"),
     [
-        (CenterCropRGBImageDecoder((32, 32), ratio=1), True),
-        (RandomResizedCropRGBImageDecoder((32, 32), scale=(1, 1), ratio=(1, 1)), False),
+        (CenterCropRGBImageDecoder((32, 32), ratio=1), True, "image"),
+        (CenterCropRGBImageDecoder((32, 32), ratio=1), False, "image_100"),
+        (RandomResizedCropRGBImageDecoder((32, 32), scale=(1, 1), ratio=(1, 1)), False, "image"),
     ],
 )
-def test_stock_loader_jpeg(tmp_path, tiles, decoder, os_cache):
+def test_stock_loader_jpeg(tmp_path, tiles, decoder, os_cache, field):
     """Images of different sizes through the decoders that ImageNet trainings use, both set to the largest centred
-    square: against Pillow's decoding and the mean over each pixel's area."""
+    square: against Pillow's decoding and the mean over each pixel's area. Of a pyramid, its second level."""
     encoded = [encode_rgb(tile, mode="jpg", quality=95) for tile in tiles]
     path = tmp_path / "x.beton"
-    written(path, [(image, k) for k, image in enumerate(encoded)])
-    images, labels = stock_batches(path, decoder, os_cache=os_cache)
+    if field == "image":
+        written(path, [(image, k) for k, image in enumerate(encoded)])
+    else:
+        full = [encode_rgb(np.repeat(tile[::-1], 3, axis=0), mode="raw", quality=95) for tile in tiles]
+        samples = [(pair, k) for k, pair in enumerate(zip(full, encoded, strict=True))]
+        beton.write(path, iter(samples), capacity=len(tiles), page_size=PAGE, images=("image", field))
+    images, labels = stock_batches(path, decoder, os_cache=os_cache, field=field)
     assert labels[:, 0].tolist() == list(range(len(tiles)))
     for found, image in zip(images, encoded, strict=True):
         side = min(image.height, image.width)
@@ -367,15 +375,6 @@ def area_shares(outputs, inputs):
 def test_stock_loader_takes_a_level_of_a_pyramid(pyramid, os_cache):
     """FFCV's loader and decoder on `image_24` alone, pixel by pixel, with both of its caches."""
     path, samples, *_ = pyramid
-    pipelines = {
-        "image": None,
-        "image_48": None,
-        "image_24": [SimpleRGBImageDecoder(), ToTensor()],
-        "label": [IntDecoder(), ToTensor()],
-    }
-    loader = Loader(str(path), 100, 1, os_cache, OrderOption.SEQUENTIAL, drop_last=False, pipelines=pipelines)
-    LOADERS.append(loader)
-    batches = [(images.numpy().copy(), labels.numpy().copy()) for images, labels in loader]
-    assert np.concatenate([labels for _, labels in batches])[:, 0].tolist() == list(range(700))
-    found = np.concatenate([images for images, _ in batches])
+    found, labels = stock_batches(path, SimpleRGBImageDecoder(), os_cache=os_cache, field="image_24", batch=100)
+    assert labels[:, 0].tolist() == list(range(700))
     assert all(found[k].tobytes() == images[2].data for k, (images, _) in enumerate(samples))
