@@ -2,6 +2,7 @@
 
     python write_datasets.py                                                       # the bundled photographs
     python write_datasets.py --data.source=/path/imagenet --data.out=data/imagenet # a folder with train/ and val/
+    python write_datasets.py --data.source=/path/imagenet --image.levels=500,256,160 # each image at three sizes
 
 For each split: <out>_<split>.beton, its description .json and the list .files.txt. docs/data.md tells what they hold.
 """
@@ -41,7 +42,7 @@ class ImageKeys:
 
     max_side: int | None = key("longer side at most this (pixels)", low=1, default=500)
     levels: tuple[int, ...] | None = key(
-        "a pyramid: each image at several sizes, limits as max_side is, falling: 500,256,160", low=1, high=65500, default=None
+        "a pyramid: each image at several sizes, limits as max_side is: 500,256,160", low=1, high=65500, default=None
     )
     min_side: int | None = key("shorter side at most this (pixels)", low=1, default=None)
     quality: int = key("of JPEG", low=1, high=100, default=90)
@@ -78,7 +79,8 @@ def image_keys(given) -> ImageKeys:
         return image
     if "max_side" in given and image.max_side != image.levels[0]:
         raise BadInput(
-            f"--image.max_side is {image.max_side}, --image.levels begins with {image.levels[0]}; give levels alone"
+            f"--image.max_side is {keys.spell(image.max_side)}, --image.levels begins with {image.levels[0]};"
+            " give levels alone"
         )
     if any(smaller >= larger for larger, smaller in itertools.pairwise(image.levels)):
         shown = ",".join(map(str, image.levels))

@@ -96,6 +96,29 @@ def test_sidecar(pictures, converted):
     assert re.fullmatch(rf"{path}: 60 images of 3 classes, {len(content) / 1e6:.1f} MB, [\d,]+ images/s", line)
 
 
+def test_levels(pictures, converted, tmp_path):
+    """The same bytes for any number of workers; the full level's are those of the file without levels."""
+    encode = functools.partial(encode_file, root=pictures.origin, **ENCODING, levels=(40, 30, 20))
+    images = beton.level_fields((40, 30, 20))
+    for workers in (1, 2):
+        path = tmp_path / str(workers) / "x_train.beton"
+        convert(pictures, "train", path, encode, **{**OPTIONS, "workers": workers}, images=images)
+    assert files(tmp_path / "1") == files(tmp_path / "2")
+
+    content = path.read_bytes()
+    sidecar = json.loads(path.with_suffix(".json").read_text())
+    assert sidecar["layout"]["fields"] == ["image", "image_30", "image_20", "label"]
+    assert sidecar["settings"]["levels"] == [40, 30, 20]
+    assert sum(taken["bytes"] for taken in sidecar["stored"].values()) == sum(map(len, jpegs(content)))
+    assert sidecar["stored"]["image"] == json.loads(converted[0].with_suffix(".json").read_text())["stored"]["image"]
+    table, sizes = beton._table_and_sizes(path)
+    single, single_sizes = beton._table_and_sizes(converted[0])
+    alone = converted[0].read_bytes()
+    for place, size, at in zip(table["image"]["data_ptr"], sizes["image"], single["image"]["data_ptr"], strict=True):
+        assert content[place : place + size] == alone[at : at + size]
+    assert np.array_equal(sizes["image"], single_sizes["image"])
+
+
 @pytest.fixture
 def damaged(pictures, tmp_path):
     """The pictures with four that cannot be stored, in the order of the split: by kind, 1 of each."""
