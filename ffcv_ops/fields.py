@@ -52,6 +52,22 @@ def levels_of(reader: Reader) -> tuple[str, ...]:
     return ("image", *sorted(smaller, key=sides.get, reverse=True))
 
 
+def column(reader: Reader, field: str) -> np.ndarray:
+    """The metadata of one field of all samples: for images mode, width, height and data_ptr."""
+    return reader.metadata[reader.metadata.dtype.names[reader.field_names.index(field)]]
+
+
+def pages_of(image: np.ndarray, page_size: int) -> np.ndarray:
+    """The page in which each image lies (an image never crosses a page's end), from the metadata of its field."""
+    return image["data_ptr"] // np.uint64(page_size)
+
+
+def image_pages(path: Path | str) -> np.ndarray:
+    """The page of each sample's full-size image."""
+    reader = Reader(str(path))
+    return pages_of(column(reader, "image"), reader.page_size)
+
+
 def describe(path: Path | str) -> Beton:
     """Checks the structure of a .beton with fields `image`, perhaps smaller levels of it, and `label`; raises BadInput
     with one clear line."""

@@ -4,8 +4,8 @@ The decoder is exact: accurate DCT and "fancy" chroma upsampling, libjpeg's defa
 FFCV asks for the fast DCT.) A pixel is one uint32 (R in the lowest byte, X unused), so that it moves in one piece.
 Functions are bound by name, not by address, so kernels that call them can be kept on disk.
 
-There are two ways to the same pixels. `region_decode` is C of ours over libjpeg's API (native.py) and does the work of a
-box only; `whole_decode` is the TurboJPEG library that FFCV itself needs, for machines on which ours cannot be built.
+There are two ways to the same pixels. `region_decode` is C of ours over libjpeg's API (native.py) and does the work of
+a box only; `whole_decode` is the TurboJPEG library that FFCV itself needs, for machines on which ours cannot be built.
 `decode` is the one in use.
 """
 

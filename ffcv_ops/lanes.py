@@ -43,12 +43,13 @@ def _transpose(builder, rows):
     """Sixteen vectors of sixteen lanes, transposed: blocks of 8, 4, 2 and 1 change places across the diagonal."""
     rows = list(rows)
     for block in (8, 4, 2, 1):
+        upper = [j if not j & block else 16 + j - block for j in range(16)]
+        lower = [j + block if not j & block else 16 + j for j in range(16)]
         for i in range(16):
-            if i & block:
-                continue
-            above, below = rows[i], rows[i + block]
-            rows[i] = _choose(builder, above, below, [j if not j & block else 16 + j - block for j in range(16)])
-            rows[i + block] = _choose(builder, above, below, [j + block if not j & block else 16 + j for j in range(16)])
+            if not i & block:
+                one, other = rows[i], rows[i + block]
+                rows[i] = _choose(builder, one, other, upper)
+                rows[i + block] = _choose(builder, one, other, lower)
     return rows
 
 

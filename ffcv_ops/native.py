@@ -48,17 +48,12 @@ def _loads(target: Path) -> str:
 
 def _build(target: Path) -> str:
     """Compiles to a temporary name first, since several ranks may do this at once. Returns what went wrong, or ""."""
-    try:
-        flags = subprocess.run(["pkg-config", "--cflags", "--libs", "libjpeg"], capture_output=True, text=True, timeout=60)
-        flags = shlex.split(flags.stdout) if flags.returncode == 0 else ["-ljpeg"]
-    except OSError:
-        flags = ["-ljpeg"]
     compiler = shlex.split(os.environ.get("CC") or "cc")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             built = Path(folder) / target.name
-            command = [*compiler, "-O3", "-shared", "-fPIC", "-o", str(built), str(SOURCE), *flags]
+            command = [*compiler, "-O3", "-shared", "-fPIC", "-o", str(built), str(SOURCE), *_libjpeg()]
             done = subprocess.run(command, capture_output=True, text=True, timeout=120)
             if done.returncode:
                 errors = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
@@ -67,6 +62,15 @@ def _build(target: Path) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
     return ""
+
+
+def _libjpeg() -> list[str]:
+    """What the compiler must be told to find libjpeg."""
+    try:
+        asked = subprocess.run(["pkg-config", "--cflags", "--libs", "libjpeg"], capture_output=True, text=True)
+    except OSError:
+        return ["-ljpeg"]
+    return shlex.split(asked.stdout) if asked.returncode == 0 else ["-ljpeg"]
 
 
 def describe() -> str:

@@ -32,6 +32,7 @@ class Data:
     finetune_val: str | None = key(".beton to evaluate on, of stages with data: finetune")
     workers: int | Literal["auto"] = key("threads of the loader, per rank; auto: this rank's cores", low=1)
     cache: Literal["os", "process"] = key("os: the system's page cache holds the file; process: read page by page")
+    shuffle_pages: int | None = key("pages of the file that are shuffled together; none: all", low=1)
 
 
 @dataclasses.dataclass(frozen=True)
