@@ -1,0 +1,238 @@
+"""Which loader makes uint8 training batches fastest on the CPU? Ours, stock FFCV, torchvision, timm, Pillow and DALI.
+
+    python -m bench.loader [--quick] [--tasks A,B] [--only ours,ffcv] [--json FILE] [--plot FILE] [--markdown FILE]
+
+The same JPEGs (bench/corpus.py) for all, on all cores that the process may use, in batches of 128. Every contender is
+a process of its own that stays; in a task they take turns, one short epoch each, so that a machine whose speed drifts
+is the same to all of them. Tasks are minutes apart: compare within a task. Medians, in brackets the range.
+"""
+
+import argparse
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+
+from bench import corpus, loader_views, machine, report
+from bench.contender import Contender, Failed
+from bench.peers import CONTENDERS, Unavailable, is_floor
+from bench.tasks import DECODE, TASKS
+from ffcv_ops.errors import BadInput, exits_cleanly
+
+LEAST_BATCHES = 6  # a shorter epoch would measure how it starts
+STARTED = ("ours", "ours-pyramid", "ffcv", "torchvision-v2", "pillow", "timm", "dali")
+START_TASK, START_BATCHES = "B", 8
+MARKER = "bench.loader"
+
+
+def say(words):
+    print(words, file=sys.stderr, flush=True)
+
+
+# --- measuring -----------------------------------------------------------------------------------------------------
+
+
+class Round:
+    """The contenders that are still in, and what went wrong with the others: {contender or task and contender: why}."""
+
+    def __init__(self, names, options):
+        self.options, self.failures = options, {}
+        self.processes = {name: start(name, options) for name in names}
+
+    def attempt(self, name, task, action):
+        """action(contender's process), or None where it failed or cannot take part."""
+        try:
+            return action(self.processes[name])
+        except Unavailable as reason:
+            say(f"{name} is left out: {reason}")
+            self.processes.pop(name).close()
+        except Failed as error:
+            say(f"{name} failed in {task}: {error}")
+            self.failures[f"{task} {name}"] = str(error)
+            if self.processes[name].closed:
+                del self.processes[name]
+
+    def close(self):
+        for process in self.processes.values():
+            process.close()
+
+
+def start(name, options):
+    logs = options.corpus / "logs"
+    logs.mkdir(exist_ok=True)
+    log = logs / f"{name}.log"
+    return Contender(name, options.corpus, batch=options.batch, workers=machine.cores(), log=log)
+
+
+def measure(options):
+    """Returns machine, rows, and what failed."""
+    began = time.monotonic()
+    made = corpus.make(options.corpus, train=options.images, val=max(options.images // 4, 1))
+    say(f"{options.corpus}: {options.images} JPEGs of {made.mean_bytes / 1000:.1f} KB on average")
+    rows = corpus_rows(made)
+    contest = Round(options.only, options)
+    try:
+        for task in options.tasks:
+            rows += measure_task(contest, task, options)
+    finally:
+        contest.close()
+    if options.startup:
+        for name in STARTED:
+            if name in contest.processes:
+                rows += start_rows(name, options, contest.failures)
+    say(f"took {time.monotonic() - began:.0f} s")
+    return machine.describe(), rows, contest.failures
+
+
+def corpus_rows(made):
+    """Sizes of the JPEG files and of what each .beton stores."""
+    files = made.files["train"]
+    sizes = {"jpeg files": sum(file.stat().st_size for file in files)}
+    for name, path in made.betons.items():
+        if isinstance(path, Path):
+            sizes[name] = corpus.stored_bytes(path.with_name(f"{path.name}_train.beton"))
+    return [report.row("size", name, [size / 1000 / len(files)], "KB/image") for name, size in sizes.items()]
+
+
+def measure_task(contest, task, options):
+    """Prepares the contenders, which compile meanwhile, two at a time; then they take turns. Returns rows."""
+    names = [name for name in contest.processes if is_floor(name) == (task == DECODE.name)]
+
+    def prepare(name):
+        return contest.attempt(name, task, lambda process: (process.prepare(task), process.seconds(machine.cores())))
+
+    say(f"{task}: preparing {', '.join(names)}")
+    with ThreadPoolExecutor(machine.cores()) as pool:
+        prepared = list(pool.map(prepare, names))
+    running = {name: [] for name, ready in zip(names, prepared, strict=True) if ready}
+    if options.sheet:
+        for name in running:
+            file = options.corpus / f"sheet_{task}_{name}.npy"
+            contest.attempt(name, task, lambda process, file=file: process.save_first(8, file))
+    counts = dict.fromkeys(running, LEAST_BATCHES)
+    for turn in range(options.repeats + 1):  # the first one tells how long an epoch must be
+        order = list(running)
+        for name in order[turn % len(order) :] + order[: turn % len(order)]:
+            seconds = contest.attempt(name, task, lambda process, name=name: process.seconds(counts[name]))
+            if seconds is None:
+                del running[name]
+            elif turn == 0:
+                counts[name] = epoch_batches(counts[name] / seconds * options.seconds)
+            else:
+                running[name].append(counts[name] * options.batch / seconds)
+    rows = [report.row(task, name, rates, "images/s") for name, rates in running.items()]
+    medians = ", ".join("{name} {value:.0f}".format(**row) for row in rows)
+    say(f"{task}: {medians} images/s")
+    return rows
+
+
+def epoch_batches(wanted: float) -> int:
+    """About `wanted`, as many for each core, so that none is idle in the end."""
+    return max(round(wanted / machine.cores()) * machine.cores(), LEAST_BATCHES)
+
+
+def start_rows(name, options, failures):
+    """Two processes: of the first the peak memory, up to the end of an epoch; of the second, whose caches are warm,
+    the time from its start to its first batch. Memory is the proportional set size of all its processes, sampled."""
+    peak, seconds = [0], []
+
+    def sample():
+        try:
+            root = psutil.Process(process.process.pid)
+            total = sum(one.memory_full_info().pss for one in [root, *root.children(recursive=True)])
+            peak[0] = max(peak[0], total)
+        except psutil.Error:
+            pass  # one of them has just ended
+
+    try:
+        for batches, watch in ((START_BATCHES, sample), (1, None)):
+            began = time.perf_counter()
+            process = start(name, options)
+            try:
+                process.prepare(START_TASK, watch)
+                process.seconds(batches, watch)
+                seconds.append(time.perf_counter() - began)
+            finally:
+                process.close()
+    except Failed as error:
+        failures[f"start-up {name}"] = str(error)
+        return []
+    say(f"start-up: {name} {seconds[-1]:.1f} s, {peak[0] / 1e6:.0f} MB")
+    return [
+        report.row("first batch", name, seconds[-1:], "s"),
+        report.row("peak memory", name, [peak[0] / 1e6], "MB"),
+    ]
+
+
+# --- the command line ----------------------------------------------------------------------------------------------
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    tasks = [*TASKS, DECODE.name]
+    parser.add_argument("--quick", action="store_true", help="tasks A and D, 128 images, short epochs, no start-up")
+    parser.add_argument("--tasks", help=f"some of {','.join(tasks)}")
+    parser.add_argument("--only", help=f"some of {','.join(CONTENDERS)}")
+    parser.add_argument("--repeats", type=int, help="epochs of each contender in each task (5; quick: 2)")
+    parser.add_argument("--seconds", type=float, help=f"of an epoch; at least {LEAST_BATCHES} batches (2; quick: 0.5)")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--images", type=int, help="of the corpus, and a quarter of it for E (512; quick: 128)")
+    parser.add_argument("--corpus", type=Path, help="cache folder (build/bench_corpus; quick: build/bench_quick)")
+    parser.add_argument("--no-startup", action="store_true", help="leave out start-up time and peak memory")
+    parser.add_argument("--json", type=Path, help="write machine and rows to this file")
+    parser.add_argument("--plot", type=Path, help="draw the tasks: .png or .svg")
+    parser.add_argument("--markdown", type=Path, help=f"put the tables into this file, after <!-- {MARKER} -->")
+    parser.add_argument("--sheet", type=Path, help="a picture of what each contender makes, to look at")
+    parser.add_argument("--table", action="store_true", help="measure nothing: show what is in the --json file")
+    options = parser.parse_args(argv)
+    quick = options.quick
+    options.tasks = _chosen("task", options.tasks, tasks, ["A", "D", DECODE.name] if quick else tasks)
+    options.only = _chosen("contender", options.only, list(CONTENDERS), list(CONTENDERS))
+    options.repeats = options.repeats or (2 if quick else 5)
+    options.seconds = options.seconds or (0.5 if quick else 2.0)
+    options.images = options.images or (128 if quick else 512)
+    options.corpus = options.corpus or corpus.ROOT / "build" / ("bench_quick" if quick else "bench_corpus")
+    options.startup = not (quick or options.no_startup)
+    if options.table and not options.json:
+        raise BadInput("--table shows the results in a --json FILE; name that file")
+    return options
+
+
+def _chosen(kind, words, known, default):
+    names = words.split(",") if words else default
+    for name in names:
+        if name not in known:
+            raise BadInput(f"{name!r} is not a {kind}; there are {', '.join(known)}")
+    return names
+
+
+@exits_cleanly
+def main(argv=None):
+    options = parse(argv)
+    if options.table:
+        about, rows = report.read_json(options.json)
+        failures = {}
+    else:
+        about, rows, failures = measure(options)
+        if options.json:
+            report.write_json(options.json, about, rows)
+    grids = loader_views.tables(rows)
+    for grid in grids:
+        report.show(grid)
+    if options.markdown:
+        text = "".join(f"{grid.title}\n\n{report.markdown(grid)}\n" for grid in grids)
+        text += f"`{about['command']}`, {machine.in_words(about)}.\n"
+        report.replace_between(options.markdown, MARKER, text)
+    if options.plot:
+        loader_views.plot(rows, machine.in_words(about)).savefig(options.plot)
+    if options.sheet:
+        loader_views.sheet(sorted(options.corpus.glob("sheet_*.npy"))).savefig(options.sheet)
+    if failures:
+        say("\n".join(f"failed: {place}: {reason}" for place, reason in failures.items()))
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Rows of bench/loader.py -> tables and pictures."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from bench.peers import CONTENDERS, is_floor, is_peer
+from bench.report import Grid
+from bench.tasks import DECODE, TASKS
+
+OURS, PEER, OTHER, FLOOR = "#c2410c", "#475569", "#94a3b8", "#111827"
+
+
+def tables(rows: list[dict]) -> list[Grid]:
+    """Throughput with the ratios to the best peer; the floors; start-up and memory; sizes. Those that have rows."""
+    cells = {(row["task"], row["name"]): row for row in rows}
+    grids = [
+        _throughput(cells),
+        _one_column(cells, DECODE.name, "JPEG library alone", "{value:,.0f} ({lo:,.0f}-{hi:,.0f})", "images/s"),
+        _starts(cells),
+        _one_column(cells, "size", "Storage", "{value:.1f}", "KB/image"),
+    ]
+    return [grid for grid in grids if grid.lines]
+
+
+def _throughput(cells):
+    tasks = [task for task in TASKS.values() if any(key[0] == task.name for key in cells)]
+    names = [name for name in CONTENDERS if any((task.name, name) in cells for task in tasks)]
+    lines = [[name, *(_cell(cells.get((task.name, name))) for task in tasks)] for name in names]
+    best = {task.name: best_peer(cells, task.name) for task in tasks}
+    lines += [["*best peer*", *(best[task.name] or "-" for task in tasks)]] if any(best.values()) else []
+    for name in names if any(best.values()) else []:
+        if name.startswith("ours"):
+            ratios = (ratio(cells, task.name, name) for task in tasks)
+            lines.append([f"*{name} / best peer*", *(f"{value:.2f}" if value else "-" for value in ratios)])
+    return Grid("Images per second", ["pipeline", *(f"{task.name}: {task.title}" for task in tasks)], lines)
+
+
+def best_peer(cells: dict, task: str) -> str | None:
+    """The fastest of those that read JPEGs and are not ours."""
+    peers = [name for name in CONTENDERS if is_peer(name) and (task, name) in cells]
+    return max(peers, key=lambda name: cells[task, name]["value"], default=None)
+
+
+def ratio(cells: dict, task: str, name: str) -> float | None:
+    peer = best_peer(cells, task)
+    return cells[task, name]["value"] / cells[task, peer]["value"] if peer and (task, name) in cells else None
+
+
+def _cell(row):
+    return "-" if row is None else f"{row['value']:,.0f} ({row['lo']:,.0f}-{row['hi']:,.0f})"
+
+
+def _starts(cells):
+    names = [name for name in CONTENDERS if ("first batch", name) in cells]
+    lines = [
+        [name, f"{cells['first batch', name]['value']:.1f}", f"{cells['peak memory', name]['value']:,.0f}"]
+        for name in names
+    ]
+    return Grid("Task B in a new process", ["pipeline", "start to first batch, s", "peak memory, MB"], lines)
+
+
+def _one_column(cells, task, title, form, unit):
+    lines = [[name, form.format(**row)] for (of, name), row in cells.items() if of == task]
+    return Grid(title, ["", unit], lines)
+
+
+def plot(rows: list[dict], caption: str) -> Figure:
+    """A panel a task, a bar a contender with its range, the full-decode floor as a line."""
+    cells = {(row["task"], row["name"]): row for row in rows}
+    tasks = [task for task in TASKS.values() if any(key[0] == task.name for key in cells)]
+    names = [name for name in CONTENDERS if not is_floor(name) and any((task.name, name) in cells for task in tasks)]
+    figure = Figure(figsize=(2.2 + 2.3 * len(tasks), 1.3 + 0.34 * len(names)), layout="constrained", dpi=150)
+    panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
+    floor = cells.get((DECODE.name, "floor-decode"))
+    for task, panel in zip(tasks, panels, strict=True):
+        for place, name in enumerate(names):
+            row = cells.get((task.name, name))
+            if row is None:
+                continue
+            colour = OURS if name.startswith("ours") else PEER if is_peer(name) else OTHER
+            spread = [[row["value"] - row["lo"]], [row["hi"] - row["value"]]]
+            panel.barh(place, row["value"], 0.72, color=colour, xerr=spread, error_kw={"lw": 1, "ecolor": "#000000"})
+            panel.annotate(
+                f"{row['value']:,.0f}", (row["hi"], place), (4, 0), textcoords="offset points", va="center", fontsize=8
+            )
+        if floor:
+            panel.axvline(floor["value"], color=FLOOR, lw=1, ls=":")
+        panel.set_title(f"{task.name}: {task.title}", fontsize=9)
+        panel.margins(x=0.22)
+        panel.tick_params(labelsize=8)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].invert_yaxis()
+    figure.supxlabel("images/s" + ("; dotted: whole JPEGs decoded and nothing else" if floor else ""), fontsize=8)
+    figure.text(0.0, -0.01, caption, fontsize=6, color=PEER, va="top")
+    return figure
+
+
+def sheet(files: list[Path]) -> Figure:
+    """First images of each contender (sheet_<task>_<name>.npy), a row each."""
+    figure = Figure(figsize=(10, 1.25 * len(files)), layout="constrained", dpi=100)
+    for file, panel in zip(files, figure.subplots(len(files), 1, squeeze=False)[:, 0], strict=True):
+        panel.imshow(np.concatenate(np.load(file), axis=1))
+        panel.set_ylabel(file.stem.removeprefix("sheet_"), fontsize=7, rotation=0, ha="right", va="center")
+        panel.set_xticks([])
+        panel.set_yticks([])
+    return figure
