@@ -1,7 +1,9 @@
 """3-Augment and ColorJitter as a user of stock FFCV would write them: one operation after the other over the batch.
 
-The peer of our one pass, meant to be good Numba: a parallel loop over samples, separable blur in contiguous float32
-rows that vectorise, one pass per jitter operation. uint8 [batch, height, width, 3] in and out, in place.
+The peer of our one pass: a parallel loop over the samples as in FFCV's own operations, plain loops over rows, columns
+and channels, a separable blur. FFCV's RandomBrightness and its kin are not used: they build whole arrays of float64
+and are about three times slower than these loops, and they cannot be run in random order. uint8 [batch, height, width,
+3] in and out, in place.
 
 The simple random crop is a decoder of FFCV's own kind with another window: a square as long as the short side, drawn
 along the long side, then resized. The 4 reflected border pixels of the paper's crop, which FFCV's resize cannot make,
@@ -9,6 +11,7 @@ are left out: that is less work, and so in this peer's favour.
 """
 
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from ffcv.fields.rgb_image import ResizedCropRGBImageDecoder
@@ -17,8 +20,8 @@ from ffcv.pipeline.compiler import Compiler
 from ffcv.pipeline.operation import Operation
 from numba import njit
 
-MOST_TAPS = 13  # 3 sigma on either side, sigma up to 2
-inline = njit(nogil=True, fastmath=True, error_model="numpy")
+MOST_TAPS = 13  # of the blur: 3 sigma on either side, sigma up to 2
+compiled = njit(nogil=True, fastmath=True, error_model="numpy")  # as FFCV compiles its own
 
 
 def get_simple_random_crop(height, width, _, ratio):
@@ -36,97 +39,118 @@ class SimpleRandomCropRGBImageDecoder(ResizedCropRGBImageDecoder):
         return get_simple_random_crop
 
 
-@inline
-def luma(red, green, blue):
-    """Pillow's integer luma, 0 to 255."""
-    return (19595 * np.int32(red) + 38470 * np.int32(green) + 7471 * np.int32(blue) + 32768) >> 16
+@compiled
+def luma(pixel):
+    """Pillow's integer luma of 3 values, 0 to 255."""
+    return (19595 * np.int32(pixel[0]) + 38470 * np.int32(pixel[1]) + 7471 * np.int32(pixel[2]) + 32768) >> 16
 
 
-@inline
-def grayscale(image):
-    for y in range(image.shape[0]):
-        for x in range(image.shape[1]):
-            gray = luma(image[y, x, 0], image[y, x, 1], image[y, x, 2])
-            image[y, x, 0] = image[y, x, 1] = image[y, x, 2] = gray
-
-
-@inline
-def solarize(image):
-    values = image.reshape(-1)
-    for i in range(len(values)):
-        values[i] = values[i] if values[i] < 128 else 255 - values[i]
-
-
-@inline
-def gaussian_blur(image, sigma, rows):
-    """`rows`: float32 [height + 1, (width + 12) * 3], scratch."""
-    height, width, _ = image.shape
-    radius = int(np.ceil(3 * sigma))
-    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2).astype(np.float32)
-    weights /= weights.sum()
-    flat, row = image.reshape(height, 3 * width), rows[height]
-    for y in range(height):
-        rows[y, : 3 * width] = 0
-        for k in range(2 * radius + 1):
-            source, weight = flat[min(max(y + k - radius, 0), height - 1)], weights[k]
-            for i in range(3 * width):
-                rows[y, i] += weight * source[i]
-    for y in range(height):
-        for k in range(radius):
-            for c in range(3):
-                row[3 * k + c] = rows[y, c]
-                row[3 * (radius + width + k) + c] = rows[y, 3 * (width - 1) + c]
-        row[3 * radius : 3 * (radius + width)] = rows[y, : 3 * width]
-        rows[y, : 3 * width] = 0.5
-        for k in range(2 * radius + 1):
-            weight, shift = weights[k], 3 * k
-            for i in range(3 * width):
-                rows[y, i] += weight * row[shift + i]
-        for i in range(3 * width):
-            flat[y, i] = np.uint8(rows[y, i])
-
-
-@inline
+@compiled
 def to_byte(value):
     return np.uint8(min(max(value, np.float32(0)), np.float32(255)))
 
 
-@inline
+@compiled
+def grayscale(image):
+    for y in range(image.shape[0]):
+        for x in range(image.shape[1]):
+            gray = luma(image[y, x])
+            image[y, x, 0] = image[y, x, 1] = image[y, x, 2] = gray
+
+
+@compiled
+def solarize(image):
+    for y in range(image.shape[0]):
+        for x in range(image.shape[1]):
+            for c in range(3):
+                if image[y, x, c] >= 128:
+                    image[y, x, c] = 255 - image[y, x, c]
+
+
+@compiled
+def gaussian_weights(sigma):
+    radius = int(np.ceil(3 * sigma))
+    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2).astype(np.float32)
+    return radius, weights / weights.sum()
+
+
+@compiled
+def gaussian_blur(image, sigma, scratch):
+    """`scratch`: float32, at least [height, width, 3]. The border is repeated outwards."""
+    height, width, _ = image.shape
+    radius, weights = gaussian_weights(sigma)
+    for y in range(height):
+        for x in range(width):
+            for c in range(3):
+                total = np.float32(0)
+                for k in range(-radius, radius + 1):
+                    total += weights[k + radius] * image[y, min(max(x + k, 0), width - 1), c]
+                scratch[y, x, c] = total
+    for y in range(height):
+        for x in range(width):
+            for c in range(3):
+                total = np.float32(0.5)
+                for k in range(-radius, radius + 1):
+                    total += weights[k + radius] * scratch[min(max(y + k, 0), height - 1), x, c]
+                image[y, x, c] = np.uint8(total)
+
+
+@compiled
 def brightness(image, factor):
-    values = image.reshape(-1)
-    for i in range(len(values)):
-        values[i] = to_byte(factor * values[i])
+    for y in range(image.shape[0]):
+        for x in range(image.shape[1]):
+            for c in range(3):
+                image[y, x, c] = to_byte(factor * image[y, x, c])
 
 
-@inline
+@compiled
 def contrast(image, factor):
     total = 0
     for y in range(image.shape[0]):
         for x in range(image.shape[1]):
-            total += luma(image[y, x, 0], image[y, x, 1], image[y, x, 2])
-    offset = (np.float32(1) - factor) * np.float32(int(total / (image.shape[0] * image.shape[1]) + 0.5))
-    values = image.reshape(-1)
-    for i in range(len(values)):
-        values[i] = to_byte(factor * values[i] + offset)
+            total += luma(image[y, x])
+    mean = np.float32(int(total / (image.shape[0] * image.shape[1]) + 0.5))
+    for y in range(image.shape[0]):
+        for x in range(image.shape[1]):
+            for c in range(3):
+                image[y, x, c] = to_byte(mean + factor * (image[y, x, c] - mean))
 
 
-@inline
+@compiled
 def saturation(image, factor):
     for y in range(image.shape[0]):
         for x in range(image.shape[1]):
-            gray = luma(image[y, x, 0], image[y, x, 1], image[y, x, 2])
-            offset = (np.float32(1) - factor) * np.float32(gray)
+            gray = np.float32(luma(image[y, x]))
             for c in range(3):
-                image[y, x, c] = to_byte(factor * image[y, x, c] + offset)
+                image[y, x, c] = to_byte(gray + factor * (image[y, x, c] - gray))
+
+
+class Kernels(NamedTuple):
+    """What happens to one image, in place."""
+
+    grayscale: Any  # (image)
+    solarize: Any  # (image)
+    gaussian_blur: Any  # (image, sigma, scratch)
+    brightness: Any  # (image, factor)
+    contrast: Any
+    saturation: Any
+
+
+STRAIGHTFORWARD = Kernels(grayscale, solarize, gaussian_blur, brightness, contrast, saturation)
 
 
 class ThreeAugment(Operation):
     """Exactly one of grayscale, solarize and Gaussian blur (sigma 0.1 to 2) for each sample."""
 
+    def __init__(self, kernels=STRAIGHTFORWARD):
+        super().__init__()
+        self.kernels = kernels
+
     def generate_code(self):
         my_range = Compiler.get_iterator()
+        grayscale, solarize, gaussian_blur = self.kernels[:3]
 
-        def three_augment(images, rows):
+        def three_augment(images, scratch):
             choices = np.random.randint(0, 3, len(images))
             sigmas = np.random.uniform(0.1, 2.0, len(images))
             for i in my_range(len(images)):
@@ -135,7 +159,7 @@ class ThreeAugment(Operation):
                 elif choices[i] == 1:
                     solarize(images[i])
                 else:
-                    gaussian_blur(images[i], sigmas[i], rows[i])
+                    gaussian_blur(images[i], sigmas[i], scratch[i])
             return images
 
         three_augment.is_parallel = True
@@ -143,25 +167,26 @@ class ThreeAugment(Operation):
 
     def declare_state_and_memory(self, previous_state):
         height, width, _ = previous_state.shape
-        scratch = (height + 1, 3 * (width + MOST_TAPS - 1))
-        return replace(previous_state, jit_mode=True), AllocationQuery(scratch, np.dtype("f4"))
+        scratch = AllocationQuery((height + 1, width + MOST_TAPS - 1, 3), np.dtype("f4"))
+        return replace(previous_state, jit_mode=True), scratch
 
 
 class ColorJitter(Operation):
     """Brightness, contrast and saturation, each times 1 - amount to 1 + amount, in random order."""
 
-    def __init__(self, amount):
+    def __init__(self, amount, kernels=STRAIGHTFORWARD):
         super().__init__()
-        self.amount = amount
+        self.amount, self.kernels = amount, kernels
 
     def generate_code(self):
         my_range, amount = Compiler.get_iterator(), self.amount
+        brightness, contrast, saturation = self.kernels[3:]
 
         def color_jitter(images, _):
             factors = np.random.uniform(1 - amount, 1 + amount, (len(images), 3)).astype(np.float32)
-            orders = np.random.rand(len(images), 3)
+            keys = np.random.rand(len(images), 3)
             for i in my_range(len(images)):
-                for which in np.argsort(orders[i]):
+                for which in np.argsort(keys[i]):
                     if which == 0:
                         brightness(images[i], factors[i, 0])
                     elif which == 1:

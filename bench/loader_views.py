@@ -1,5 +1,6 @@
 """Rows of bench/loader.py -> tables and pictures."""
 
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from bench.peers import CONTENDERS, is_floor, is_peer
 from bench.report import Grid
 from bench.tasks import DECODE, TASKS
 
-OURS, PEER, OTHER, FLOOR = "#c2410c", "#475569", "#94a3b8", "#111827"
+OURS, OURS_RAW, PEER, OTHER, FLOOR = "#c2410c", "#fdba74", "#475569", "#a8b3c2", "#111827"
 
 
 def tables(rows: list[dict]) -> list[Grid]:
@@ -79,23 +80,29 @@ def plot(rows: list[dict], caption: str) -> Figure:
             row = cells.get((task.name, name))
             if row is None:
                 continue
-            colour = OURS if name.startswith("ours") else PEER if is_peer(name) else OTHER
             spread = [[row["value"] - row["lo"]], [row["hi"] - row["value"]]]
-            panel.barh(place, row["value"], 0.72, color=colour, xerr=spread, error_kw={"lw": 1, "ecolor": "#000000"})
+            panel.barh(place, row["value"], 0.72, color=_colour(name), xerr=spread, error_kw={"lw": 1})
             panel.annotate(
-                f"{row['value']:,.0f}", (row["hi"], place), (4, 0), textcoords="offset points", va="center", fontsize=8
-            )
+                f"{row['value']:,.0f}", (row["hi"], place), (4, 0), textcoords="offset points", va="center", fontsize=8,
+                bbox={"boxstyle": "square,pad=0.1", "fc": "white", "ec": "none"},
+            )  # fmt: skip
         if floor:
-            panel.axvline(floor["value"], color=FLOOR, lw=1, ls=":")
+            panel.axvline(floor["value"], color=FLOOR, lw=1, ls=":", zorder=0.5)
         panel.set_title(f"{task.name}: {task.title}", fontsize=9)
-        panel.margins(x=0.22)
+        panel.margins(x=0.24)
         panel.tick_params(labelsize=8)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_yticks(range(len(names)), names)
     panels[0].invert_yaxis()
-    figure.supxlabel("images/s" + ("; dotted: whole JPEGs decoded and nothing else" if floor else ""), fontsize=8)
-    figure.text(0.0, -0.01, caption, fontsize=6, color=PEER, va="top")
+    words = "images/s, medians and ranges" + ("; dotted: whole JPEGs decoded and nothing else" if floor else "")
+    figure.supxlabel("\n".join([words, *textwrap.wrap(caption, 45 * len(tasks))]), fontsize=7)
     return figure
+
+
+def _colour(name):
+    if name.startswith("ours"):
+        return OURS_RAW if name.endswith("-raw") else OURS
+    return PEER if is_peer(name) else OTHER
 
 
 def sheet(files: list[Path]) -> Figure:

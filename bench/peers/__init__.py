@@ -19,6 +19,7 @@ CONTENDERS = {  # name: module of this package, settings
     "ours-pyramid": ("ours", {"beton": "ours_pyramid", "keys": {"decode": "least"}}),
     "ours-raw": ("ours", {"beton": "ours_raw"}),
     "ffcv": ("stock_ffcv", {"beton": "ffcv_jpg"}),
+    "ffcv-tuned": ("stock_ffcv", {"beton": "ffcv_jpg", "tuned": True}),
     "ffcv-raw": ("stock_ffcv", {"beton": "ffcv_raw"}),
     "torchvision-v2": ("torchvision_v2", {}),
     "pillow": ("reference_pillow", {}),
@@ -43,5 +44,5 @@ def is_floor(name: str) -> bool:
 
 
 def is_peer(name: str) -> bool:
-    """What `ours` is compared with: it reads JPEGs, as files or from a .beton, and is not ours."""
-    return name in CONTENDERS and not name.startswith(("ours", "floor-")) and not name.endswith("-raw")
+    """What `ours` is compared with: it reads JPEGs, as files or from a .beton, and is what a user would have."""
+    return not name.startswith(("ours", "floor-")) and name not in ("ffcv-raw", "ffcv-tuned")

@@ -1,25 +1,26 @@
-"""Stock FFCV's Loader with its own decoders and flip; 3-Augment and jitter from ffcv_user_ops. Batches: uint8
-[n, size, size, 3]. RRC and the centre crop resize with OpenCV's INTER_AREA, as FFCV does."""
+"""Stock FFCV's Loader with its own decoders and flip; 3-Augment and jitter from ffcv_user_ops or, if `tuned`, from
+ffcv_tuned_ops. FFCV resizes with OpenCV's INTER_AREA. Batches: uint8 [n, size, size, 3]."""
 
 import numpy as np
 from ffcv.fields.decoders import CenterCropRGBImageDecoder, IntDecoder, RandomResizedCropRGBImageDecoder
 from ffcv.loader import Loader, OrderOption
 from ffcv.transforms import RandomHorizontalFlip, ToTensor
 
-from bench.ffcv_user_ops import ColorJitter, SimpleRandomCropRGBImageDecoder, ThreeAugment
+from bench.ffcv_tuned_ops import TUNED
+from bench.ffcv_user_ops import STRAIGHTFORWARD, ColorJitter, SimpleRandomCropRGBImageDecoder, ThreeAugment
 from bench.tasks import JITTER
 
 _compiled = {}  # (.beton, crop, augment) -> loader: another size needs no other code, and compiling takes 30 s
 
 
-def prepare(task, corpus, *, batch, workers, beton):
-    path, size = f"{corpus.betons[beton]}_{task.split}.beton", (task.size, task.size)
+def prepare(task, corpus, *, batch, workers, beton, tuned=False):
+    path = f"{corpus.betons[beton]}_{task.split}.beton"
     key = (path, task.crop, task.augment)
     if key not in _compiled:
         _compiled.clear()  # an older loader would keep its memory
-        _compiled[key] = _loader(path, task, size, batch, workers)
+        _compiled[key] = _loader(path, task, batch, workers, TUNED if tuned else STRAIGHTFORWARD)
     loader, decoder = _compiled[key]
-    decoder.output_size = size
+    decoder.output_size = (task.size, task.size)
     loader.graph.collect_requirements()  # memory for this size
     samples = len(loader.indices)
 
@@ -33,14 +34,15 @@ def prepare(task, corpus, *, batch, workers, beton):
     return epoch
 
 
-def _loader(path, task, size, batch, workers):
+def _loader(path, task, batch, workers, kernels):
+    size = (task.size, task.size)
     decoder = {
         "rrc": lambda: RandomResizedCropRGBImageDecoder(size),
         "src": lambda: SimpleRandomCropRGBImageDecoder(size),
         "centre": lambda: CenterCropRGBImageDecoder(size, ratio=1.0),
     }[task.crop]()
     flip = [RandomHorizontalFlip()] if task.flip else []
-    augment = [ThreeAugment(), ColorJitter(JITTER)] if task.augment else []
+    augment = [ThreeAugment(kernels), ColorJitter(JITTER, kernels)] if task.augment else []
     pipelines = {"image": [decoder, *flip, *augment, ToTensor()], "label": [IntDecoder(), ToTensor()]}
     loader = Loader(
         path, batch_size=batch, num_workers=workers, os_cache=True, order=OrderOption.RANDOM,
