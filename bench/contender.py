@@ -20,7 +20,7 @@ import numpy as np
 
 from bench.corpus import load
 from bench.peers import Unavailable, prepare_of
-from bench.tasks import DECODE, TASKS
+from bench.tasks import EVERY
 
 ROOT = Path(__file__).parents[1]
 TIMEOUT = 300  # seconds; stock FFCV compiles for half a minute on an idle core
@@ -106,8 +106,7 @@ def main():
         try:
             if request["do"] == "prepare":
                 epoch = None  # the last task's memory goes first
-                task = DECODE if request["task"] == DECODE.name else TASKS[request["task"]]
-                epoch = prepare_of(name)(task, corpus, batch=batch, workers=workers)
+                epoch = prepare_of(name)(EVERY[request["task"]], corpus, batch=batch, workers=workers)
             elif request["do"] == "run":
                 answer = {"seconds": run(epoch, request["batches"], batch)}
             else:

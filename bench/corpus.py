@@ -63,22 +63,25 @@ class Corpus(NamedTuple):
         return float(np.mean([file.stat().st_size for files in self.files.values() for file in files]))
 
 
-def make(folder: Path, *, train: int, val: int) -> Corpus:
-    """The corpus in `folder`: made when it is not there, is of another size, or what makes it has changed."""
+def make(folder: Path, betons: set[str], *, train: int, val: int) -> Corpus:
+    """The corpus in `folder` with these .beton files. What is there is used, unless what it was made of has changed."""
     stamp, key = folder / "stamp.json", _key(train, val)
-    if not stamp.exists() or json.loads(stamp.read_text())["key"] != key:
+    made = json.loads(stamp.read_text()) if stamp.exists() else None
+    if made is None or made["key"] != key:
         shutil.rmtree(folder, ignore_errors=True)
         write_images(folder / "images", {"train": train, "val": val})
-        betons = {name: writer(folder, name) for name, writer in _WRITERS.items()}
-        stamp.write_text(json.dumps({"key": key, "unavailable": {k: v for k, v in betons.items() if v}}))
+        made = {"key": key, "betons": {}}
+    for name in sorted(betons - set(made["betons"])):
+        made["betons"][name] = _WRITERS[name](folder, name)
+    stamp.write_text(json.dumps(made))
     return load(folder)
 
 
 def load(folder: Path) -> Corpus:
     """A corpus that `make` has made."""
-    unavailable = json.loads((folder / "stamp.json").read_text())["unavailable"]
+    made = json.loads((folder / "stamp.json").read_text())["betons"]
     files = {split: sorted((folder / "images" / split).rglob("*.jpg")) for split in ("train", "val")}
-    return Corpus(folder, files, {name: unavailable.get(name) or folder / name for name in _WRITERS})
+    return Corpus(folder, files, {name: reason or folder / name for name, reason in made.items()})
 
 
 def write_images(folder: Path, counts: dict[str, int]):

@@ -8,6 +8,8 @@ is the same to all of them. Tasks are minutes apart: compare within a task. Medi
 """
 
 import argparse
+import collections
+import contextlib
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +19,12 @@ import psutil
 
 from bench import corpus, loader_views, machine, report
 from bench.contender import Contender, Failed
-from bench.peers import CONTENDERS, Unavailable, is_floor
-from bench.tasks import DECODE, TASKS
+from bench.peers import CONTENDERS, Unavailable, takes_part
+from bench.tasks import EVERY
 from ffcv_ops.errors import BadInput, exits_cleanly
 
-LEAST_BATCHES = 6  # a shorter epoch would measure how it starts
-STARTED = ("ours", "ours-pyramid", "ffcv", "torchvision-v2", "pillow", "timm", "dali")
+LEAST_BATCHES = 2  # of an epoch, for each core; a shorter one would measure how it starts
+STARTED = ("ours", "ffcv", "torchvision-v2", "dali")  # start-up and memory; pillow and timm are as torchvision-v2
 START_TASK, START_BATCHES = "B", 8
 MARKER = "bench.loader"
 
@@ -34,11 +36,11 @@ def say(words):
 # --- measuring -----------------------------------------------------------------------------------------------------
 
 
-class Round:
-    """The contenders that are still in, and what went wrong with the others: {contender or task and contender: why}."""
+class Contest:
+    """The contenders that are still in, what went wrong with the others (task and name: why), and files for a sheet."""
 
     def __init__(self, names, options):
-        self.options, self.failures = options, {}
+        self.options, self.failures, self.sheets = options, {}, []
         self.processes = {name: start(name, options) for name in names}
 
     def attempt(self, name, task, action):
@@ -69,10 +71,11 @@ def start(name, options):
 def measure(options):
     """Returns machine, rows, and what failed."""
     began = time.monotonic()
-    made = corpus.make(options.corpus, train=options.images, val=max(options.images // 4, 1))
+    betons = {CONTENDERS[name][1]["beton"] for name in options.only if "beton" in CONTENDERS[name][1]}
+    made = corpus.make(options.corpus, betons, train=options.images, val=options.images // 4)
     say(f"{options.corpus}: {options.images} JPEGs of {made.mean_bytes / 1000:.1f} KB on average")
     rows = corpus_rows(made)
-    contest = Round(options.only, options)
+    contest = Contest(options.only, options)
     try:
         for task in options.tasks:
             rows += measure_task(contest, task, options)
@@ -82,6 +85,8 @@ def measure(options):
         for name in STARTED:
             if name in contest.processes:
                 rows += start_rows(name, options, contest.failures)
+    if options.sheet:
+        loader_views.sheet(contest.sheets).savefig(options.sheet)
     say(f"took {time.monotonic() - began:.0f} s")
     return machine.describe(), rows, contest.failures
 
@@ -98,23 +103,28 @@ def corpus_rows(made):
 
 def measure_task(contest, task, options):
     """Prepares the contenders, which compile meanwhile, two at a time; then they take turns. Returns rows."""
-    names = [name for name in contest.processes if is_floor(name) == (task == DECODE.name)]
+    names = [name for name in contest.processes if takes_part(name, EVERY[task])]
 
     def prepare(name):
         return contest.attempt(name, task, lambda process: (process.prepare(task), process.seconds(machine.cores())))
 
     say(f"{task}: preparing {', '.join(names)}")
     with ThreadPoolExecutor(machine.cores()) as pool:
-        prepared = list(pool.map(prepare, names))
+        try:
+            prepared = list(pool.map(prepare, names))
+        except KeyboardInterrupt:
+            contest.close()  # the threads wait for these processes
+            raise
     running = {name: [] for name, ready in zip(names, prepared, strict=True) if ready}
     if options.sheet:
         for name in running:
-            file = options.corpus / f"sheet_{task}_{name}.npy"
-            contest.attempt(name, task, lambda process, file=file: process.save_first(8, file))
-    counts = dict.fromkeys(running, LEAST_BATCHES)
-    for turn in range(options.repeats + 1):  # the first one tells how long an epoch must be
-        order = list(running)
-        for name in order[turn % len(order) :] + order[: turn % len(order)]:
+            contest.sheets.append(options.corpus / f"sheet_{task}_{name}.npy")
+            contest.attempt(name, task, lambda process: process.save_first(8, contest.sheets[-1]))
+    counts = dict.fromkeys(running, machine.cores())
+    for turn in range(options.repeats + 1):  # the first one is short and tells how long an epoch must be
+        order = collections.deque(running)
+        order.rotate(-turn)
+        for name in order:
             seconds = contest.attempt(name, task, lambda process, name=name: process.seconds(counts[name]))
             if seconds is None:
                 del running[name]
@@ -130,40 +140,41 @@ def measure_task(contest, task, options):
 
 def epoch_batches(wanted: float) -> int:
     """About `wanted`, as many for each core, so that none is idle in the end."""
-    return max(round(wanted / machine.cores()) * machine.cores(), LEAST_BATCHES)
+    return max(round(wanted / machine.cores()), LEAST_BATCHES) * machine.cores()
 
 
 def start_rows(name, options, failures):
     """Two processes: of the first the peak memory, up to the end of an epoch; of the second, whose caches are warm,
-    the time from its start to its first batch. Memory is the proportional set size of all its processes, sampled."""
-    peak, seconds = [0], []
+    the time from its start to its first batch."""
+    peak = 0
 
     def sample():
-        try:
-            root = psutil.Process(process.process.pid)
-            total = sum(one.memory_full_info().pss for one in [root, *root.children(recursive=True)])
-            peak[0] = max(peak[0], total)
-        except psutil.Error:
-            pass  # one of them has just ended
+        nonlocal peak
+        peak = max(peak, proportional_set_size(process.process.pid))
 
     try:
-        for batches, watch in ((START_BATCHES, sample), (1, None)):
+        for batches, while_waiting in ((START_BATCHES, sample), (1, None)):
             began = time.perf_counter()
             process = start(name, options)
             try:
-                process.prepare(START_TASK, watch)
-                process.seconds(batches, watch)
-                seconds.append(time.perf_counter() - began)
+                process.prepare(START_TASK, while_waiting)
+                process.seconds(batches, while_waiting)
+                seconds = time.perf_counter() - began
             finally:
                 process.close()
-    except Failed as error:
+    except (Failed, Unavailable) as error:
         failures[f"start-up {name}"] = str(error)
         return []
-    say(f"start-up: {name} {seconds[-1]:.1f} s, {peak[0] / 1e6:.0f} MB")
-    return [
-        report.row("first batch", name, seconds[-1:], "s"),
-        report.row("peak memory", name, [peak[0] / 1e6], "MB"),
-    ]
+    say(f"start-up: {name} {seconds:.1f} s, {peak / 1e6:.0f} MB")
+    return [report.row("first batch", name, [seconds], "s"), report.row("peak memory", name, [peak / 1e6], "MB")]
+
+
+def proportional_set_size(pid: int) -> int:
+    """Bytes of a process and its descendants; what n processes share counts 1/n in each."""
+    with contextlib.suppress(psutil.Error):  # one of them has just ended
+        root = psutil.Process(pid)
+        return sum(one.memory_full_info().pss for one in [root, *root.children(recursive=True)])
+    return 0
 
 
 # --- the command line ----------------------------------------------------------------------------------------------
@@ -171,12 +182,14 @@ def start_rows(name, options, failures):
 
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    tasks = [*TASKS, DECODE.name]
+    tasks = list(EVERY)
     parser.add_argument("--quick", action="store_true", help="tasks A and D, 128 images, short epochs, no start-up")
     parser.add_argument("--tasks", help=f"some of {','.join(tasks)}")
     parser.add_argument("--only", help=f"some of {','.join(CONTENDERS)}")
     parser.add_argument("--repeats", type=int, help="epochs of each contender in each task (5; quick: 2)")
-    parser.add_argument("--seconds", type=float, help=f"of an epoch; at least {LEAST_BATCHES} batches (2; quick: 0.5)")
+    parser.add_argument(
+        "--seconds", type=float, help=f"of an epoch; at least {LEAST_BATCHES} batches a core (1.2; quick: 0.5)"
+    )
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--images", type=int, help="of the corpus, and a quarter of it for E (512; quick: 128)")
     parser.add_argument("--corpus", type=Path, help="cache folder (build/bench_corpus; quick: build/bench_quick)")
@@ -188,13 +201,15 @@ def parse(argv):
     parser.add_argument("--table", action="store_true", help="measure nothing: show what is in the --json file")
     options = parser.parse_args(argv)
     quick = options.quick
-    options.tasks = _chosen("task", options.tasks, tasks, ["A", "D", DECODE.name] if quick else tasks)
+    options.tasks = _chosen("task", options.tasks, tasks, ["A", "D", "decode"] if quick else tasks)
     options.only = _chosen("contender", options.only, list(CONTENDERS), list(CONTENDERS))
     options.repeats = options.repeats or (2 if quick else 5)
-    options.seconds = options.seconds or (0.5 if quick else 2.0)
+    options.seconds = options.seconds or (0.5 if quick else 1.2)
     options.images = options.images or (128 if quick else 512)
     options.corpus = options.corpus or corpus.ROOT / "build" / ("bench_quick" if quick else "bench_corpus")
     options.startup = not (quick or options.no_startup)
+    if options.images // 4 < len(corpus.PHOTOS):
+        raise BadInput(f"--images={options.images} is too few; a quarter of them must be {len(corpus.PHOTOS)} or more")
     if options.table and not options.json:
         raise BadInput("--table shows the results in a --json FILE; name that file")
     return options
@@ -227,8 +242,6 @@ def main(argv=None):
         report.replace_between(options.markdown, MARKER, text)
     if options.plot:
         loader_views.plot(rows, machine.in_words(about)).savefig(options.plot)
-    if options.sheet:
-        loader_views.sheet(sorted(options.corpus.glob("sheet_*.npy"))).savefig(options.sheet)
     if failures:
         say("\n".join(f"failed: {place}: {reason}" for place, reason in failures.items()))
         raise SystemExit(1)

@@ -26,4 +26,5 @@ TASKS = {
     )
 }
 DECODE = Task("decode", "JPEG library alone", "train", "none", 0, flip=False)  # the floors: whole files -> pixels
+EVERY = TASKS | {DECODE.name: DECODE}
 JITTER = 0.3

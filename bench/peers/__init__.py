@@ -8,6 +8,8 @@ ahead: what is timed is the work for these batches, all of it.
 import importlib
 from functools import partial
 
+from bench.tasks import DECODE, Task
+
 
 class Unavailable(Exception):
     """This contender cannot take part, or not in this task. The message says why."""
@@ -41,6 +43,13 @@ def prepare_of(name: str):
 
 def is_floor(name: str) -> bool:
     return name.startswith("floor-")
+
+
+def takes_part(name: str, task: Task) -> bool:
+    """Whether this contender has anything to do in a task."""
+    if name == "ffcv-tuned":
+        return task.augment  # elsewhere it is ffcv
+    return is_floor(name) == (task is DECODE)
 
 
 def is_peer(name: str) -> bool:

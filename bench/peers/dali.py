@@ -6,6 +6,8 @@ so that each sample runs one operation. Jitter is color_twist, DALI's one fused 
 instead of the image's mean, in fixed order. Both are in this peer's favour.
 """
 
+import itertools
+
 import numpy as np
 
 from bench.peers import Unavailable
@@ -23,10 +25,11 @@ def prepare(task, corpus, *, batch, workers):
     pipeline = _pipeline(task, [str(file) for file in corpus.files[task.split]])
     pipeline = pipeline(batch_size=batch, num_threads=workers, device_id=None, prefetch_queue_depth=PREFETCHED, seed=0)
     pipeline.build()
+    ahead = itertools.chain([0], itertools.repeat(PREFETCHED + 1))
 
     def epoch(batches):
-        """DALI never stops working ahead, so the batches that it made since the last epoch are thrown away first."""
-        for _ in range(PREFETCHED + 1):
+        """DALI never stops working ahead: what it made since the last epoch, which is not timed, is thrown away."""
+        for _ in range(next(ahead)):
             pipeline.run()
         return (np.asarray(pipeline.run()[0].as_tensor()) for _ in range(batches))
 

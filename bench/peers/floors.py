@@ -8,15 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from bench.corpus import LONGEST
-from bench.peers import Unavailable
 from ffcv_ops.jpeg import LIBRARY
 
 RGBX, FAST_DCT, ACCURATE_DCT = 2, 2048, 4096  # turbojpeg.h
 
 
 def prepare(task, corpus, *, batch, workers, scale=1, fast_dct=False):
-    if task.crop != "none":
-        raise Unavailable("a floor only decodes")
     library = ctypes.CDLL(LIBRARY)  # calls release the GIL
     library.tjInitDecompress.restype = ctypes.c_void_p
     files = [np.fromfile(file, np.uint8) for file in corpus.files[task.split]]
