@@ -4,12 +4,14 @@
 
 The same JPEGs (bench/corpus.py) for all, on all cores that the process may use, in batches of 128. Every contender is
 a process of its own that stays; in a task they take turns, one short epoch each, so that a machine whose speed drifts
-is the same to all of them. Tasks are minutes apart: compare within a task. Medians, in brackets the range.
+is the same to all of them. Tasks are minutes apart: compare within a task. Medians, in brackets the range. A ratio is
+the median of those of the turns.
 """
 
 import argparse
 import collections
 import contextlib
+import statistics
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +21,7 @@ import psutil
 
 from bench import corpus, loader_views, machine, report
 from bench.contender import Contender, Failed
-from bench.peers import CONTENDERS, Unavailable, takes_part
+from bench.peers import CONTENDERS, Unavailable, is_peer, takes_part
 from bench.tasks import EVERY
 from ffcv_ops.errors import BadInput, exits_cleanly
 
@@ -133,9 +135,24 @@ def measure_task(contest, task, options):
             else:
                 running[name].append(counts[name] * options.batch / seconds)
     rows = [report.row(task, name, rates, "images/s") for name, rates in running.items()]
-    medians = ", ".join("{name} {value:.0f}".format(**row) for row in rows)
-    say(f"{task}: {medians} images/s")
+    rows += ratio_rows(task, running)
+    say(f"{task}: " + ", ".join("{name} {value:.4g} {unit}".format(**row) for row in rows))
     return rows
+
+
+def ratio_rows(task, rates):
+    """Ours to the fastest of the peers, turn by turn: what slows the machine for a while slows both."""
+    peers = [name for name in rates if is_peer(name)]
+    if not peers:
+        return []
+    best = max(peers, key=lambda name: statistics.median(rates[name]))
+    return [
+        report.row(
+            f"{task} ratio", name, [ours / peer for ours, peer in zip(rates[name], rates[best], strict=True)], best
+        )
+        for name in rates
+        if name.startswith("ours")
+    ]
 
 
 def epoch_batches(wanted: float) -> int:
@@ -187,9 +204,7 @@ def parse(argv):
     parser.add_argument("--tasks", help=f"some of {','.join(tasks)}")
     parser.add_argument("--only", help=f"some of {','.join(CONTENDERS)}")
     parser.add_argument("--repeats", type=int, help="epochs of each contender in each task (5; quick: 2)")
-    parser.add_argument(
-        "--seconds", type=float, help=f"of an epoch; at least {LEAST_BATCHES} batches a core (1.2; quick: 0.5)"
-    )
+    parser.add_argument("--seconds", type=float, help="of an epoch, about (1.2; quick: 0.5)")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--images", type=int, help="of the corpus, and a quarter of it for E (512; quick: 128)")
     parser.add_argument("--corpus", type=Path, help="cache folder (build/bench_corpus; quick: build/bench_quick)")

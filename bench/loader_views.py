@@ -14,7 +14,7 @@ OURS, OURS_RAW, PEER, OTHER, FLOOR = "#c2410c", "#fdba74", "#475569", "#a8b3c2",
 
 
 def tables(rows: list[dict]) -> list[Grid]:
-    """Throughput with the ratios to the best peer; the floors; start-up and memory; sizes. Those that have rows."""
+    """Throughput with our ratios to the best peer; the floors; start-up and memory; sizes. Those that have rows."""
     cells = {(row["task"], row["name"]): row for row in rows}
     grids = [
         _throughput(cells),
@@ -29,24 +29,15 @@ def _throughput(cells):
     tasks = [task for task in TASKS.values() if any(key[0] == task.name for key in cells)]
     names = [name for name in CONTENDERS if any((task.name, name) in cells for task in tasks)]
     lines = [[name, *(_cell(cells.get((task.name, name))) for task in tasks)] for name in names]
-    best = {task.name: best_peer(cells, task.name) for task in tasks}
-    lines += [["*best peer*", *(best[task.name] or "-" for task in tasks)]] if any(best.values()) else []
-    for name in names if any(best.values()) else []:
-        if name.startswith("ours"):
-            ratios = (ratio(cells, task.name, name) for task in tasks)
-            lines.append([f"*{name} / best peer*", *(f"{value:.2f}" if value else "-" for value in ratios)])
+    for name in names:
+        ratios = [cells.get((f"{task.name} ratio", name)) for task in tasks]
+        if any(ratios):
+            lines.append([f"*{name} / best peer*", *(_ratio(row) for row in ratios)])
     return Grid("Images per second", ["pipeline", *(f"{task.name}: {task.title}" for task in tasks)], lines)
 
 
-def best_peer(cells: dict, task: str) -> str | None:
-    """The fastest of those that read JPEGs and are not ours."""
-    peers = [name for name in CONTENDERS if is_peer(name) and (task, name) in cells]
-    return max(peers, key=lambda name: cells[task, name]["value"], default=None)
-
-
-def ratio(cells: dict, task: str, name: str) -> float | None:
-    peer = best_peer(cells, task)
-    return cells[task, name]["value"] / cells[task, peer]["value"] if peer and (task, name) in cells else None
+def _ratio(row):
+    return "-" if row is None else f"{row['value']:.2f} ({row['lo']:.2f}-{row['hi']:.2f}) x {row['unit']}"
 
 
 def _cell(row):
@@ -74,7 +65,6 @@ def plot(rows: list[dict], caption: str) -> Figure:
     names = [name for name in CONTENDERS if not is_floor(name) and any((task.name, name) in cells for task in tasks)]
     figure = Figure(figsize=(2.2 + 2.3 * len(tasks), 1.3 + 0.34 * len(names)), layout="constrained", dpi=150)
     panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
-    floor = cells.get((DECODE.name, "floor-decode"))
     for task, panel in zip(tasks, panels, strict=True):
         for place, name in enumerate(names):
             row = cells.get((task.name, name))
@@ -86,7 +76,7 @@ def plot(rows: list[dict], caption: str) -> Figure:
                 f"{row['value']:,.0f}", (row["hi"], place), (4, 0), textcoords="offset points", va="center", fontsize=8,
                 bbox={"boxstyle": "square,pad=0.1", "fc": "white", "ec": "none"},
             )  # fmt: skip
-        if floor:
+        if floor := cells.get((task.name, "floor-decode")):
             panel.axvline(floor["value"], color=FLOOR, lw=1, ls=":", zorder=0.5)
         panel.set_title(f"{task.name}: {task.title}", fontsize=9)
         panel.margins(x=0.24)
@@ -94,7 +84,7 @@ def plot(rows: list[dict], caption: str) -> Figure:
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_yticks(range(len(names)), names)
     panels[0].invert_yaxis()
-    words = "images/s, medians and ranges" + ("; dotted: whole JPEGs decoded and nothing else" if floor else "")
+    words = "images/s, medians and ranges; dotted: the JPEGs decoded by the library and nothing else"
     figure.supxlabel("\n".join([words, *textwrap.wrap(caption, 45 * len(tasks))]), fontsize=7)
     return figure
 

@@ -49,6 +49,8 @@ def takes_part(name: str, task: Task) -> bool:
     """Whether this contender has anything to do in a task."""
     if name == "ffcv-tuned":
         return task.augment  # elsewhere it is ffcv
+    if name == "floor-decode":
+        return True  # to compare with in the same minute
     return is_floor(name) == (task is DECODE)
 
 

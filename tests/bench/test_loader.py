@@ -234,6 +234,7 @@ ROWS = [
     report.row("A", "ffcv-tuned", [150], "images/s"),
     report.row("A", "pillow", [50], "images/s"),
     report.row("E", "pillow", [70], "images/s"),
+    report.row("A ratio", "ours", [2, 3], "ffcv"),
     report.row("size", "ours_jpg", [47.25], "KB/image"),
 ]
 
@@ -242,13 +243,19 @@ def test_rows_hold_median_and_range():
     assert ROWS[0] == {"task": "A", "name": "ours", "value": 200, "unit": "images/s", "lo": 100, "hi": 300, "n": 3}
 
 
+def test_ratios_are_of_turns_and_to_the_fastest_peer():
+    rates = {"ours": [300, 120, 210], "ffcv": [100, 60, 70], "ffcv-raw": [400] * 3, "ffcv-tuned": [200] * 3}
+    (row,) = loader.ratio_rows("A", rates | {"pillow": [50] * 3})
+    assert row == {"task": "A ratio", "name": "ours", "value": 3, "unit": "ffcv", "lo": 2, "hi": 3, "n": 3}
+    assert loader.ratio_rows("A", {"ours": [1], "floor-decode": [2]}) == []
+
+
 def test_tables():
     throughput, sizes = loader_views.tables(ROWS)
     assert throughput.header == ["pipeline", "A: RRC 224", "E: eval 224"]
     lines = {line[0]: line[1:] for line in throughput.lines}
     assert lines["ours"] == ["200 (100-300)", "-"]
-    assert lines["*best peer*"] == ["ffcv", "pillow"], "neither raw files nor operations of our own are a peer"
-    assert lines["*ours / best peer*"] == ["2.22", "-"]
+    assert lines["*ours / best peer*"] == ["2.50 (2.00-3.00) x ffcv", "-"]
     assert sizes.lines == [["ours_jpg", "47.2"]]
 
 
