@@ -27,18 +27,18 @@ _RGBX, _GRAY = 2, 6  # TJPF_RGBX, TJPF_GRAY
 _ACCURATE_DCT = 4096  # TJFLAG_ACCURATEDCT
 
 
-def _load_turbojpeg() -> None:
+def _load_turbojpeg() -> str:
     for name in ("libturbojpeg.so.0", "libturbojpeg.so"):
         try:
             ctypes.CDLL(name)
             llvmlite.binding.load_library_permanently(name)
-            return
+            return name
         except (OSError, RuntimeError):
             continue
     raise BadInput("libturbojpeg is not installed: run `apt-get install libturbojpeg0-dev` (conda: libjpeg-turbo)")
 
 
-_load_turbojpeg()
+TURBOJPEG = _load_turbojpeg()
 
 _tj_open = types.ExternalFunction("tjInitDecompress", types.uintp())
 _tj_close = types.ExternalFunction("tjDestroy", types.int32(types.uintp))
