@@ -97,10 +97,10 @@ def _colour(name):
 
 def sheet(files: list[Path]) -> Figure:
     """First images of each contender (sheet_<task>_<name>.npy), a row each."""
-    figure = Figure(figsize=(10, 1.25 * len(files)), layout="constrained", dpi=100)
+    figure = Figure(figsize=(10, 1.45 * len(files)), layout="constrained", dpi=100)
     for file, panel in zip(files, figure.subplots(len(files), 1, squeeze=False)[:, 0], strict=True):
         panel.imshow(np.concatenate(np.load(file), axis=1))
-        panel.set_ylabel(file.stem.removeprefix("sheet_"), fontsize=7, rotation=0, ha="right", va="center")
+        panel.set_title(file.stem.removeprefix("sheet_"), fontsize=7, loc="left")
         panel.set_xticks([])
         panel.set_yticks([])
     return figure

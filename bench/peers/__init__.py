@@ -1,8 +1,9 @@
 """The contenders of bench/loader.py, a file each. What they have in common:
 
 `prepare(task, corpus, batch=, workers=)` builds the loader and returns `epoch`. `epoch(batches)` returns an iterator
-over exactly that many batches, as uint8 arrays or tensors in memory, not normalised. When it returns, no work is done
-ahead: what is timed is the work for these batches, all of it.
+over exactly that many batches, as uint8 arrays or tensors in memory, not normalised; each is valid until the next is
+asked for. No work is done before the first one is asked for or after the last one: what is timed is the work for these
+batches, all of it, and whoever is next has the machine for itself.
 """
 
 import importlib
