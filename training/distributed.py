@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import distributed
+from torch.distributed.tensor import DTensor
 
 from ffcv_ops.errors import BadInput
 
@@ -68,3 +69,22 @@ def least_over_ranks(number: int, device: torch.device) -> int:
     if distributed.is_initialized():
         distributed.all_reduce(least, distributed.ReduceOp.MIN)
     return int(least)
+
+
+def sent(tensor: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
+    """A tensor of the host on the device; from pinned memory, so that the host need not wait for a GPU."""
+    if tensor is None:
+        return None
+    pinned = tensor.pin_memory() if device.type == "cuda" else tensor
+    return pinned.to(device, non_blocking=True)
+
+
+def whole(value, *, first: bool):
+    """Nested state with its sharded tensors in one piece, in the memory of the `first` rank's host; None in the others.
+    All ranks must come here together."""
+    if isinstance(value, DTensor):
+        full = value.full_tensor()
+        return full.cpu() if first else None
+    if isinstance(value, dict):
+        return {key: whole(item, first=first) for key, item in value.items()}
+    return value
