@@ -39,11 +39,7 @@ def build(model: nn.Module, stage) -> torch.optim.Optimizer:
         return Lamb(groups, lr=stage.lr, betas=stage.betas, eps=stage.eps, clip_norm=stage.clip_norm)
     if stage.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=stage.lr, betas=stage.betas, eps=stage.eps, fused=True)
-    optimizer = torch.optim.SGD(groups, lr=stage.lr, momentum=stage.momentum, fused=True)
-    for parameter in (p for group in groups for p in group["params"]):
-        # torch would make them in the first step, of whatever is in the memory if that step is left out.
-        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
+    return Sgd(groups, lr=stage.lr, momentum=stage.momentum, fused=True)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -108,6 +104,33 @@ def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:
 
 def _with_gradients(optimizer):
     return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+
+
+class Sgd(torch.optim.SGD):
+    """torch's SGD with momentum; its own class has no kernel for sharded tensors, and keeps what is in the memory as
+    the first momentum if the first step is left out."""
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            for p in params:
+                if p not in self.state:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            sgd(
+                local(params),
+                local(p.grad for p in params),
+                local(self.state[p]["momentum_buffer"] for p in params),
+                fused=True,
+                grad_scale=self.grad_scale,
+                found_inf=self.found_inf,
+                lr=group["lr"],
+                momentum=group["momentum"],
+                weight_decay=group["weight_decay"],
+                dampening=0.0,
+                nesterov=False,
+                maximize=False,
+            )
 
 
 class Lamb(torch.optim.Optimizer):

@@ -204,7 +204,7 @@ def test_build_hands_the_stages_keys_to_its_optimizer():
     sgd = optim.build(network, stage(optimizer="sgd", momentum=0.4, lr=0.1))
     assert (type(lamb), lamb.clip_norm, lamb.defaults["eps"]) == (optim.Lamb, 0.7, 1e-6)
     assert (type(adamw), adamw.defaults["betas"], adamw.defaults["eps"]) == (torch.optim.AdamW, (0.8, 0.95), 1e-8)
-    assert (type(sgd), sgd.defaults["momentum"], sgd.defaults["nesterov"]) == (torch.optim.SGD, 0.4, False)
+    assert (type(sgd), sgd.defaults["momentum"], sgd.defaults["nesterov"]) == (optim.Sgd, 0.4, False)
     for optimizer in (lamb, adamw, sgd):
         assert [group["weight_decay"] for group in optimizer.param_groups] == [0.05, 0.0]
         optim.set_lr(optimizer, 0.123)
