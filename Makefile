@@ -6,12 +6,13 @@ VENV ?= .venv
 export PYTHON VENV
 RUN = "$(VENV)/bin/python"
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint bench clean
 
 help:
 	@echo "make demo    set up, write the bundled photographs, train on them, report"
 	@echo "make test    set up, run the tests"
 	@echo "make lint    set up, check the style"
+	@echo "make bench   set up, measure the loader beside other loaders (12 minutes on 2 cores)"
 	@echo "make clean   remove the virtual environment and caches; data/ and runs/ stay"
 
 demo:
@@ -27,6 +28,10 @@ test:
 lint:
 	@./setup.sh dev
 	$(RUN) -m ruff check .
+
+bench:
+	@./setup.sh bench dali
+	$(RUN) -m bench.loader --json bench/results/loader.json --plot bench/results/loader.png
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -61,7 +61,7 @@ class Tile(NamedTuple):
 
 def photographs() -> Source:
     """Splits `train` and `val`; an item is a tile, uint8 (TILE, TILE, 3)."""
-    pictures = {scene: read_rgb(_path(file)) for scene, file in SCENES.items()}
+    pictures = {scene: read_rgb(photo_path(file)) for scene, file in SCENES.items()}
     chosen = {split: [tile for scene in SCENES for tile in choose(scene, pictures[scene], split)] for split in MOST}
     classes, lights, splits = tuple(SCENES), itertools.count(), {}
     for split, tiles in chosen.items():
@@ -122,7 +122,7 @@ def _mean_and_deviation(values: np.ndarray):
     return total / count, np.sqrt(count * squares - total * total) / count
 
 
-def _path(file: str) -> Path:
+def photo_path(file: str) -> Path:
     """The file inside the installed packages."""
     package, _, inside = file.partition("/")
     spec = importlib.util.find_spec(package)

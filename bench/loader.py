@@ -1,0 +1,266 @@
+"""Which loader makes uint8 training batches fastest on the CPU? Ours, stock FFCV, torchvision, timm, Pillow and DALI.
+
+    python -m bench.loader [--quick] [--tasks A,B] [--only ours,ffcv] [--json FILE] [--plot FILE] [--markdown FILE]
+
+The same JPEGs (bench/corpus.py) for all, on all cores that the process may use, in batches of 128. Every contender is
+a process of its own that stays; in a task they take turns, one short epoch each, so that a machine whose speed drifts
+is the same to all of them. Tasks are minutes apart: compare within a task. Medians, in brackets the range. A ratio is
+the median of those of the turns.
+"""
+
+import argparse
+import collections
+import contextlib
+import statistics
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+
+from bench import corpus, loader_views, machine, report
+from bench.contender import Contender, Failed
+from bench.peers import CONTENDERS, Unavailable, is_peer, takes_part
+from bench.tasks import EVERY
+from ffcv_ops.errors import BadInput, exits_cleanly
+
+LEAST_BATCHES = 2  # of an epoch, for each core; a shorter one would measure how it starts
+STARTED = ("ours", "ffcv", "torchvision-v2", "dali")  # start-up and memory; pillow and timm are as torchvision-v2
+START_TASK, START_BATCHES = "B", 8
+MARKER = "bench.loader"
+
+
+def say(words):
+    print(words, file=sys.stderr, flush=True)
+
+
+# --- measuring -----------------------------------------------------------------------------------------------------
+
+
+class Contest:
+    """The contenders that are still in, what went wrong with the others (task and name: why), and files for a sheet."""
+
+    def __init__(self, names, options):
+        self.options, self.failures, self.sheets = options, {}, []
+        self.processes = {name: start(name, options) for name in names}
+
+    def attempt(self, name, task, action):
+        """action(contender's process), or None where it failed or cannot take part."""
+        try:
+            return action(self.processes[name])
+        except Unavailable as reason:
+            say(f"{name} is left out: {reason}")
+            self.processes.pop(name).close()
+        except Failed as error:
+            say(f"{name} failed in {task}: {error}")
+            self.failures[f"{task} {name}"] = str(error)
+            if self.processes[name].closed:
+                del self.processes[name]
+
+    def close(self):
+        for process in self.processes.values():
+            process.close()
+
+
+def start(name, options):
+    logs = options.corpus / "logs"
+    logs.mkdir(exist_ok=True)
+    log = logs / f"{name}.log"
+    return Contender(name, options.corpus, batch=options.batch, workers=machine.cores(), log=log)
+
+
+def measure(options):
+    """Returns machine, rows, and what failed."""
+    began = time.monotonic()
+    betons = {CONTENDERS[name][1]["beton"] for name in options.only if "beton" in CONTENDERS[name][1]}
+    made = corpus.make(options.corpus, betons, train=options.images, val=options.images // 4)
+    say(f"{options.corpus}: {options.images} JPEGs of {made.mean_bytes / 1000:.1f} KB on average")
+    rows = corpus_rows(made)
+    contest = Contest(options.only, options)
+    try:
+        for task in options.tasks:
+            rows += measure_task(contest, task, options)
+    finally:
+        contest.close()
+    if options.startup:
+        for name in STARTED:
+            if name in contest.processes:
+                rows += start_rows(name, options, contest.failures)
+    if options.sheet:
+        loader_views.sheet(contest.sheets).savefig(options.sheet)
+    say(f"took {time.monotonic() - began:.0f} s")
+    return machine.describe(), rows, contest.failures
+
+
+def corpus_rows(made):
+    """Sizes of the JPEG files and of what each .beton stores."""
+    files = made.files["train"]
+    sizes = {"jpeg files": sum(file.stat().st_size for file in files)}
+    for name, path in made.betons.items():
+        if isinstance(path, Path):
+            sizes[name] = corpus.stored_bytes(path.with_name(f"{path.name}_train.beton"))
+    return [report.row("size", name, [size / 1000 / len(files)], "KB/image") for name, size in sizes.items()]
+
+
+def measure_task(contest, task, options):
+    """Prepares the contenders, which compile meanwhile, two at a time; then they take turns. Returns rows."""
+    names = [name for name in contest.processes if takes_part(name, EVERY[task])]
+
+    def prepare(name):
+        return contest.attempt(name, task, lambda process: (process.prepare(task), process.seconds(machine.cores())))
+
+    say(f"{task}: preparing {', '.join(names)}")
+    with ThreadPoolExecutor(machine.cores()) as pool:
+        try:
+            prepared = list(pool.map(prepare, names))
+        except KeyboardInterrupt:
+            contest.close()  # the threads wait for these processes
+            raise
+    running = {name: [] for name, ready in zip(names, prepared, strict=True) if ready}
+    if options.sheet:
+        for name in running:
+            contest.sheets.append(options.corpus / f"sheet_{task}_{name}.npy")
+            contest.attempt(name, task, lambda process: process.save_first(8, contest.sheets[-1]))
+    counts = dict.fromkeys(running, machine.cores())
+    for turn in range(options.repeats + 1):  # the first one is short and tells how long an epoch must be
+        order = collections.deque(running)
+        order.rotate(-turn)
+        for name in order:
+            seconds = contest.attempt(name, task, lambda process, name=name: process.seconds(counts[name]))
+            if seconds is None:
+                del running[name]
+            elif turn == 0:
+                counts[name] = epoch_batches(counts[name] / seconds * options.seconds)
+            else:
+                running[name].append(counts[name] * options.batch / seconds)
+    rows = [report.row(task, name, rates, "images/s") for name, rates in running.items()]
+    rows += ratio_rows(task, running)
+    say(f"{task}: " + ", ".join("{name} {value:.4g} {unit}".format(**row) for row in rows))
+    return rows
+
+
+def ratio_rows(task, rates):
+    """Ours to the fastest of the peers, turn by turn: what slows the machine for a while slows both."""
+    peers = [name for name in rates if is_peer(name)]
+    if not peers:
+        return []
+    best = max(peers, key=lambda name: statistics.median(rates[name]))
+    return [
+        report.row(
+            f"{task} ratio", name, [ours / peer for ours, peer in zip(rates[name], rates[best], strict=True)], best
+        )
+        for name in rates
+        if name.startswith("ours")
+    ]
+
+
+def epoch_batches(wanted: float) -> int:
+    """About `wanted`, as many for each core, so that none is idle in the end."""
+    return max(round(wanted / machine.cores()), LEAST_BATCHES) * machine.cores()
+
+
+def start_rows(name, options, failures):
+    """Two processes: of the first the peak memory, up to the end of an epoch; of the second, whose caches are warm,
+    the time from its start to its first batch."""
+    peak = 0
+
+    def sample():
+        nonlocal peak
+        peak = max(peak, proportional_set_size(process.process.pid))
+
+    try:
+        for batches, while_waiting in ((START_BATCHES, sample), (1, None)):
+            began = time.perf_counter()
+            process = start(name, options)
+            try:
+                process.prepare(START_TASK, while_waiting)
+                process.seconds(batches, while_waiting)
+                seconds = time.perf_counter() - began
+            finally:
+                process.close()
+    except (Failed, Unavailable) as error:
+        failures[f"start-up {name}"] = str(error)
+        return []
+    say(f"start-up: {name} {seconds:.1f} s, {peak / 1e6:.0f} MB")
+    return [report.row("first batch", name, [seconds], "s"), report.row("peak memory", name, [peak / 1e6], "MB")]
+
+
+def proportional_set_size(pid: int) -> int:
+    """Bytes of a process and its descendants; what n processes share counts 1/n in each."""
+    with contextlib.suppress(psutil.Error):  # one of them has just ended
+        root = psutil.Process(pid)
+        return sum(one.memory_full_info().pss for one in [root, *root.children(recursive=True)])
+    return 0
+
+
+# --- the command line ----------------------------------------------------------------------------------------------
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    tasks = list(EVERY)
+    parser.add_argument("--quick", action="store_true", help="tasks A and D, 128 images, short epochs, no start-up")
+    parser.add_argument("--tasks", help=f"some of {','.join(tasks)}")
+    parser.add_argument("--only", help=f"some of {','.join(CONTENDERS)}")
+    parser.add_argument("--repeats", type=int, help="epochs of each contender in each task (5; quick: 2)")
+    parser.add_argument("--seconds", type=float, help="of an epoch, about (1.2; quick: 0.5)")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--images", type=int, help="of the corpus, and a quarter of it for E (512; quick: 128)")
+    parser.add_argument("--corpus", type=Path, help="cache folder (build/bench_corpus; quick: build/bench_quick)")
+    parser.add_argument("--no-startup", action="store_true", help="leave out start-up time and peak memory")
+    parser.add_argument("--json", type=Path, help="write machine and rows to this file")
+    parser.add_argument("--plot", type=Path, help="draw the tasks: .png or .svg")
+    parser.add_argument("--markdown", type=Path, help=f"put the tables into this file, after <!-- {MARKER} -->")
+    parser.add_argument("--sheet", type=Path, help="a picture of what each contender makes, to look at")
+    parser.add_argument("--table", action="store_true", help="measure nothing: show what is in the --json file")
+    options = parser.parse_args(argv)
+    quick = options.quick
+    options.tasks = _chosen("task", options.tasks, tasks, ["A", "D", "decode"] if quick else tasks)
+    options.only = _chosen("contender", options.only, list(CONTENDERS), list(CONTENDERS))
+    options.repeats = options.repeats or (2 if quick else 5)
+    options.seconds = options.seconds or (0.5 if quick else 1.2)
+    options.images = options.images or (128 if quick else 512)
+    options.corpus = options.corpus or corpus.ROOT / "build" / ("bench_quick" if quick else "bench_corpus")
+    options.startup = not (quick or options.no_startup)
+    if options.images // 4 < len(corpus.PHOTOS):
+        raise BadInput(f"--images={options.images} is too few; a quarter of them must be {len(corpus.PHOTOS)} or more")
+    if options.table and not options.json:
+        raise BadInput("--table shows the results in a --json FILE; name that file")
+    return options
+
+
+def _chosen(kind, words, known, default):
+    names = words.split(",") if words else default
+    for name in names:
+        if name not in known:
+            raise BadInput(f"{name!r} is not a {kind}; there are {', '.join(known)}")
+    return names
+
+
+@exits_cleanly
+def main(argv=None):
+    options = parse(argv)
+    if options.table:
+        about, rows = report.read_json(options.json)
+        failures = {}
+    else:
+        about, rows, failures = measure(options)
+        if options.json:
+            report.write_json(options.json, about, rows)
+    grids = loader_views.tables(rows)
+    for grid in grids:
+        report.show(grid)
+    if options.markdown:
+        text = "".join(f"{grid.title}\n\n{report.markdown(grid)}\n" for grid in grids)
+        text += f"`{about['command']}`, {machine.in_words(about)}.\n"
+        report.replace_between(options.markdown, MARKER, text)
+    if options.plot:
+        loader_views.plot(rows, machine.in_words(about)).savefig(options.plot)
+    if failures:
+        say("\n".join(f"failed: {place}: {reason}" for place, reason in failures.items()))
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""The contenders of bench/loader.py, a file each. What they have in common:
+
+`prepare(task, corpus, batch=, workers=)` builds the loader and returns `epoch`. `epoch(batches)` returns an iterator
+over exactly that many batches, as uint8 arrays or tensors in memory, not normalised. When it returns, no work is done
+ahead: what is timed is the work for these batches, all of it.
+"""
+
+import importlib
+from functools import partial
+
+from bench.tasks import DECODE, Task
+
+
+class Unavailable(Exception):
+    """This contender cannot take part, or not in this task. The message says why."""
+
+
+CONTENDERS = {  # name: module of this package, settings
+    "ours": ("ours", {"beton": "ours_jpg"}),
+    "ours-fast": ("ours", {"beton": "ours_jpg", "keys": {"decode": "least"}}),
+    "ours-pyramid": ("ours", {"beton": "ours_pyramid", "keys": {"decode": "least"}}),
+    "ours-raw": ("ours", {"beton": "ours_raw"}),
+    "ffcv": ("stock_ffcv", {"beton": "ffcv_jpg"}),
+    "ffcv-tuned": ("stock_ffcv", {"beton": "ffcv_jpg", "tuned": True}),
+    "ffcv-raw": ("stock_ffcv", {"beton": "ffcv_raw"}),
+    "torchvision-v2": ("torchvision_v2", {}),
+    "pillow": ("reference_pillow", {}),
+    "timm": ("timm_loader", {}),
+    "dali": ("dali", {}),
+    "floor-decode": ("floors", {}),
+    "floor-fast-dct": ("floors", {"fast_dct": True}),
+    "floor-half": ("floors", {"scale": 2}),
+    "floor-quarter": ("floors", {"scale": 4}),
+    "floor-eighth": ("floors", {"scale": 8}),
+}
+
+
+def prepare_of(name: str):
+    """The `prepare` function of a contender."""
+    module, settings = CONTENDERS[name]
+    return partial(importlib.import_module(f"bench.peers.{module}").prepare, **settings)
+
+
+def is_floor(name: str) -> bool:
+    return name.startswith("floor-")
+
+
+def takes_part(name: str, task: Task) -> bool:
+    """Whether this contender has anything to do in a task."""
+    if name == "ffcv-tuned":
+        return task.augment  # elsewhere it is ffcv
+    if name == "floor-decode":
+        return True  # to compare with in the same minute
+    return is_floor(name) == (task is DECODE)
+
+
+def is_peer(name: str) -> bool:
+    """What `ours` is compared with: it reads JPEGs, as files or from a .beton, and is what a user would have."""
+    return not name.startswith(("ours", "floor-")) and name not in ("ffcv-raw", "ffcv-tuned")

@@ -1,0 +1,47 @@
+"""This project's loader, through the functions that training uses. Batches: uint8 [n, size, size, 3]."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+
+from bench.peers import Unavailable
+from bench.tasks import JITTER
+from ffcv_ops.fields import describe
+from ffcv_ops.loader import eval_loader, train_loader
+from training import recipe
+
+
+def stage_of(task, batch, keys):
+    """base.yaml's stage with the task's crop and augmentation, each image once an epoch, not mixed."""
+    stage = recipe.load(recipe.BASE).stages[0]
+    for key in keys:
+        if key not in {field.name for field in dataclasses.fields(stage)}:
+            raise Unavailable(f"there is no key stage.{key}")
+    return dataclasses.replace(
+        stage, resolution=task.size, batch=batch, crop=task.crop, flip=0.5 if task.flip else 0.0,
+        augment="three" if task.augment else "none", jitter=JITTER if task.augment else None,
+        repeats=1, mixup=0, cutmix=0, **keys,
+    )  # fmt: skip
+
+
+def prepare(task, corpus, *, batch, workers, beton, keys=None):
+    files = corpus.betons[beton]
+    if isinstance(files, str):
+        raise Unavailable(files)
+    path = f"{files}_{task.split}.beton"
+    samples, stage = describe(path).samples, stage_of(task, batch, keys or {})
+    if task.crop == "centre":
+        loader = eval_loader(path, samples, stage, batch=batch, workers=workers)
+    else:
+        loader = train_loader(path, samples, stage, seed=0, workers=workers)
+    one_epoch, epochs = loader.of_epoch, itertools.count()
+
+    def epoch(batches):
+        """As many epochs as it takes, without a break between them."""
+        ids = np.concatenate([one_epoch(next(epochs)) for _ in range(batches * batch // samples + 2)])
+        loader.of_epoch = lambda number: ids[: batches * batch]
+        for images, _ in loader.epoch(0):
+            yield images
+
+    return epoch

@@ -1,0 +1,30 @@
+"""timm's create_loader with its own transforms; the batches are those before its prefetcher normalises them: uint8
+[n, 3, size, size].
+
+3-Augment is timm's policy `3a`. The simple random crop is its crop mode `rkrr` with scale and ratio fixed at 1: the
+short side to the size and a random window, without the paper's 4 reflected border pixels.
+"""
+
+import torch
+from timm.data import create_loader
+
+from bench.peers.files import Files, restarting
+from bench.peers.reference_pillow import read
+from bench.tasks import JITTER
+
+
+def prepare(task, corpus, *, batch, workers):
+    dataset = Files(corpus.files[task.split], read)
+    dataset.length = batch
+    crop = {
+        "rrc": {},
+        "src": {"train_crop_mode": "rkrr", "scale": (1, 1), "ratio": (1, 1)},
+        "centre": {"crop_pct": 1.0},
+    }[task.crop]
+    loader = create_loader(
+        dataset, input_size=(3, task.size, task.size), batch_size=batch, is_training=task.crop != "centre",
+        interpolation="bicubic", hflip=0.5, color_jitter=JITTER if task.augment else None,
+        auto_augment="3a" if task.augment else None, num_workers=workers, device=torch.device("cpu"),
+        **crop,
+    )  # fmt: skip
+    return restarting(loader.loader, dataset, batch)
