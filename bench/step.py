@@ -266,6 +266,7 @@ def in_its_own_process(who, task, compiles) -> int:
 
 def _peak(who, task, compiles):
     cpu = torch.device("cpu")
+    torch.set_num_threads(distributed.threads())
     job = job_of(task, drop_path="exact", compiles=False, device=cpu)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     step = contender(who, task, compiles=compiles, device=cpu, mark=lambda phase: None)
@@ -449,6 +450,7 @@ def cell(row) -> str:
 def main(argv=None):
     options = parse(argv)
     device = torch.device(options.device)
+    torch.set_num_threads(distributed.threads())
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
     rows = []

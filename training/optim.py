@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from torch.optim.sgd import sgd
 
-CPU_TOGETHER, GPU_TOGETHER = 1 << 20, 1 << 26  # weights
+CPU_TOGETHER, GPU_TOGETHER = 1 << 18, 1 << 26  # weights
 MOMENTS = {"lamb": 2, "adamw": 2, "sgd": 1}  # tensors of each weight's size that an optimizer keeps
 
 
@@ -167,9 +167,10 @@ class Lamb(torch.optim.Optimizer):
             if group["weight_decay"] == 0:
                 self._adam(local(params), params, group, group["lr"], divisor)
             else:
-                for some in _together(params):
+                for some, updates in _together(params):
                     # Adam with rate -1 adds its direction to where it starts: from decay * p it arrives at u.
-                    updates = torch._foreach_mul(local(some), group["weight_decay"])
+                    torch._foreach_copy_(updates, local(some))
+                    torch._foreach_mul_(updates, group["weight_decay"])
                     self._adam(updates, some, group, -1.0, divisor)
                     torch._foreach_addcmul_(local(some), updates, self._ratios(some, updates), value=-group["lr"])
             if params and self.found_inf is not None:
@@ -219,14 +220,20 @@ class Lamb(torch.optim.Optimizer):
 
 
 def _together(params):
-    """Tensors that LAMB updates at once, in lists: many, so that a GPU's kernels are long; on a CPU few, so that the
-    four passes over them find them in its cache. It is also the size of what an update needs besides."""
+    """(parameters, space for their updates) that LAMB handles at once. On a GPU many, so that its kernels are long; on
+    a CPU few, so that all passes but the first find them in its cache. The space is the same for all."""
     most = CPU_TOGETHER if params and params[0].device.type == "cpu" else GPU_TOGETHER
-    lists, size = [], 0
+    lists, size, largest = [], 0, 0
     for parameter in params:
-        if not lists or size + parameter.numel() > most:
+        count = local([parameter])[0].numel()
+        if not lists or size + count > most:
             lists.append([])
             size = 0
         lists[-1].append(parameter)
-        size += parameter.numel()
-    return lists
+        size += count
+        largest = max(largest, size)
+    space = torch.empty(largest, dtype=params[0].dtype, device=params[0].device) if params else None
+    for some in lists:
+        parts = local(some)
+        updates = space[: sum(part.numel() for part in parts)].split([part.numel() for part in parts])
+        yield some, [update.as_strided(part.shape, part.stride()) for update, part in zip(updates, parts, strict=True)]
