@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-submitit = pytest.importorskip("submitit")
+pytest.importorskip("submitit")
 
 from ffcv_ops.errors import BadInput  # noqa: E402
 from training import slurm  # noqa: E402
