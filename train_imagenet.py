@@ -10,23 +10,37 @@
 Everything goes to runs/NAME. The same command again goes on where the last one stopped, bit for bit.
 """
 
+import copy
 import time
+from contextlib import nullcontext
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ffcv_ops import draws
 from ffcv_ops.errors import BadInput, exits_cleanly
 from ffcv_ops.loader import eval_loader, train_loader
-from training import distributed, keys, micro, model, optim, recipe, report, schedule, summary, weights
+from training import (
+    compiling,
+    depth,
+    distributed,
+    keys,
+    micro,
+    model,
+    optim,
+    parallel,
+    recipe,
+    report,
+    schedule,
+    stop,
+    summary,
+    weights,
+)
 from training.datasets import open_sets, planned_sets
-from training.distributed import Ranks
 from training.evaluate import Result, evaluate
-from training.log import Log, Meter, finite
+from training.log import Log, Meter
 from training.recipe import Run, Stage
-from training.state import RunFolder, State, restore
+from training.state import Means, RunFolder, State, restore
 from training.step import Job, gradients, random_batch, update
 
 
@@ -48,14 +62,15 @@ OPTIONS = (
 
 
 @exits_cleanly
-def main(argv=None) -> None:
+def main(argv=None) -> bool:
+    """Returns whether the run was asked to stop (SIGUSR1) before its end."""
     options, overrides = keys.parse(__doc__, recipe.SECTIONS, recipe.base_values(), OPTIONS, argv)
     run = recipe.load(options.cfg, overrides)
     if (options.measure or options.at_throughput) and not options.print:
         raise BadInput("--measure and --at-throughput belong to --print")
     if options.print:
         print_plan(run, at_throughput=options.at_throughput, measured=options.measure)
-        return
+        return False
     ranks = distributed.join(run.speed.device)
     try:
         first = stage_number(run, options.start_at) if options.start_at else 0
@@ -64,7 +79,11 @@ def main(argv=None) -> None:
         if options.eval_only:
             evaluate_weights(job, options.init)
         else:
-            train_run(job, init=options.init, first=first)
+            with stop.on_request() as asked:
+                train_run(job, init=options.init, first=first, asked=asked)
+        return False
+    except stop.Stopped:
+        return True
     finally:
         distributed.leave()
 
@@ -87,8 +106,8 @@ def precision(word: str, device: torch.device) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[word]
 
 
-def train_run(job: Job, *, init: str | None, first: int) -> None:
-    """All stages from number `first` on, or what is left of them."""
+def train_run(job: Job, *, init: str | None, first: int, asked) -> None:
+    """All stages from number `first` on, or what is left of them, until `asked()` to stop."""
     run, ranks = job.run, job.ranks
     folder = RunFolder(run)
     if (first or run.stages[0].head != "keep") and not init and not folder.checkpoint.exists():
@@ -102,20 +121,21 @@ def train_run(job: Job, *, init: str | None, first: int) -> None:
         given = weights.read(init) if init and not saved else None
         step = saved["step"] if saved else 0
         for number in range(saved["stage"] if saved else first, len(run.stages)):
-            state = begin_stage(job, number, given, step, say=log.say)
+            state, so_far = begin_stage(job, number, given, step, say=log.say), Means()
             if saved:
-                restore(state, saved)
-                log.say(f"{folder.path}: going on at stage {run.stages[number].name}, after epoch {state.epoch}")
+                so_far = restore(state, saved)
+                after = f"after epoch {state.epoch}" + (f" and {state.batch} steps" if state.batch else "")
+                log.say(f"{folder.path}: going on at stage {run.stages[number].name}, {after}")
                 saved = None
             if state.epoch < run.stages[number].epochs:
-                train_stage(job, state, folder, log)
+                train_stage(job, state, folder, log, so_far=so_far, asked=asked)
             step = state.step
             following = run.stages[number + 1] if number + 1 < len(run.stages) else None
-            source = state.average.module if following and following.start == "ema" else state.model
-            given = source.state_dict()
+            source = state.average if following and following.start == "ema" else state.model
+            given = distributed.whole(source.state_dict(), first=True)
         log.close_bar()
+        folder.save_weights("model", state.model, first=ranks.first)
         if ranks.first:
-            folder.save_weights("model", state.model)
             log.say(report.write(folder, run))
     finally:
         log.close()
@@ -149,8 +169,12 @@ def begin_stage(job: Job, number: int, given: dict | None, step: int, *, say=pri
         if rows is not None:
             say(f"stage {stage.name}: {sum(row >= 0 for row in rows)} of {len(rows)} classes keep their weights")
         model.load(network, model.grow(given, network, head=head, rows=rows))
+    if job.run.speed.drop_path == "subset" and not depth.has_subsets(network):
+        raise BadInput(f"speed.drop_path subset is for deit3 models; for {job.run.model.name} use exact")
     network.to(device)
-    average = ModelEmaV3(network, decay=stage.ema, foreach=True) if stage.ema is not None else None
+    if job.run.speed.channels_last and model.tokens(network) is None:
+        network.to(memory_format=torch.channels_last)
+    average = copy.deepcopy(network).eval().requires_grad_(False) if stage.ema is not None else None
     scaler = torch.amp.GradScaler(device.type, enabled=job.precision == torch.float16)
     return State(number, 0, step, network, average, optim.build(network, stage), scaler)
 
@@ -165,8 +189,8 @@ def rows_of_head(job: Job, number: int, given: dict, network: nn.Module) -> list
     )  # fmt: skip
 
 
-def train_stage(job: Job, state: State, folder: RunFolder, log: Log) -> None:
-    """The epochs of one stage: train, evaluate, save."""
+def train_stage(job: Job, state: State, folder: RunFolder, log: Log, *, so_far: Means, asked) -> None:
+    """The epochs of one stage: train, evaluate, save. `so_far`: of the epoch that is under way."""
     run, ranks = job.run, job.ranks
     stage = run.stages[state.stage]
     loading = {
@@ -180,59 +204,86 @@ def train_stage(job: Job, state: State, folder: RunFolder, log: Log) -> None:
     piece = micro.find(job, state, stage)
     val_batches = eval_loader(val.path, val.samples, stage, batch=max(piece, 64), **loading)
     steps = len(batches)
-    forward = parallel(compiled(run, state.model), ranks, accumulates=piece < job.share(stage))
-    log.begin_stage(stage, steps=steps * stage.epochs, done=steps * state.epoch)
-    for epoch in range(state.epoch, stage.epochs):
-        row = train_epoch(job, state, stage, forward, batches, epoch=epoch, seed=seed, piece=piece, log=log)
-        state.epoch = epoch + 1
+    if run.speed.compile:
+        compiling.compile_stage(job, state, stage, piece, say=log.say)
+    forward = parallel.distribute(state, stage, ranks, run.speed.parallel, accumulates=piece < job.share(stage))
+    log.begin_stage(stage, steps=steps * stage.epochs, done=steps * state.epoch + state.batch)
+    while state.epoch < stage.epochs:
+        means = so_far
+        for reading in train_epoch(job, state, stage, forward, batches, seed=seed, piece=piece, log=log, asked=asked):
+            means += reading.means
+            save_if_it_ends_here(job, state, stage, folder, log, reading, means)
+        so_far = Means()
+        state.epoch, state.batch = state.epoch + 1, 0
+        lr = state.optimizer.param_groups[0]["lr"]
+        row = {"stage": stage.name, "epoch": state.epoch, "step": state.step, "lr": lr, **means.row()}
         if state.epoch % run.log.eval_every == 0 or state.epoch == stage.epochs:
-            result = evaluate(state.model, val_batches.epoch(0), device=ranks.device, autocast=job.autocast)
+            result = evaluated(job, state.model, val_batches)
             row |= {"top1": result.top1, "top5": result.top5, "val_loss": result.loss, "val_images": result.images}
         if state.average is not None and state.epoch == stage.epochs:
-            averaged = evaluate(state.average.module, val_batches.epoch(0), device=ranks.device, autocast=job.autocast)
+            averaged = evaluated(job, state.average, val_batches)
             row |= {"ema_top1": averaged.top1, "ema_top5": averaged.top5}
         log.row(kind="epoch", epochs=stage.epochs, resolution=stage.resolution, **row)
-        if ranks.first:
-            if state.epoch == stage.epochs:
-                folder.save_weights(stage.name, state.model)
-            folder.save(state)
+        if state.epoch == stage.epochs:
+            folder.save_weights(stage.name, state.model, first=ranks.first)
+        folder.save(state, so_far, first=ranks.first)
 
 
-def train_epoch(job: Job, state: State, stage: Stage, forward, batches, *, epoch, seed, piece, log: Log) -> dict:
-    """One epoch of optimizer steps. Returns what its row in the log says."""
+def train_epoch(job: Job, state: State, stage: Stage, forward, batches, *, seed, piece, log: Log, asked):
+    """The optimizer steps of one epoch, or what is left of it. Yields a `Reading` at each log point: only there does
+    the host wait for the device, and the ranks agree whether to stop."""
     run, ranks = job.run, job.ranks
     state.model.train()
-    whole, recent = Meter(ranks.device), Meter(ranks.device)
-    waiting = time.perf_counter()
-    for k, (images, labels) in enumerate(batches.epoch(epoch)):
+    meter, waiting = Meter(ranks.device), time.perf_counter()
+    for images, labels in batches.epoch(state.epoch, state.batch):
         waited = time.perf_counter() - waiting
-        in_stage = epoch * len(batches) + k
+        in_stage = state.epoch * len(batches) + state.batch
         lr = schedule.of_stage(stage, in_stage, len(batches))
         optim.set_lr(state.optimizer, lr)
         loss = gradients(job, state, stage, forward, images, labels, step=in_stage, seed=seed, piece=piece)
-        norm = update(state, stage)
-        for meter in (whole, recent):
-            meter.add(loss, norm, stage.batch, waited)
-        if recent.steps == run.log.every:
-            read = check_finite(recent.read(), stage, state)
-            log.row(kind="step", stage=stage.name, epoch=epoch, step=state.step, lr=lr, **read)
-            log.advance(recent.steps, f"epoch {epoch + 1}/{stage.epochs}  loss {read['loss']:.4f}  "
-                        f"{read['images_per_s']:.0f} images/s  waited {100 * read['wait']:.0f} %")  # fmt: skip
-            recent = Meter(ranks.device)
+        norm, bad = update(job, state, stage, loss)
+        state.batch += 1
+        meter.add(loss, norm, bad, stage.batch, waited)
+        if meter.steps == run.log.every or state.batch == len(batches):
+            reading = meter.read(stop=asked())
+            row = reading.means.row()
+            if meter.steps == run.log.every:
+                log.row(kind="step", stage=stage.name, epoch=state.epoch, step=state.step, lr=lr, **row)
+            log.advance(meter.steps, f"epoch {state.epoch + 1}/{stage.epochs}  loss {row['loss']:.4f}  "
+                        f"{row['images_per_s']:.0f} images/s  waited {100 * row['wait']:.0f} %")  # fmt: skip
+            yield reading
+            meter = Meter(ranks.device)
         waiting = time.perf_counter()
-    log.advance(recent.steps, f"epoch {epoch + 1}/{stage.epochs}")
-    read = check_finite(whole.read(), stage, state)
-    return {"stage": stage.name, "epoch": epoch + 1, "step": state.step, "lr": lr, **read}
 
 
-def check_finite(values: dict, stage: Stage, state: State) -> dict:
-    """Ends the run when loss or gradient are no longer numbers; the last epoch's checkpoint stays."""
-    if not finite(values):
-        raise BadInput(
-            f"stage {stage.name}, step {state.step}: loss {values['loss']}, gradient norm {values['grad_norm']};"
-            " stopped. The checkpoint of the last whole epoch is kept; try a lower lr, or precision bf16 or fp32"
-        )
-    return values
+def save_if_it_ends_here(job: Job, state: State, stage: Stage, folder: RunFolder, log: Log, reading, means) -> None:
+    """Ends the run, with a checkpoint, when it was asked to stop or when loss or gradient are no longer numbers."""
+    if reading.first_bad:
+        number, loss, norm = reading.first_bad
+        first = state.step - reading.means.steps + number
+        said = f"stage {stage.name}, step {first}: loss {loss:.4g}, gradient norm {norm:.4g}"
+        if job.run.on_nonfinite == "stop":
+            if not state.scaler.is_enabled():  # the steps from that one on moved nothing
+                state.step, state.batch = first - 1, state.batch - (reading.means.steps - number + 1)
+            folder.save(state, means, first=job.ranks.first)
+            raise BadInput(
+                f"{said}; stopped, {folder.checkpoint} holds the state before it. Go on with --on_nonfinite=skip or"
+                " another --speed.precision (bf16, fp32), or start anew with a lower lr"
+            )
+        if not means.losses:
+            raise BadInput(f"{said}; no step of the epoch had finite gradients. Start anew with a lower lr")
+        log.say(f"{said}; left out, and {reading.means.bad - 1} of the {reading.means.steps - number} steps after it")
+    if reading.stop:
+        folder.save(state, means, first=job.ranks.first)
+        log.say(f"{folder.path}: stopped at step {state.step}, as asked; the same command goes on there")
+        raise stop.Stopped
+
+
+def evaluated(job: Job, network: nn.Module, batches) -> Result:
+    """All of the validation set. Its batches have other shapes than training's, so nothing is compiled for them."""
+    eager = torch.compiler.set_stance("force_eager") if job.run.speed.compile else nullcontext()
+    with parallel.gathered(network), eager:
+        return evaluate(network, batches.epoch(0), device=job.ranks.device, autocast=job.autocast)
 
 
 def stage_seed(seed: int, number: int) -> int:
@@ -246,32 +297,16 @@ def measure(job: Job) -> list[float]:
     for number, stage in enumerate(job.run.stages):
         state = begin_stage(job, number, None, 0)
         piece = micro.find(job, state, stage)
-        batch, forward = random_batch(job, stage, piece), compiled(job.run, state.model.train())
+        batch, forward = random_batch(job, stage, piece), state.model.train()
+        if job.run.speed.compile:
+            compiling.compile_stage(job, state, stage, piece, say=lambda text: print(f"# {text}"))
 
         def step(state=state, stage=stage, forward=forward, batch=batch, piece=piece):
-            gradients(job, state, stage, forward, *batch, step=state.step, seed=0, piece=piece)
-            update(state, stage)
+            loss = gradients(job, state, stage, forward, *batch, step=state.step, seed=0, piece=piece)
+            update(job, state, stage, loss)
 
         speeds.append(summary.measured(step, piece, job.ranks.device))
     return speeds
-
-
-def compiled(run: Run, network: nn.Module) -> nn.Module:
-    """The model, compiled if the run says so."""
-    return torch.compile(network) if run.speed.compile else network
-
-
-def parallel(network: nn.Module, ranks: Ranks, *, accumulates: bool) -> nn.Module:
-    """The model as the training loop calls it: gradients averaged over the ranks, if there are several.
-
-    DDP cannot take the graph as static when the first backward pass is one without a sum over the ranks.
-    """
-    if ranks.world == 1:
-        return network
-    devices = [ranks.device] if ranks.device.type == "cuda" else None
-    return DistributedDataParallel(
-        network, device_ids=devices, gradient_as_bucket_view=True, static_graph=not accumulates
-    )
 
 
 def evaluate_weights(job: Job, init: str | None) -> Result:
@@ -285,7 +320,7 @@ def evaluate_weights(job: Job, init: str | None) -> Result:
         val.path, val.samples, stage, batch=64, rank=job.ranks.rank, world=job.ranks.world,
         workers=job.run.data.workers, device=job.ranks.device, cache=job.run.data.cache,
     )  # fmt: skip
-    result = evaluate(state.model, batches.epoch(0), device=job.ranks.device, autocast=job.autocast)
+    result = evaluated(job, state.model, batches)
     if job.ranks.first:
         print(
             f"{val.path}: top-1 {100 * result.top1:.3f} %  top-5 {100 * result.top5:.3f} %  loss {result.loss:.4f}"

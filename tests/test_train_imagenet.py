@@ -193,6 +193,39 @@ def test_two_ranks_and_small_pieces_compute_the_same_steps(tmp_path, data):
     assert max(losses["one"]) - min(losses["one"]) > 1e-3
 
 
+@pytest.mark.timeout(400)
+def test_stopped_with_two_ranks_it_goes_on_with_one_and_then_with_two(tmp_path, data):
+    """SIGUSR1 in the middle of an epoch; the steps are those of a run that was never stopped."""
+    base = [*recipe_for_resuming(tmp_path, data), f"--log.out={tmp_path}", "--stage.epochs=2", "--speed.micro_batch=4"]
+    whole = finished(*base, "--log.name=whole")
+    assert whole.returncode == 0, whole.stderr
+    reached = 0
+    for ranks in (2, 1):
+        running = subprocess.Popen(
+            command(*base, "--log.name=run", ranks=ranks), env=environment(), text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        log, deadline = tmp_path / "run" / "log.jsonl", time.time() + 200
+        while not (log.exists() and len(rows(tmp_path / "run", "step")) >= reached + 2):
+            assert time.time() < deadline
+            assert running.poll() is None, running.communicate()
+            time.sleep(0.01)
+        children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+        os.kill(int(children[-1]) if ranks == 2 else running.pid, signal.SIGUSR1)
+        output, errors = running.communicate(timeout=200)
+        assert running.returncode == 0, errors
+        saved = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+        assert f"stopped at step {saved['step']}, as asked" in output
+        assert reached < saved["step"] < 24
+        reached = saved["step"]
+    last = finished(*base, "--log.name=run", "--speed.parallel=fsdp", ranks=2)
+    assert last.returncode == 0, last.stderr
+    for kind in ("step", "epoch"):
+        one, other = (rows(tmp_path / name, kind) for name in ("whole", "run"))
+        assert [row["step"] for row in one] == [row["step"] for row in other]
+        assert [row["loss"] for row in one] == pytest.approx([row["loss"] for row in other], abs=1e-5)
+
+
 def test_official_files_are_evaluated_and_what_does_not_fit_is_listed(tmp_path, data, capsys):
     made = model.create("deit3_micro_patch16_224", resolution=48, classes=5, drop_path=0.0, layer_scale=0.1)
     torch.nn.init.normal_(made.head.weight)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import distributed
+from torch.distributed.tensor import DTensor
 
 from ffcv_ops.errors import BadInput
 
@@ -37,10 +38,19 @@ def join(device: str) -> Ranks:
             raise BadInput(f"speed.device cuda: process {local_rank} of this machine has no GPU ({found} found)")
         torch.cuda.set_device(local_rank)
         torch.set_float32_matmul_precision("high")  # TF32 where something is left in float32
+    if kind == "cpu":
+        torch.set_num_threads(threads())
     here = torch.device(kind, local_rank) if kind == "cuda" else torch.device("cpu")
     if world > 1:
         distributed.init_process_group("nccl" if kind == "cuda" else "gloo", device_id=here if kind == "cuda" else None)
     return Ranks(rank, local_rank, world, here)
+
+
+def threads() -> int:
+    """Threads for a process that computes on the CPU: what OMP_NUM_THREADS says (torchrun sets 1), or this process's
+    share of the cores. To import ffcv leaves torch with one."""
+    given, processes = os.environ.get("OMP_NUM_THREADS", ""), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return int(given) if given.isdigit() and int(given) else max(len(os.sched_getaffinity(0)) // processes, 1)
 
 
 def leave() -> None:
@@ -68,3 +78,22 @@ def least_over_ranks(number: int, device: torch.device) -> int:
     if distributed.is_initialized():
         distributed.all_reduce(least, distributed.ReduceOp.MIN)
     return int(least)
+
+
+def sent(tensor: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
+    """A tensor of the host on the device; from pinned memory, so that the host need not wait for a GPU."""
+    if tensor is None:
+        return None
+    pinned = tensor.pin_memory() if device.type == "cuda" else tensor
+    return pinned.to(device, non_blocking=True)
+
+
+def whole(value, *, first: bool):
+    """Nested state with its sharded tensors in one piece, in the memory of the `first` rank's host; None in the others.
+    All ranks must come here together."""
+    if isinstance(value, DTensor):
+        full = value.full_tensor()
+        return full.cpu() if first else None
+    if isinstance(value, dict):
+        return {key: whole(item, first=first) for key, item in value.items()}
+    return value

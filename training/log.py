@@ -5,21 +5,22 @@ A row is a flat dict with `kind`: step | epoch | stage, `stage`, `epoch`, `step`
 """
 
 import json
-import math
 import os
 import platform
 import subprocess
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
 
 from training import distributed
 from training.recipe import Run, Stage
-from training.state import RunFolder, write_atomically
+from training.state import Means, RunFolder, write_atomically
 
 
 def environment(world: int) -> dict:
@@ -130,37 +131,45 @@ def epoch_line(row: dict) -> str:
     )
 
 
+class Reading(NamedTuple):
+    """What the steps between two log points were."""
+
+    means: Means
+    first_bad: tuple[int, float, float] | None  # step, loss, gradient norm
+    stop: bool  # whether a rank was asked to stop
+
+
 class Meter:
-    """Means between two log points. Losses stay on the device until they are read; times are the host's."""
+    """Sums between two log points. They stay on the device until they are read; times are the host's."""
 
     def __init__(self, device: torch.device):
-        self.loss = torch.zeros((), device=device)
-        self.norm = torch.zeros((), device=device)
+        self.sums = torch.zeros(2, device=device)  # of loss and gradient norm, where they are finite
+        self.counts = torch.zeros(2, device=device)
+        self.bad = torch.zeros((), device=device)
+        self.first_bad = torch.zeros(3, device=device)  # number of the step from 1 here, loss, gradient norm
         self.steps = self.images = 0
         self.waited = 0.0
         self.began = time.perf_counter()
 
-    def add(self, loss: torch.Tensor, norm: torch.Tensor, images: int, waited: float) -> None:
-        """One optimizer step: this rank's loss and the gradient norm (device scalars), all ranks' images, seconds."""
-        self.loss += loss
-        self.norm += norm
+    def add(self, loss: Tensor, norm: Tensor, bad: Tensor, images: int, waited: float) -> None:
+        """One optimizer step: this rank's loss, the gradient norm and whether the step was bad (device scalars), all
+        ranks' images, seconds."""
         self.steps, self.images, self.waited = self.steps + 1, self.images + images, self.waited + waited
+        values = torch.stack([loss, norm])
+        good = values.isfinite() & (bad == 0)
+        self.sums += torch.where(good, values, 0.0)
+        self.counts += good
+        found = torch.cat([torch.full_like(values[:1], self.steps), values])
+        self.first_bad = torch.where((bad > 0) & (self.bad == 0), found, self.first_bad)
+        self.bad = self.bad + bad
 
-    def read(self) -> dict:
-        """The means over steps and ranks; this waits for the device and for the other ranks."""
-        steps = max(self.steps, 1)
-        losses = distributed.sum_over_ranks(torch.stack([self.loss, torch.ones_like(self.loss)]))
-        loss, norm = (losses[0] / losses[1]).item() / steps, self.norm.item() / steps
-        seconds = max(time.perf_counter() - self.began, 1e-9)
-        return {
-            "loss": loss,
-            "grad_norm": norm,
-            "images_per_s": self.images / seconds,
-            "wait": self.waited / seconds,
-            "seconds": seconds,
-        }
-
-
-def finite(values: dict) -> bool:
-    """Whether loss and gradient norm of `Meter.read` are numbers."""
-    return math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])
+    def read(self, *, stop: bool) -> Reading:
+        """Means over steps and ranks; this waits for the device and for the other ranks. `stop`: whether this rank was
+        asked to stop."""
+        ends = torch.cat([(self.bad > 0)[None], self.bad.new_tensor([float(stop), 1.0])])
+        values = torch.cat([self.sums, self.counts, self.bad[None], self.first_bad, ends]).double()
+        *good, bad, number, bad_loss, bad_norm, hit, stops, ranks = distributed.sum_over_ranks(values).tolist()
+        loss, norm, losses, norms = (value / ranks for value in good)
+        seconds, hit = time.perf_counter() - self.began, max(hit, 1.0)  # a loss may be bad in one rank only
+        means = Means(self.steps, self.images, loss, losses, norm, norms, round(bad / hit), seconds, self.waited)
+        return Reading(means, (round(number / hit), bad_loss / hit, bad_norm / hit) if bad else None, stops > 0)

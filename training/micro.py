@@ -5,6 +5,7 @@ tries what fits; a CPU, where too much memory is not refused but swapped, keeps 
 """
 
 from collections.abc import Callable
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -60,18 +61,29 @@ def by_trial(network: nn.Module, attempt: Callable[[int], object], options: list
     Everything is as before afterwards: gradients gone, buffers and random numbers restored.
     """
     device = next(network.parameters()).device
-    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
     fits, left = 0, options
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with untouched(network):
         while left and not fits:
             fits = left[0] if _fits(network, attempt, left[0], reserved, device) else 0
             left = [n for n in left if n <= left[0] // 2]
-    for buffer, before in buffers:
-        buffer.copy_(before)
     fits = distributed.least_over_ranks(fits, device)
     if not fits:
         raise BadInput(f"not even {options[-1]} samples at once fit into the memory of {device}; use a smaller model")
     return fits
+
+
+@contextmanager
+def untouched(network: nn.Module):
+    """What is tried within leaves no trace: gradients gone, buffers and random numbers restored."""
+    device = next(network.parameters()).device
+    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            network.zero_grad(set_to_none=True)
+            for buffer, before in buffers:
+                buffer.copy_(before)
 
 
 def _fits(network, attempt, samples, reserved, device):

@@ -56,11 +56,10 @@ def plan(seed: int, step: int, stage, *, offset: int, count: int) -> Tensor | No
     host, the columns of `Mix`. Both even. None where the stage does not mix."""
     if stage.mixup == 0 and stage.cutmix == 0:
         return None
-    chunks = torch.arange(offset, offset + count) // stage.mix_chunk
-    first, last = int(chunks[0]), int(chunks[-1])
+    first, last = offset // stage.mix_chunk, (offset + count - 1) // stage.mix_chunk
     law = {"mixup": stage.mixup, "cutmix": stage.cutmix, "resolution": stage.resolution}
     rows = torch.tensor([draw(seed, step, chunk, **law) for chunk in range(first, last + 1)])
-    return rows[chunks - first]
+    return rows[torch.arange(offset, offset + count) // stage.mix_chunk - first]
 
 
 def mix(

@@ -78,7 +78,7 @@ def create(name: str, *, resolution: int, classes: int, drop_path: float, layer_
     if timm.get_pretrained_cfg(architecture).fixed_input_size:
         arguments["img_size"] = resolution
     if is_deit3:
-        arguments["init_values"] = layer_scale or 0.0
+        arguments |= {"init_values": layer_scale or 0.0, "block_fn": depth.Block}
     elif drop_path:
         arguments["drop_path_rate"] = drop_path
     try:

@@ -2,13 +2,21 @@
 
 All arithmetic is multi-tensor and stays on the device: nothing here makes the host wait for a GPU. The learning rate is
 set from outside before each step (`schedule.py`).
+
+A step whose gradient is not finite is left out on the device too. torch's fused kernels divide the gradients by the
+scalar `grad_scale` and do nothing where the scalar `found_inf` is 1; both are meant for loss scaling, and serve for
+clipping and for this.
+
+Parameters may be sharded over the ranks (FSDP2). Updates are elementwise, so each rank updates its own part.
 """
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from torch.optim.adam import adam
+from torch import Tensor, distributed, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
+from torch.optim.sgd import sgd
 
+CPU_TOGETHER, GPU_TOGETHER = 1 << 18, 1 << 26  # weights
 MOMENTS = {"lamb": 2, "adamw": 2, "sgd": 1}  # tensors of each weight's size that an optimizer keeps
 
 
@@ -31,7 +39,7 @@ def build(model: nn.Module, stage) -> torch.optim.Optimizer:
         return Lamb(groups, lr=stage.lr, betas=stage.betas, eps=stage.eps, clip_norm=stage.clip_norm)
     if stage.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=stage.lr, betas=stage.betas, eps=stage.eps, fused=True)
-    return torch.optim.SGD(groups, lr=stage.lr, momentum=stage.momentum, fused=True)
+    return Sgd(groups, lr=stage.lr, momentum=stage.momentum, fused=True)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -39,31 +47,90 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def update(optimizer: torch.optim.Optimizer, *, clip_norm: float | None, scaler: torch.amp.GradScaler) -> Tensor:
-    """One step with the gradients at hand; returns their global norm before clipping, a scalar on the device.
+def update(
+    optimizer: torch.optim.Optimizer,
+    *,
+    clip_norm: float | None,
+    scaler: torch.amp.GradScaler,
+    halted: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One step with the gradients at hand, left out if they are not finite or where `halted` is 1.
 
-    `clip_norm` is for AdamW and SGD: LAMB clips by itself. `scaler` may be a disabled one, which changes nothing.
+    Returns scalars on the device: the gradients' global norm before clipping, and 1.0 if the step was left out, else
+    0.0. `clip_norm` is for AdamW and SGD: LAMB clips by itself. `scaler` may be a disabled one, which changes nothing.
     """
     scaler.unscale_(optimizer)
     norm = gradient_norm(optimizer)
+    skipped = (~norm.isfinite()).float()
+    if halted is not None:
+        skipped = torch.maximum(skipped, halted)
+    optimizer.found_inf = skipped
     if isinstance(optimizer, Lamb):
-        scaler.step(optimizer, grad_norm=norm)
+        optimizer.step(grad_norm=norm)
     else:
-        if clip_norm is not None:
-            clip_grads_with_norm_(_with_gradients(optimizer), clip_norm, norm)
-        scaler.step(optimizer)
+        optimizer.grad_scale = None if clip_norm is None else ((norm + 1e-6) / clip_norm).clamp(min=1.0)
+        optimizer.step()
     scaler.update()
-    return norm
+    return norm, skipped
+
+
+def average(averages: nn.Module, model: nn.Module, decay: float, *, skipped: Tensor) -> None:
+    """Moves the averaged weights towards those of `model` by 1 - `decay` of the way; not at all where `skipped` is 1.
+
+    This is a step of SGD on half the squared distance, and done by torch's kernel for that: one pass, which asks the
+    device whether to do anything. Integer buffers are copied.
+    """
+    pairs = [*zip(averages.state_dict().values(), model.state_dict().values(), strict=True)]
+    for one, other in pairs:
+        if not one.is_floating_point():
+            one.copy_(other)
+    moved, goals = zip(*[pair for pair in pairs if pair[0].is_floating_point()], strict=True)
+    sgd(
+        local(moved), local(goals), [None] * len(moved), fused=True, found_inf=skipped, lr=1 - decay, maximize=True,
+        weight_decay=1.0, momentum=0.0, dampening=0.0, nesterov=False,
+    )  # fmt: skip
+
+
+def local(tensors) -> list[Tensor]:
+    """This rank's parts of sharded tensors; others as they are."""
+    return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
 
 
 def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:
     """The Euclidean norm of all gradients together, a scalar on the device."""
     norm = get_total_norm([parameter.grad for parameter in _with_gradients(optimizer)])
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # sharded gradients: summed over the ranks
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def _with_gradients(optimizer):
     return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+
+
+class Sgd(torch.optim.SGD):
+    """torch's SGD with momentum; its own class has no kernel for sharded tensors, and keeps what is in the memory as
+    the first momentum if the first step is left out."""
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            for p in params:
+                if p not in self.state:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            sgd(
+                local(params),
+                local(p.grad for p in params),
+                local(self.state[p]["momentum_buffer"] for p in params),
+                fused=True,
+                grad_scale=self.grad_scale,
+                found_inf=self.found_inf,
+                lr=group["lr"],
+                momentum=group["momentum"],
+                weight_decay=group["weight_decay"],
+                dampening=0.0,
+                nesterov=False,
+                maximize=False,
+            )
 
 
 class Lamb(torch.optim.Optimizer):
@@ -74,7 +141,8 @@ class Lamb(torch.optim.Optimizer):
         u <- m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay p
         p <- p - lr r u,   r = |p| / |u| where decay is not 0 (1 if either norm is 0), else 1
 
-    The gradients may be overwritten with the clipped ones. A parameter's state is that of torch's fused Adam.
+    The gradients may be overwritten with the clipped ones. A parameter's state is that of torch's fused Adam. Where
+    the attribute `found_inf`, a scalar on the device, is 1, a step changes nothing.
     """
 
     def __init__(self, params, *, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, clip_norm=1.0):
@@ -82,6 +150,7 @@ class Lamb(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "fused": True})
         self.clip_norm = clip_norm
         self.grad_norm = None  # of the last step, before clipping: a scalar on the device
+        self.found_inf = None
 
     @torch.no_grad()
     def step(self, *, grad_norm: Tensor | None = None) -> None:
@@ -92,40 +161,78 @@ class Lamb(torch.optim.Optimizer):
             divisor = (self.grad_norm / self.clip_norm).clamp(min=1.0).float()
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            if params and group["weight_decay"] == 0:
-                self._adam(params, params, group, group["lr"], divisor)
-            elif params:
-                # Adam with rate -1 adds its direction to where it starts: from decay * p it arrives at u.
-                updates = torch._foreach_mul(params, group["weight_decay"])
-                self._adam(updates, params, group, -1.0, divisor)
-                torch._foreach_addcmul_(params, updates, _trust_ratios(params, updates), value=-group["lr"])
+            if not params:
+                continue
+            steps = [self._state_of(p)["step"] for p in params]
+            torch._foreach_add_(steps, 1)
+            if group["weight_decay"] == 0:
+                self._adam(local(params), params, group, group["lr"], divisor)
+            else:
+                for some, updates in _together(params):
+                    # Adam with rate -1 adds its direction to where it starts: from decay * p it arrives at u.
+                    torch._foreach_copy_(updates, local(some))
+                    torch._foreach_mul_(updates, group["weight_decay"])
+                    self._adam(updates, some, group, -1.0, divisor)
+                    torch._foreach_addcmul_(local(some), updates, self._ratios(some, updates), value=-group["lr"])
+            if self.found_inf is not None:
+                torch._foreach_sub_(steps, [self.found_inf] * len(steps))
+
+    def _state_of(self, parameter):
+        if parameter not in self.state:
+            moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+            self.state[parameter] = {"step": torch.zeros((), device=parameter.device)} | moments
+        return self.state[parameter]
 
     def _adam(self, targets, params, group, lr, divisor):
-        """Updates the moments of `params` by their gradients / `divisor` and moves `targets`, tensors like `params`."""
-        for p in params:
-            if p not in self.state:
-                steps = torch.zeros((), device=p.device)
-                self.state[p] = {"step": steps, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        """Updates the moments of `params` by their gradients / `divisor` and moves `targets`, tensors like `params`:
+        torch's kernel, without the bookkeeping that torch.optim does around it, as it is called many times here."""
         state = [self.state[p] for p in params]
-        adam(
+        torch._fused_adam_(
             targets,
-            [p.grad for p in params],
-            [s["exp_avg"] for s in state],
-            [s["exp_avg_sq"] for s in state],
+            local(p.grad for p in params),
+            local(s["exp_avg"] for s in state),
+            local(s["exp_avg_sq"] for s in state),
             [],
             [s["step"] for s in state],
-            fused=True,
-            grad_scale=divisor,
             lr=lr,
             beta1=group["betas"][0],
             beta2=group["betas"][1],
-            eps=group["eps"],
             weight_decay=0.0,
+            eps=group["eps"],
             amsgrad=False,
             maximize=False,
+            grad_scale=divisor,
+            found_inf=self.found_inf,
         )
 
+    def _ratios(self, params, updates):
+        """|p| / |u| of each tensor; 1 if either is 0, and 0 where the step is left out."""
+        norms = torch.stack(torch._foreach_norm([*local(params), *updates]))
+        if isinstance(params[0], DTensor):
+            norms = norms.square()
+            distributed.all_reduce(norms, group=params[0].device_mesh.get_group())
+            norms = norms.sqrt()
+        weights, lengths = norms.view(2, -1)
+        ratios = torch.where((weights > 0) & (lengths > 0), weights / lengths, 1.0)
+        if self.found_inf is not None:
+            ratios = torch.where(self.found_inf > 0, 0.0, ratios)
+        return list(ratios.unbind())
 
-def _trust_ratios(params, updates):
-    weights, lengths = (torch.stack(torch._foreach_norm(tensors)) for tensors in (params, updates))
-    return list(torch.where((weights > 0) & (lengths > 0), weights / lengths, 1.0).unbind())
+
+def _together(params):
+    """(parameters, space for their updates) that LAMB handles at once. On a GPU many, so that its kernels are long; on
+    a CPU few, so that all passes but the first find them in its cache. The space is the same for all; the lists are
+    the same on all ranks, which share norms."""
+    most = CPU_TOGETHER if params[0].device.type == "cpu" else GPU_TOGETHER
+    lists, size = [], 0
+    for parameter in params:
+        if not lists or size + parameter.numel() > most:
+            lists.append([])
+            size = 0
+        lists[-1].append(parameter)
+        size += parameter.numel()
+    sizes = [[part.numel() for part in local(some)] for some in lists]
+    space = torch.empty(max(map(sum, sizes)), dtype=torch.float32, device=params[0].device)
+    for some, counts in zip(lists, sizes, strict=True):
+        pairs = zip(space[: sum(counts)].split(counts), local(some), strict=True)
+        yield some, [update.as_strided(part.shape, part.stride()) for update, part in pairs]

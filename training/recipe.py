@@ -97,13 +97,16 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """speed: how fast; the result changes by rounding only"""
+    """speed: how fast; the result changes by rounding only, except for drop_path: subset"""
 
     device: Literal["auto", "cpu", "cuda"] = key("auto: cuda where there is one")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = key("of the forward pass; auto: bf16 or fp16 on a GPU")
-    compile: bool = key("torch.compile the step")
+    compile: bool = key("torch.compile the mixing and the model's blocks")
+    cuda_graphs: bool = key("compile: the whole model, with its kernels replayed as CUDA graphs")
+    drop_path: Literal["exact", "subset"] = key("stochastic depth: a mask, or compute the kept samples only")
+    parallel: Literal["ddp", "fsdp"] = key("several devices: the model on each, or sharded over them (FSDP2)")
     micro_batch: int | Literal["auto"] = key("samples per forward pass and device; auto: as many as fit", low=1)
-    channels_last: bool = key("memory format of the images")
+    channels_last: bool = key("memory format of the images, and of a convolutional model's weights")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +125,7 @@ class General:
     """the whole run"""
 
     seed: int = key("every random number of the run follows from it", low=0)
+    on_nonfinite: Literal["stop", "skip"] = key("a step that is not finite: stop with a checkpoint, or leave it out")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +133,7 @@ class Run:
     """A resolved recipe. Two runs are equal when their keys are, wherever they were read from."""
 
     seed: int
+    on_nonfinite: str
     data: Data
     model: Model
     speed: Speed
@@ -160,7 +165,7 @@ def load(path, overrides: Mapping[str, str] | None = None) -> Run:
         return keys.build(SECTIONS[name], values, _front(f"{path}: ", name))
 
     run = Run(
-        seed=section("", {}).seed,
+        **dataclasses.asdict(section("", {})),
         **{name: section(name, {}) for name in ("data", "model", "speed", "log")},
         stages=tuple(section("stage", row) for row in recipe.rows or [{}]),
         source=str(path),
@@ -174,7 +179,7 @@ def render(run: Run) -> str:
     depends on the keys alone, and `load` of it gives an equal run."""
     rows = [dataclasses.asdict(stage) for stage in run.stages]
     shared = {name: value for name, value in rows[0].items() if all(row[name] == value for row in rows)}
-    text = f"seed: {run.seed}\n"
+    text = "".join(f"{name}: {keys.spell(getattr(run, name))}\n" for name in keys.keys_of(General))
     for name in ("data", "model", "speed", "log"):
         text += _block(name, dataclasses.asdict(getattr(run, name)))
     text += _block("stage", shared)
@@ -214,7 +219,7 @@ def _read_file(path) -> _File:
     for name in content:
         if name not in keys.keys_of(General):
             homes = [part for part in sections if name in keys.keys_of(SECTIONS[part])]
-            nearest = keys.nearest(name, ["base", "seed", "stages", *sections])
+            nearest = keys.nearest(name, ["base", "stages", *keys.keys_of(General), *sections])
             advice = f"it belongs under `{homes[0]}:`" if homes else f"the nearest is '{nearest}'"
             raise BadInput(f"{path}: {name!r} is not a section; {advice}")
     sections[""] = content
@@ -266,6 +271,8 @@ def _check(run):
             f"{run.source}: data.finetune_train and data.finetune_val belong to stages with data: finetune;"
             " a recipe has both and such a stage, or neither"
         )
+    if run.speed.cuda_graphs and (not run.speed.compile or run.speed.parallel == "fsdp"):
+        raise BadInput(f"{run.source}: speed.cuda_graphs belongs to speed.compile: true and speed.parallel: ddp")
     for before, stage in zip((None, *run.stages), run.stages, strict=False):
         _check_stage(stage, before, run.speed.micro_batch, f"{run.source}: stage {stage.name}: ")
 

@@ -2,15 +2,17 @@
 
 In: uint8 images (n, size, size, 3) and int64 labels (n,) on the device. All random numbers, of mixing and of stochastic
 depth, are keyed by (seed, step, place in the global batch), so neither ranks nor pieces change what is computed.
+
+Nothing here makes the host wait for the device: it runs ahead until a log point reads what has been summed up there.
 """
 
-from contextlib import nullcontext
+import functools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from training import depth, losses, mixing, optim
+from training import depth, distributed, losses, mixing, optim, parallel
 from training.datasets import DataSet
 from training.distributed import Ranks
 from training.recipe import Run, Stage
@@ -40,25 +42,27 @@ def gradients(
     *, step: int, seed: int, piece: int,
 ) -> Tensor:  # fmt: skip
     """Adds up the gradients of the batch, `piece` samples at a time, through `forward`: the model, or the model in
-    DDP or compiled. `step` counts within the stage. Returns the mean loss, a scalar on the device."""
-    device, share = job.ranks.device, len(images)
+    DDP. `step` counts within the stage. Returns the mean loss, a scalar on the device."""
+    device, share, speed = job.ranks.device, len(images), job.run.speed
+    mix = _compiled_mix() if speed.compile else mixing.mix
+    subset = speed.drop_path == "subset"
     loss_of, stochastic = losses.BY_NAME[stage.loss], depth.branches(state.model)
     loss = torch.zeros((), device=device)
     for start in range(0, share, piece):
         place = job.ranks.rank * share + start
-        depth.set_masks(stochastic, seed=seed, step=step, first=place, samples=piece, device=device)
-        rows = mixing.plan(seed, step, stage, offset=place, count=piece)
-        inputs, targets = mixing.mix(
+        depth.set_masks(stochastic, seed=seed, step=step, first=place, samples=piece, device=device, subset=subset)
+        inputs, targets = mix(
             images[start : start + piece],
             labels[start : start + piece],
-            None if rows is None else rows.to(device, non_blocking=True),
+            distributed.sent(mixing.plan(seed, step, stage, offset=place, count=piece), device),
             classes=job.sets[stage.data].classes,
             smoothing=stage.smoothing,
         )
-        if not job.run.speed.channels_last:
+        if not speed.channels_last:
             inputs = inputs.contiguous()
-        last = start + piece == share
-        with nullcontext() if last or job.ranks.world == 1 else forward.no_sync():
+        if speed.cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()
+        with parallel.summing(forward, last=start + piece == share):
             with job.autocast():
                 part = loss_of(forward(inputs), targets) * (piece / share)
             state.scaler.scale(part).backward()
@@ -66,14 +70,28 @@ def gradients(
     return loss
 
 
-def update(state: State, stage: Stage) -> Tensor:
-    """The optimizer's step, and the average's, with the gradients at hand. Returns their norm before clipping."""
-    norm = optim.update(state.optimizer, clip_norm=stage.clip_norm, scaler=state.scaler)
+def update(job: Job, state: State, stage: Stage, loss: Tensor) -> tuple[Tensor, Tensor]:
+    """The optimizer's step, and the average's, with the gradients at hand; nothing moves if they are not finite.
+
+    Returns scalars on the device: the gradients' norm before clipping, and whether the step was bad, 1.0 or 0.0. With
+    `on_nonfinite: stop` all steps after a bad one are bad too and move nothing, so that whoever reads this later finds
+    the weights as they were before it. Scaled gradients (fp16) overflow now and then: there only the loss counts.
+    """
+    norm, skipped = optim.update(state.optimizer, clip_norm=stage.clip_norm, scaler=state.scaler, halted=state.halted)
     state.optimizer.zero_grad(set_to_none=True)
     if state.average is not None:
-        state.average.update(state.model)
+        optim.average(state.average, state.model, stage.ema, skipped=skipped)
     state.step += 1
-    return norm
+    if state.scaler.is_enabled():
+        return norm, (~loss.isfinite()).float()
+    if job.run.on_nonfinite == "stop":
+        state.halted = skipped
+    return norm, skipped
+
+
+@functools.cache
+def _compiled_mix():
+    return torch.compile(mixing.mix, dynamic=False)
 
 
 def random_batch(job: Job, stage: Stage, samples: int) -> tuple[Tensor, Tensor]:

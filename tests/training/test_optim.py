@@ -1,5 +1,6 @@
 """References: LAMB transcribed to float64 NumPy, timm's Lamb and parameter groups, plain gradient descent by hand."""
 
+import copy
 import io
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import pytest
 import timm.optim
 import torch
 from timm.optim import param_groups_weight_decay
+from timm.utils import ModelEmaV3
 from torch import nn
 
 from training import model, optim
@@ -130,6 +132,25 @@ def test_lamb_is_timms_where_both_are_defined_alike():
         assert torch.allclose(one, other, atol=1e-6, rtol=0)
 
 
+def test_lists_and_memory_formats_do_not_matter(monkeypatch):
+    """Updated all at once or a tensor at a time, contiguous or channels-last: the same steps."""
+    results = []
+    for most, layout in ((1 << 30, torch.contiguous_format), (1, torch.contiguous_format), (5000, torch.channels_last)):
+        monkeypatch.setattr(optim, "CPU_TOGETHER", most)
+        network = small_vit("resnet18").to(memory_format=layout)
+        optimizer = optim.Lamb(optim.parameter_groups(network, 0.05), **LAMB)
+        for step in range(3):
+            give_gradients(network, step, size=5.0)
+            for parameter in network.parameters():  # in the layout of the weights, as autograd gives them
+                parameter.grad = torch.empty_like(parameter).copy_(parameter.grad)
+            optimizer.step()
+        results.append([p.detach().clone() for p in network.parameters()])
+    for one, other, third in zip(*results, strict=True):
+        assert torch.allclose(one, other, atol=1e-6, rtol=0)
+        assert torch.allclose(one, third, atol=1e-6, rtol=0)
+        assert one.ndim < 4 or third.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_parameters_without_gradient_stay():
     network = small_vit()
     before = {key: value.clone() for key, value in network.state_dict().items()}
@@ -202,7 +223,7 @@ def test_build_hands_the_stages_keys_to_its_optimizer():
     sgd = optim.build(network, stage(optimizer="sgd", momentum=0.4, lr=0.1))
     assert (type(lamb), lamb.clip_norm, lamb.defaults["eps"]) == (optim.Lamb, 0.7, 1e-6)
     assert (type(adamw), adamw.defaults["betas"], adamw.defaults["eps"]) == (torch.optim.AdamW, (0.8, 0.95), 1e-8)
-    assert (type(sgd), sgd.defaults["momentum"], sgd.defaults["nesterov"]) == (torch.optim.SGD, 0.4, False)
+    assert (type(sgd), sgd.defaults["momentum"], sgd.defaults["nesterov"]) == (optim.Sgd, 0.4, False)
     for optimizer in (lamb, adamw, sgd):
         assert [group["weight_decay"] for group in optimizer.param_groups] == [0.05, 0.0]
         optim.set_lr(optimizer, 0.123)
@@ -213,8 +234,8 @@ def test_build_hands_the_stages_keys_to_its_optimizer():
 def test_sgd_moves_along_the_clipped_gradient(clip_norm, factor):
     network = one_weight(1.0, [3.0, 0.0, -4.0])
     optimizer = optim.build(network, stage(optimizer="sgd", lr=0.5, weight_decay=0.0))
-    norm = optim.update(optimizer, clip_norm=clip_norm, scaler=NO_SCALER)
-    assert norm.item() == 5.0
+    norm, skipped = optim.update(optimizer, clip_norm=clip_norm, scaler=NO_SCALER)
+    assert (norm.item(), skipped.item()) == (5.0, 0.0)
     expected = [1 - 0.5 * factor * 3, 1, 1 + 0.5 * factor * 4]
     assert network.weight[0].tolist() == pytest.approx(expected, rel=1e-5)
 
@@ -234,14 +255,100 @@ def test_scaled_gradients_give_the_same_step_and_infinite_ones_none(name):
     optimizer = optim.build(scaled, stage(optimizer=name))
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     scaler.scale((scaled.weight * torch.tensor([3.0, 0.5, -4.0])).sum()).backward()
-    norm = optim.update(optimizer, clip_norm=1.0, scaler=scaler)
+    norm, skipped = optim.update(optimizer, clip_norm=1.0, scaler=scaler)
     assert norm.item() == pytest.approx((9 + 0.25 + 16) ** 0.5)
     assert torch.equal(plain.weight, scaled.weight)
     assert not torch.equal(scaled.weight, torch.ones(1, 3))
 
     optimizer.zero_grad()
     scaler.scale(scaled.weight.sum() * float("inf")).backward()
-    norm = optim.update(optimizer, clip_norm=1.0, scaler=scaler)
+    norm, skipped = optim.update(optimizer, clip_norm=1.0, scaler=scaler)
     assert not torch.isfinite(norm)
+    assert skipped.item() == 1.0
     assert torch.equal(plain.weight, scaled.weight)
     assert scaler.get_scale() == 4.0
+
+
+# --- steps that are left out ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["lamb", "adamw", "sgd"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("at", [0, 2])
+def test_a_step_that_is_not_finite_leaves_no_trace(name, bad, at):
+    """Also if it is the first: weights and moments go on as if it had not been."""
+    plain, disturbed = small_vit(), small_vit()
+    optimizers = [optim.build(network, stage(optimizer=name)) for network in (plain, disturbed)]
+    for step in range(4):
+        if step == at:
+            give_gradients(disturbed, 99, size=1.0)
+            disturbed.head.bias.grad[0] = bad
+            norm, skipped = optim.update(optimizers[1], clip_norm=1.0, scaler=NO_SCALER)
+            assert (norm.isfinite().item(), skipped.item()) == (False, 1.0)
+        for network, optimizer in zip((plain, disturbed), optimizers, strict=True):
+            give_gradients(network, step, size=5.0)
+            assert optim.update(optimizer, clip_norm=1.0, scaler=NO_SCALER)[1].item() == 0
+    for one, other in zip(plain.parameters(), disturbed.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["lamb", "adamw", "sgd"])
+def test_a_halted_optimizer_moves_nothing(name):
+    network = small_vit()
+    optimizer = optim.build(network, stage(optimizer=name))
+    before = [p.detach().clone() for p in network.parameters()]
+    give_gradients(network, 0, size=1.0)
+    norm, skipped = optim.update(optimizer, clip_norm=1.0, scaler=NO_SCALER, halted=torch.tensor(1.0))
+    assert (norm.item(), skipped.item()) == (pytest.approx(1.0), 1.0)
+    assert all(torch.equal(one, other) for one, other in zip(network.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("size", [0.2, 20.0])
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_clipped_steps_are_those_of_torchs_plain_loops(name, size):
+    """torch.optim without its multi-tensor kernels, after torch's own clipping."""
+    ours, theirs = small_vit(), small_vit()
+    optimizer, groups = optim.build(ours, stage(optimizer=name)), optim.parameter_groups(theirs, 0.05)
+    keys = {"lr": 4e-3, "foreach": False, "fused": False}
+    reference = torch.optim.SGD(groups, momentum=0.9, **keys) if name == "sgd" else torch.optim.AdamW(groups, **keys)
+    for step in range(4):
+        give_gradients(ours, step, size)
+        give_gradients(theirs, step, size)
+        optim.update(optimizer, clip_norm=1.0, scaler=NO_SCALER)
+        nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        reference.step()
+    for one, other, start in zip(ours.parameters(), theirs.parameters(), small_vit().parameters(), strict=True):
+        assert torch.allclose(one, other, atol=2e-6, rtol=0)
+        assert not torch.equal(one, start)
+
+
+# --- the average ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["deit3_micro_patch16_224", "resnet18"])
+def test_the_average_is_timms_with_its_buffers(name):
+    network = small_vit(name).train()
+    ours, theirs = copy.deepcopy(network).requires_grad_(False), ModelEmaV3(network, decay=0.97)
+    exact = {key: value.double() for key, value in network.state_dict().items()}
+    optimizer = optim.build(network, stage(optimizer="sgd", lr=0.1))
+    for _ in range(5):
+        network(torch.randn(4, 3, 32, 32)).square().sum().backward()
+        _, skipped = optim.update(optimizer, clip_norm=1.0, scaler=NO_SCALER)
+        optimizer.zero_grad()
+        optim.average(ours, network, 0.97, skipped=skipped)
+        theirs.update(network)
+        exact = {key: 0.97 * exact[key] + 0.03 * value.double() for key, value in network.state_dict().items()}
+    for key, value in ours.state_dict().items():
+        assert torch.allclose(value, theirs.module.state_dict()[key], atol=1e-6, rtol=1e-6), key
+        if value.is_floating_point():
+            assert torch.allclose(value.double(), exact[key], atol=1e-6, rtol=1e-6), key
+            assert value.ndim < 2 or not torch.equal(value, network.state_dict()[key]), key
+
+
+def test_the_average_stays_where_a_step_is_left_out():
+    network, average = small_vit(), small_vit()
+    nn.init.ones_(network.head.bias)
+    optim.average(average, network, 0.9, skipped=torch.tensor(1.0))
+    assert torch.equal(average.head.bias, torch.zeros(10))
+    optim.average(average, network, 0.9, skipped=torch.tensor(0.0))
+    assert torch.allclose(average.head.bias, torch.full((10,), 0.1))

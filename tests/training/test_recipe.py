@@ -13,7 +13,7 @@ RECIPES = sorted((ROOT / "recipes").glob("**/*.yaml"))
 
 # The vocabulary of recipes and command lines. A key added here needs a recipe that sets it.
 FROZEN = """
-seed
+seed on_nonfinite
 data.train data.val data.finetune_train data.finetune_val data.workers data.cache
 model.name model.layer_scale model.classes
 stage.name stage.data stage.resolution stage.epochs stage.batch stage.crop stage.rrc_scale stage.interpolation
@@ -21,7 +21,8 @@ stage.flip stage.augment stage.three_ops stage.rand_config stage.jitter stage.er
 stage.cutmix stage.mix_chunk stage.smoothing stage.loss stage.drop_path stage.optimizer stage.lr stage.min_lr
 stage.warmup_epochs stage.warmup_lr stage.schedule stage.weight_decay stage.betas stage.eps stage.momentum
 stage.clip_norm stage.ema stage.start stage.head stage.eval_crop
-speed.device speed.precision speed.compile speed.micro_batch speed.channels_last
+speed.device speed.precision speed.compile speed.cuda_graphs speed.drop_path speed.parallel speed.micro_batch
+speed.channels_last
 log.out log.name log.every log.eval_every log.tensorboard
 """
 
@@ -149,8 +150,8 @@ def test_stages_that_share_nothing_are_rendered_too(write):
 
 def test_base_values_are_what_help_shows():
     values = recipe.base_values()
-    assert [f"{name}.{row}".lstrip(".") for name, rows in values.items() for row in rows if name] == schema()[1:]
-    assert (values[""], values["stage"]["jitter"]) == ({"seed": 0}, 0.3)
+    assert [f"{name}.{row}".lstrip(".") for name, rows in values.items() for row in rows if name] == schema()[2:]
+    assert (values[""], values["stage"]["jitter"]) == ({"seed": 0, "on_nonfinite": "stop"}, 0.3)
 
 
 # --- bad input -----------------------------------------------------------------------------------------------------
@@ -248,6 +249,8 @@ BAD_RECIPES = {
     "log: {name: ../x}": "the name '../x' becomes part of a path",
     "log: {name: a..b}": "the name 'a..b' becomes part of a path",
     "log: {name: .}": "the name '.' becomes part of a path",
+    "speed: {cuda_graphs: true}": "speed.cuda_graphs belongs to speed.compile: true",
+    "speed: {cuda_graphs: true, compile: true, parallel: fsdp}": "speed.cuda_graphs belongs to speed.compile: true",
     "stage: {data: finetune}": "a recipe has both and such a stage, or neither",
     "data: {finetune_train: a.beton, finetune_val: b.beton}": "a recipe has both and such a stage, or neither",
     "data: {finetune_val: b.beton}\nstage: {data: finetune}": "a recipe has both and such a stage, or neither",
@@ -270,7 +273,7 @@ WHOLE_FILES = {
     b"": "x.yaml is empty",
     b"- base: base.yaml": "x.yaml holds a list",
     b"base": "x.yaml holds a single value",
-    b"seed: 3": "x.yaml: data.train is missing",
+    b"seed: 3\non_nonfinite: stop": "x.yaml: data.train is missing",
     b"base: bass.yaml": "bass.yaml cannot be read: No such file",
     b"base: [base.yaml]": "x.yaml: base must be the name of one file",
     b"base: second.yaml": "x.yaml: its base, second.yaml, must be complete",

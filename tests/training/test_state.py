@@ -1,5 +1,6 @@
 """Checkpoints: atomic, plain, complete; run folders that belong to one recipe."""
 
+import copy
 import dataclasses
 import subprocess
 import sys
@@ -8,12 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from timm.utils import ModelEmaV3
 from torch import nn
 
 from ffcv_ops.errors import BadInput
 from training import optim, recipe
-from training.state import RunFolder, State, restore, science, write_atomically
+from training.state import Means, RunFolder, State, restore, science, write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,18 +28,19 @@ def begun(run):
     network = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3))
     stage = run.stages[0]
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return State(0, 0, 0, network, ModelEmaV3(network, decay=0.9), optim.build(network, stage), scaler)
+    return State(0, 0, 0, network, copy.deepcopy(network), optim.build(network, stage), scaler)
 
 
 def trained(run, steps=3):
     begun_state = begun(run)
     for _ in range(steps):
         begun_state.model(torch.randn(5, 4)).square().sum().backward()
-        optim.update(begun_state.optimizer, clip_norm=run.stages[0].clip_norm, scaler=begun_state.scaler)
+        stage, scaler = run.stages[0], begun_state.scaler
+        _, skipped = optim.update(begun_state.optimizer, clip_norm=stage.clip_norm, scaler=scaler)
         begun_state.optimizer.zero_grad()
-        begun_state.average.update(begun_state.model)
+        optim.average(begun_state.average, begun_state.model, 0.9, skipped=skipped)
         begun_state.step += 1
-    begun_state.epoch = 1
+    begun_state.epoch, begun_state.batch = 1, 2
     return begun_state
 
 
@@ -47,10 +48,10 @@ def test_what_is_saved_comes_back(run):
     folder, before = RunFolder(run), trained(run)
     folder.prepare(run)
     assert folder.load() is None
-    folder.save(before)
+    folder.save(before, Means(steps=2, loss=1.5, losses=2), first=True)
     after = begun(run)
-    restore(after, folder.load())
-    assert (after.epoch, after.step) == (1, 3)
+    assert restore(after, folder.load()) == Means(steps=2, loss=1.5, losses=2)
+    assert (after.epoch, after.batch, after.step) == (1, 2, 3)
     for name in ("model", "average", "optimizer"):
         one, other = (getattr(s, name).state_dict() for s in (before, after))
         assert flat(one) == flat(other)
@@ -72,7 +73,7 @@ def flat(value):
 def test_the_last_stages_weights_are_a_file_of_their_own(run):
     folder, before = RunFolder(run), trained(run)
     folder.prepare(run)
-    folder.save_weights("model", before.model)
+    folder.save_weights("model", before.model, first=True)
     assert flat(load_file(folder.path / "model.safetensors")) == flat(dict(before.model.state_dict()))
 
 
@@ -115,7 +116,7 @@ def test_a_kill_while_saving_leaves_a_whole_checkpoint(tmp_path):
 def test_a_damaged_checkpoint_is_refused_in_one_line(run, damage):
     folder = RunFolder(run)
     folder.prepare(run)
-    folder.save(trained(run))
+    folder.save(trained(run), Means(), first=True)
     whole = folder.checkpoint.read_bytes()
     folder.checkpoint.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
     with pytest.raises(BadInput, match="not a checkpoint of ours") as caught:
@@ -130,7 +131,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(run, tmp_path):
 
     folder = RunFolder(run)
     folder.prepare(run)
-    torch.save({"format": 1, "model": Hostile()}, folder.checkpoint)
+    torch.save({"format": 2, "model": Hostile()}, folder.checkpoint)
     with pytest.raises(BadInput):
         folder.load()
     assert not (tmp_path / "ran").exists()
@@ -139,7 +140,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(run, tmp_path):
 def test_a_folder_belongs_to_one_recipe(run):
     folder = RunFolder(run)
     folder.prepare(run)
-    folder.save(trained(run))
+    folder.save(trained(run), Means(), first=True)
     folder.prepare(dataclasses.replace(run, data=dataclasses.replace(run.data, workers=1)))
     stages = (dataclasses.replace(run.stages[0], lr=0.5), *run.stages[1:])
     with pytest.raises(BadInput, match=r"stage first_32: lr .* not 0\.5"):
@@ -149,4 +150,6 @@ def test_a_folder_belongs_to_one_recipe(run):
 def test_science_names_what_differs(run):
     assert science(run, run) == ""
     assert "seed 0, not 1" in science(run, dataclasses.replace(run, seed=1))
+    subset = dataclasses.replace(run, speed=dataclasses.replace(run.speed, drop_path="subset"))
+    assert science(run, subset) == "speed.drop_path exact, not subset"
     assert "first_32" in science(run, dataclasses.replace(run, stages=run.stages[:1]))

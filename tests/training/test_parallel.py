@@ -1,0 +1,131 @@
+"""Two processes on a CPU (gloo): DDP and FSDP2 against one process with the whole batch, and their checkpoints."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+WORKER = """
+import copy, json, sys
+sys.path.insert(0, {root!r})
+import torch
+import train_imagenet
+from training import datasets, distributed, parallel, recipe
+from training.state import Means, RunFolder, restore
+from training.step import Job, gradients, random_batch, update
+
+ranks = distributed.join("cpu")
+
+
+def run(how, optimizer, *, steps, law="exact", piece=8, saved=None):
+    keys = {{"stage.resolution": "32", "stage.batch": "32", "stage.drop_path": "0.3", "stage.optimizer": optimizer,
+             "stage.lr": "1e-3", "stage.clip_norm": "1.0", "speed.drop_path": law, "speed.parallel": how,
+             "log.out": sys.argv[1]}}
+    job = Job(recipe.load({root!r} + "/recipes/smoke.yaml", keys), ranks, {{"main": datasets.DataSet(None, None, 5)}},
+              torch.float32)
+    stage, (share, state) = job.run.stages[0], (32 // ranks.world, train_imagenet.begin_stage(job, 0, None, 0))
+    if saved:
+        restore(state, copy.deepcopy(saved))
+    forward = parallel.distribute(state, stage, ranks, how, accumulates=piece < share)
+    state.model.train()
+    means = []
+    for k in steps:
+        torch.manual_seed(k)
+        images, labels = (part[ranks.rank * share :][:share] for part in random_batch(job, stage, 32))
+        loss = gradients(job, state, stage, forward, images, labels, step=k, seed=0, piece=piece)
+        norm, _ = update(job, state, stage, loss)
+        means.append([(distributed.sum_over_ranks(loss.clone()) / ranks.world).item(), norm.item()])
+    return job, state, means
+
+
+class Uneven:  # more batches in one rank than in the other; together always the same images
+    def epoch(self, _):
+        every = [random_batch(job, job.run.stages[0], 8) for k in range(5) if torch.manual_seed(k)]
+        yield from every[ranks.rank * 2 :][: 5 if ranks.world == 1 else 2 + ranks.rank]
+
+
+found = {{}}
+for law in ("exact", "subset"):
+    for how in ("ddp", "fsdp"):
+        found[f"{{how}} {{law}}"] = run(how, "lamb", steps=range(20), law=law)[2]
+found["one piece"] = run("ddp", "lamb", steps=range(20), piece=32 // ranks.world)[2]
+for optimizer in ("lamb", "adamw", "sgd"):
+    for how in ("ddp", "fsdp"):
+        job, state, means = run(how, optimizer, steps=range(3))
+        folder = RunFolder(job.run)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.save(state, Means(), first=ranks.first)
+        distributed.wait_for_all()
+        saved = folder.load()
+        for then in ("ddp", "fsdp"):
+            found[f"{{optimizer}} {{how}} {{then}}"] = means + run(then, optimizer, steps=range(3, 6), saved=saved)[2]
+        distributed.wait_for_all()
+found["evaluation"] = [train_imagenet.evaluated(job, network, Uneven()) for network in (state.model, state.average)]
+if ranks.first:
+    print(json.dumps(found), flush=True)
+distributed.leave()
+"""
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What one rank and two ranks found."""
+    folder = tmp_path_factory.mktemp("parallel")
+    (folder / "worker.py").write_text(WORKER.format(root=str(ROOT)))
+    port = 20000 + (os.getpid() + 11) % 20000
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
+    results = []
+    for start in ([sys.executable], launch):
+        done = subprocess.run(
+            [*start, folder / "worker.py", folder], capture_output=True, text=True, timeout=200,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        results.append(json.loads(done.stdout))
+    return results
+
+
+def flat(rows):
+    return [value for row in rows for value in row]
+
+
+@pytest.mark.timeout(420)
+@pytest.mark.parametrize("law", ["exact", "subset"])
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_two_ranks_are_one_for_20_steps(how, law, found):
+    one, two = found
+    losses = [loss for loss, _ in one[f"ddp {law}"]]
+    assert [loss for loss, _ in two[f"{how} {law}"]] == pytest.approx(losses, abs=1e-5)
+    assert len(losses) == 20
+    assert max(losses) - min(losses) > 0.01
+    other = "exact" if law == "subset" else "subset"
+    assert [loss for loss, _ in two[f"{how} {other}"]] != pytest.approx(losses, abs=1e-3)
+
+
+def test_pieces_do_not_matter(found):
+    one, two = found
+    losses = [loss for loss, _ in one["ddp exact"]]
+    assert [loss for loss, _ in two["one piece"]] == pytest.approx(losses, abs=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["lamb", "adamw", "sgd"])
+def test_checkpoints_go_on_under_the_other_way(optimizer, found):
+    """Saved by DDP or FSDP after three steps, three more under each: the numbers of one process that did the same."""
+    one, two = found
+    expected = flat(one[f"{optimizer} ddp ddp"])
+    for how in ("ddp", "fsdp"):
+        for then in ("ddp", "fsdp"):
+            assert flat(two[f"{optimizer} {how} {then}"]) == pytest.approx(expected, abs=2e-5)
+    assert len({round(value, 3) for value in expected}) > 6
+
+
+def test_a_sharded_model_is_evaluated_with_unequal_shares(found):
+    one, two = found
+    for ours, reference in zip(two["evaluation"], one["evaluation"], strict=True):
+        assert ours == pytest.approx(reference, abs=1e-5)
+    assert two["evaluation"][0][3] == 40

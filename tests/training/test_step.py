@@ -1,0 +1,229 @@
+"""The hot loop: what the host reads, and what happens to steps that are not finite."""
+
+import copy
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import train_imagenet
+from ffcv_ops.errors import BadInput
+from training import datasets, distributed, recipe, step
+from training.log import Meter
+from training.state import Means, RunFolder
+from training.step import Job, random_batch
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+
+
+def job_of(tmp_path, **keys):
+    keys = {"stage.resolution": "32", "stage.batch": "8", "stage.mix_chunk": "8", "speed.micro_batch": "4",
+            "stage.drop_path": "0.2", "log.out": str(tmp_path), "log.every": "4"} | keys  # fmt: skip
+    run = recipe.load(ROOT / "recipes/smoke.yaml", keys)
+    return Job(run, distributed.Ranks(0, 0, 1, CPU), {"main": datasets.DataSet(None, None, 5)}, torch.float32)
+
+
+class Batches:
+    """A loader of random images, with a class of images that make gradients infinite at `bad` steps."""
+
+    def __init__(self, job, count):
+        torch.manual_seed(1)
+        self.batches = [random_batch(job, job.run.stages[0], 8) for _ in range(count)]
+
+    def __len__(self):
+        return len(self.batches)
+
+    def epoch(self, number, first=0):
+        yield from self.batches[first:]
+
+
+class Silent:
+    def __init__(self):
+        self.rows, self.said = [], []
+
+    def row(self, **values):
+        self.rows.append(values)
+
+    def advance(self, steps, said):
+        pass
+
+    def say(self, text):
+        self.said.append(text)
+
+
+def epoch(job, state, batches, log, asked=lambda: False):
+    stage = job.run.stages[0]
+    return train_imagenet.train_epoch(
+        job, state, stage, state.model, batches, seed=3, piece=4, log=log, asked=asked
+    )  # fmt: skip
+
+
+class Reads(TorchDispatchMode):
+    """Counts the operations whose results the host must see: each would make it wait for a GPU."""
+
+    words = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "unique", "masked_select")
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        name = function.name().removeprefix("aten::").partition(".")[0]
+        if name in self.words:
+            self.found.append(name)
+        return function(*arguments, **(named or {}))
+
+
+@pytest.mark.parametrize("optimizer", ["lamb", "adamw", "sgd"])
+@pytest.mark.parametrize("drop_path", ["exact", "subset"])
+def test_between_log_points_the_host_reads_nothing(optimizer, drop_path, tmp_path):
+    job = job_of(tmp_path, **{"stage.optimizer": optimizer, "speed.drop_path": drop_path})
+    state = train_imagenet.begin_stage(job, 0, None, 0)
+    with Reads() as reads:
+        torch.ones(3).sum().item()
+        torch.ones(3).nonzero()
+        assert reads.found == ["_local_scalar_dense", "nonzero"], "the count itself"
+        reads.found.clear()
+        readings = list(epoch(job, state, Batches(job, 8), Silent()))
+    assert [reading.means.steps for reading in readings] == [4, 4]
+    assert reads.found == []
+
+
+@pytest.mark.parametrize("drop_path", ["exact", "subset"])
+def test_a_step_runs_on_tensors_without_contents(drop_path, tmp_path, monkeypatch):
+    """On the meta device anything that needs a value fails, whichever way it is read. torch has LAMB's kernels there,
+    not SGD's, of which the average is made."""
+    job = job_of(tmp_path, **{"speed.drop_path": drop_path})
+    job = job._replace(ranks=job.ranks._replace(device=torch.device("meta")))
+    monkeypatch.setattr(Job, "autocast", lambda self: nullcontext())
+    state = train_imagenet.begin_stage(job_of(tmp_path), 0, None, 0)
+    state.model.to("meta").train()
+    state.average = None
+    state.optimizer = train_imagenet.optim.build(state.model, job.run.stages[0])
+    meter = Meter(torch.device("meta"))
+    for _ in range(2):
+        images, labels = random_batch(job, job.run.stages[0], 8)
+        loss = step.gradients(job, state, job.run.stages[0], state.model, images, labels, step=0, seed=0, piece=4)
+        norm, bad = step.update(job, state, job.run.stages[0], loss)
+        meter.add(loss, norm, bad, 8, 0.0)
+    assert loss.device.type == norm.device.type == bad.device.type == "meta"
+    with pytest.raises(NotImplementedError):
+        meter.read(stop=False)
+
+
+def poison(monkeypatch, steps):
+    """Makes the loss of these steps infinite."""
+    real = step.gradients
+
+    def gradients(job, state, *given, **named):
+        loss = real(job, state, *given, **named)
+        if state.step in steps:
+            loss = loss * float("nan")
+            for parameter in state.model.parameters():
+                parameter.grad *= float("nan")
+        return loss
+
+    monkeypatch.setattr(train_imagenet, "gradients", gradients)
+
+
+def run_to_the_end(job, state, batches, folder, log):
+    means = Means()
+    for reading in epoch(job, state, batches, log):
+        means += reading.means
+        train_imagenet.save_if_it_ends_here(job, state, job.run.stages[0], folder, log, reading, means)
+    return means
+
+
+def weights_of(state):
+    tensors = {**state.model.state_dict(), **{f"average.{k}": v for k, v in state.average.state_dict().items()}}
+    for number, kept in state.optimizer.state_dict()["state"].items():
+        tensors |= {f"{number}.{name}": value for name, value in kept.items()}
+    return {key: value.clone() for key, value in tensors.items()}
+
+
+@pytest.mark.parametrize("bad", [0, 4, 6])
+def test_a_bad_step_stops_the_run_with_the_state_before_it(bad, tmp_path, monkeypatch):
+    """Found at the next log point, and yet the checkpoint is that of the last good step, bit for bit."""
+    job, folder = job_of(tmp_path), None
+    folder = RunFolder(job.run)
+    folder.prepare(job.run)
+    batches = Batches(job, 8)
+    reference = train_imagenet.begin_stage(job, 0, None, 0)
+    short = copy.copy(batches)
+    short.batches = batches.batches[:bad]
+    list(epoch(job, reference, short, Silent()))
+
+    state = train_imagenet.begin_stage(job, 0, None, 0)
+    poison(monkeypatch, {bad, bad + 2})
+    words = f"stage first_32, step {bad + 1}: loss nan, gradient norm nan; stopped"
+    with pytest.raises(BadInput, match=words) as said:
+        run_to_the_end(job, state, batches, folder, Silent())
+    assert "\n" not in str(said.value)
+    saved = folder.load()
+    assert (saved["step"], saved["batch"], saved["epoch"]) == (bad, bad, 0)
+    resumed = train_imagenet.begin_stage(job, 0, None, 0)
+    means = train_imagenet.restore(resumed, saved)
+    assert means.losses == bad
+    one, other = weights_of(reference), weights_of(resumed)
+    if bad == 0:
+        other = {key: value for key, value in other.items() if key in one}  # moments of 0 after no step
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_bad_steps_are_left_out_and_counted(tmp_path, monkeypatch):
+    """`skip`: what follows is as if the weights had been kept by hand."""
+    job = job_of(tmp_path, on_nonfinite="skip")
+    batches, log = Batches(job, 8), Silent()
+    state = train_imagenet.begin_stage(job, 0, None, 0)
+    poison(monkeypatch, {1, 2, 6})
+    means = run_to_the_end(job, state, batches, RunFolder(job.run), log)
+    assert (means.bad, means.losses, means.norms, state.step) == (3, 5, 5, 8)
+    assert [row["bad_steps"] for row in log.rows] == [2, 1]
+    assert all(row["loss"] > 0 for row in log.rows)
+    assert log.said[0].startswith("stage first_32, step 2: loss nan")
+    assert "left out, and 1 of the 2 steps after it" in log.said[0]
+    assert all(value.isfinite().all() for value in weights_of(state).values())
+    monkeypatch.undo()
+
+    by_hand = train_imagenet.begin_stage(job, 0, None, 0)
+    for k, (images, labels) in enumerate(batches.batches):
+        by_hand.step = k
+        if k not in {1, 2, 6}:
+            train_imagenet.optim.set_lr(by_hand.optimizer, log.rows[k // 4]["lr"])
+            given = {"step": k, "seed": 3, "piece": 4}
+            loss = step.gradients(job, by_hand, job.run.stages[0], by_hand.model.train(), images, labels, **given)
+            step.update(job, by_hand, job.run.stages[0], loss)
+    one, other = weights_of(state), weights_of(by_hand)
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_an_epoch_without_a_finite_step_ends_the_run(tmp_path, monkeypatch):
+    job = job_of(tmp_path, on_nonfinite="skip")
+    poison(monkeypatch, set(range(8)))
+    with pytest.raises(BadInput, match="no step of the epoch"):
+        run_to_the_end(job, train_imagenet.begin_stage(job, 0, None, 0), Batches(job, 8), RunFolder(job.run), Silent())
+
+
+def test_convolutional_weights_are_channels_last(tmp_path):
+    for name, expected in (("resnet18", True), ("deit3_micro_patch16_224", False)):
+        state = train_imagenet.begin_stage(job_of(tmp_path, **{"model.name": name}), 0, None, 0)
+        matrices = [p for p in state.model.parameters() if p.ndim == 4 and p.shape[2] > 1 and p.shape[1] > 1]
+        assert {p.is_contiguous(memory_format=torch.channels_last) for p in matrices} == {expected}
+
+
+def test_a_meter_gives_the_means_and_the_first_bad_step():
+    meter = Meter(CPU)
+    rows = [(2.0, 1.0, 0), (float("nan"), float("inf"), 1), (4.0, 3.0, 0), (5.0, float("nan"), 1)]
+    for loss, norm, bad in rows:
+        meter.add(torch.tensor(loss), torch.tensor(norm), torch.tensor(float(bad)), 10, 0.5)
+    reading = meter.read(stop=True)
+    assert reading.stop
+    assert (reading.first_bad[0], reading.first_bad[2]) == (2, float("inf"))
+    row = reading.means.row()
+    assert (row["loss"], row["grad_norm"], row["bad_steps"], reading.means.images) == (3.0, 2.0, 2, 40)
+    doubled = reading.means + reading.means
+    assert (doubled.row()["loss"], doubled.bad, doubled.steps) == (3.0, 4, 8)
+    assert Meter(CPU).read(stop=False).first_bad is None
