@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from bench.peers import CONTENDERS, is_floor, is_peer
 from bench.report import Grid
@@ -80,6 +81,7 @@ def plot(rows: list[dict], caption: str) -> Figure:
             panel.axvline(floor["value"], color=FLOOR, lw=1, ls=":", zorder=0.5)
         panel.set_title(f"{task.name}: {task.title}", fontsize=9)
         panel.margins(x=0.24)
+        panel.xaxis.set_major_locator(MaxNLocator(4))
         panel.tick_params(labelsize=8)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_yticks(range(len(names)), names)
