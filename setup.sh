@@ -49,7 +49,7 @@ find_python() {
     fail "Python 3.11 or 3.12 is needed (found: ${seen:-none}); install one, or name it: make ... PYTHON=/path/to/python"
 }
 
-# What a build of ffcv needs and this machine lacks, as Debian and Ubuntu call it.
+# What builds of ffcv and of ffcv_ops/region.c need and this machine lacks, as Debian and Ubuntu call it.
 missing_packages() {
     local python=$1 version headers
     version=$(version_of "$python")
@@ -58,6 +58,7 @@ missing_packages() {
     command -v pkg-config >/dev/null || echo pkg-config
     pkg-config --exists opencv4 2>/dev/null || echo libopencv-dev
     pkg-config --exists libturbojpeg 2>/dev/null || echo libturbojpeg0-dev
+    pkg-config --exists libjpeg 2>/dev/null || echo libjpeg-dev
     "$python" -c 'import ensurepip' 2>/dev/null || echo "python$version-venv"
     [[ -e $headers/Python.h ]] || echo "python$version-dev"
 }
@@ -125,6 +126,7 @@ else
 fi
 install_packages "$@"
 check_packages
+say "$("$VENV/bin/python" -m ffcv_ops.native)"
 is_stamped || : >"$stamp" # what another state of the files left behind
 printf "$key %s\n" base "$@" >>"$stamp"
 say "done"

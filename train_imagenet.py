@@ -17,7 +17,7 @@ from contextlib import nullcontext
 import torch
 from torch import nn
 
-from ffcv_ops import draws
+from ffcv_ops import draws, native
 from ffcv_ops.errors import BadInput, exits_cleanly
 from ffcv_ops.loader import eval_loader, train_loader
 from training import (
@@ -118,6 +118,7 @@ def train_run(job: Job, *, init: str | None, first: int, asked) -> None:
     saved = folder.load()
     log = Log(folder, run, first=ranks.first, world=ranks.world, step=saved["step"] if saved else -1)
     try:
+        log.say(native.describe())
         given = weights.read(init) if init and not saved else None
         step = saved["step"] if saved else 0
         for number in range(saved["stage"] if saved else first, len(run.stages)):

@@ -1,6 +1,6 @@
 """The one part of the pipeline that is C: region.c, which decodes a part of a JPEG through libjpeg-turbo's own API.
 
-    python -m ffcv_ops.native      # builds it, and says which decoder is in use
+    python -m ffcv_ops.native      # builds it, and says which decoder is in use; setup.sh does this
 
 It is compiled once, in a second, for this user and this source, and kept beside the kernels. Without a C compiler or
 libjpeg-turbo's headers the pipeline decodes whole images instead: the same pixels, more work.
@@ -18,7 +18,7 @@ from pathlib import Path
 from ffcv_ops.errors import exits_cleanly
 
 SOURCE = Path(__file__).with_name("region.c")
-PACKAGES = "libjpeg62-turbo-dev (Debian), libjpeg-turbo8-dev (Ubuntu) or libjpeg-turbo (conda), and a C compiler"
+PACKAGES = "libjpeg-dev (conda: libjpeg-turbo) and a C compiler"
 
 
 def cache_folder() -> Path:

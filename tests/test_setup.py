@@ -166,7 +166,7 @@ def test_without_root_missing_libraries_are_named_with_the_apt_and_the_conda_lin
     assert "sudo apt-get install libopencv-dev\n" in ended.stderr
     assert "conda install -c conda-forge" in ended.stderr
     (machine.bin / "pkg-config").unlink()
-    assert "sudo apt-get install pkg-config libopencv-dev libturbojpeg0-dev\n" in machine.setup()[0].stderr
+    assert "sudo apt-get install pkg-config libopencv-dev libturbojpeg0-dev libjpeg-dev\n" in machine.setup()[0].stderr
 
 
 def test_as_root_missing_libraries_are_installed_with_apt(machine):
@@ -178,7 +178,7 @@ def test_as_root_missing_libraries_are_installed_with_apt(machine):
     assert ended.returncode == 0
     assert calls[0].startswith("apt-get update")
     assert calls[1].startswith("apt-get install -y ")
-    assert calls[1].endswith(" libopencv-dev libturbojpeg0-dev")
+    assert calls[1].endswith(" libopencv-dev libturbojpeg0-dev libjpeg-dev")
     assert "venv" in calls[2]
 
 
