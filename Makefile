@@ -32,8 +32,9 @@ lint:
 
 bench:
 	@./setup.sh bench dali
-	$(RUN) -m bench.loader --json bench/results/loader.json --plot bench/results/loader.png
+	$(RUN) -m bench.loader --json bench/results/loader.json --plot docs/loader.png --markdown README.md
 	$(RUN) -m bench.step --json bench/results/step.json
+	$(RUN) -m bench.table --write README.md
 
 gpu-bench:
 	@./setup.sh bench dali

@@ -23,16 +23,14 @@ def _cache_folder() -> Path:
 _FOLDER = str(_cache_folder())
 
 
-def kernel(function=None, *, parallel=False):
+def kernel(function):
     """Compiles `function` to machine code that runs without the GIL; the result is kept on disk.
 
     Floating point stays strict (no fast-math): a sample has the same bits whichever loop it is compiled into.
     """
-    if function is None:
-        return lambda f: kernel(f, parallel=parallel)
     before = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = _FOLDER
     try:
-        return numba.njit(function, cache=True, nogil=True, error_model="numpy", parallel=parallel)
+        return numba.njit(function, cache=True, nogil=True, error_model="numpy")
     finally:
         numba.config.CACHE_DIR = before

@@ -175,7 +175,7 @@ def _show(decoder, addresses, sizes, modes, heights, widths, plan, seed, draw, w
 @kernel
 def _workspace(heights, widths, size, interpolation):
     """One thread's scratch memory for images of these heights and widths."""
-    area = (np.int64(heights.max()) + 16) * np.int64(widths.max()) + 16
+    area = ((heights + 16) * widths).max() + 16
     longest = max(heights.max(), widths.max())
     taps = resample.taps(0, longest, size, interpolation)
     first, count = np.empty((2, size), np.int64), np.empty((2, size), np.int64)

@@ -79,7 +79,11 @@ def whole_close(handle):
 
 @kernel
 def whole_begin(handle, data, size, height, width, eighths, luma, box_rows, box_columns, pixels):
-    """Decodes all of the image and moves the wanted rows to the front of `pixels`."""
+    """Decodes all of the image and moves the wanted rows to the front of `pixels`.
+
+    TurboJPEG takes sides, not a scale: an image of a few pixels, which several scales bring to the same sides, may be
+    scaled otherwise than by region.c.
+    """
     header = np.empty(4, np.int32)
     at, out = header.ctypes.data, pixels.ctypes.data
     if _tj_header(handle, data, size, at, at + 4, at + 8, at + 12) != 0:
@@ -138,9 +142,12 @@ def region_end(handle):
 
 def _load_regions() -> bool:
     path, _ = native.library()
-    if path is not None:
-        llvmlite.binding.load_library_permanently(str(path))
-    return path is not None
+    if path is None:
+        return False
+    library = ctypes.CDLL(str(path))  # not for all to see: libjpeg's names are those of other libraries' copies too
+    for name in ("region_open", "region_close", "region_begin", "region_rows", "region_end"):
+        llvmlite.binding.add_symbol(name, ctypes.cast(getattr(library, name), ctypes.c_void_p).value)
+    return True
 
 
 REGIONS = _load_regions()
@@ -148,7 +155,7 @@ REGIONS = _load_regions()
 # open_decoder() -> a handle, for one thread at a time; close_decoder(handle) frees it. An image is decoded by
 #
 #   begin(handle, data, size, height, width, eighths, luma, box_rows, box_columns, pixels)
-#   rows(handle, pixels, stride, count)     as often as it takes, for ROWS_AT_ONCE rows or fewer
+#   rows(handle, pixels, stride, count)     as often as it takes; ROWS_AT_ONCE rows at least, but for the last ones
 #   end(handle)
 #
 # each of which returns OK or CORRUPT. data, size: address and length of the JPEG, an image of height x width.

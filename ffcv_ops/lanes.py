@@ -1,6 +1,6 @@
 """Sixteen lanes at a time: the inner loops of resampling as vector instructions whose sums stay in registers.
 
-Numba's loops keep a sum over rows in memory, because an array cannot live in a register. These three intrinsics
+Numba's loops keep a sum over rows in memory, because an array cannot live in a register. The intrinsics here
 are written in LLVM's vector types instead, which LLVM maps to whatever the processor has (AVX-512, AVX2, NEON ...).
 They take addresses. A *line* is 48 bytes: sixteen values of red, sixteen of green, sixteen of blue.
 """

@@ -3,7 +3,7 @@
     for images, labels in train_loader(...).epoch(3): ...
 
 images: uint8 [batch, size, size, 3], labels: int64 [batch], on the device. They are FFCV's buffers: valid until the
-fourth batch after, so copy what you keep. An error in FFCV's thread, which stock FFCV swallows and then waits for
+next batch is asked for, so copy what you keep. An error in FFCV's thread, which stock FFCV swallows and then waits for
 ever, is raised in the loop.
 """
 
@@ -109,14 +109,14 @@ class _MappedFile(MemoryManager):
 class _PagedFile(ProcessCacheManager):
     """FFCV's own page cache, for files larger than memory, told the images behind the draw ids.
 
-    Without its constructor, which builds a Python set for every sample, and reads all levels of an image. levels: the
-    descriptions of the levels in use.
+    Without its constructor, which builds a Python set for every sample, and of a pyramid the full level alone: a page
+    of a smaller one belongs to many of the full level's, and would stay from its first use to its last.
     """
 
-    def __init__(self, reader: Reader, levels: list[np.ndarray]):
+    def __init__(self, reader: Reader):
         self.reader = reader
         self.ptrs, self.sizes = _regions(reader)
-        self.sample_to_pages = np.stack([pages_of(level, reader.page_size) for level in levels], axis=1)
+        self.sample_to_pages = pages_of(column(reader, "image"), reader.page_size)[:, None]
 
     def schedule_epoch(self, batches):
         return super().schedule_epoch([batch % len(self.sample_to_pages) for batch in batches])
@@ -145,8 +145,13 @@ class Loader(FFCVLoader):
         self.decoder, self.of_epoch, self.num_workers = decoder, of_epoch, decoder.workers
         self.reader = Reader(self.fname)
         levels = levels_of(self.reader) if decoder.plan.least > 0 else ("image",)
+        if cache == "process" and len(levels) > 1:
+            raise BadInput(
+                f"{self.fname}: data.cache process would hold nearly all of a file with levels {', '.join(levels)} in"
+                " memory; set data.cache=os, or stage.least_downscale=none"
+            )
         decoder.levels = [column(self.reader, name) for name in levels]
-        self.memory_manager = _MappedFile(self.reader) if cache == "os" else _PagedFile(self.reader, decoder.levels)
+        self.memory_manager = _MappedFile(self.reader) if cache == "os" else _PagedFile(self.reader)
         upload = [ToDevice(device, non_blocking=True)] if device.type == "cuda" else []
         self.pipeline_specs = {
             "image": PipelineSpec("image", transforms=[decoder, ToTensor(), *upload]),

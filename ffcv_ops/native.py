@@ -40,9 +40,14 @@ def library() -> tuple[Path | None, str]:
 def _loads(target: Path) -> str:
     """Why the library does not load, or ""."""
     try:
-        ctypes.CDLL(str(target))
+        bound = ctypes.CDLL(str(target))
     except OSError as error:
         return str(error)
+    bound.region_open.restype = ctypes.c_void_p
+    handle = bound.region_open()
+    if not handle:
+        return "libjpeg is of another version than its header"
+    bound.region_close(ctypes.c_void_p(handle))
     return ""
 
 
@@ -67,8 +72,9 @@ def _build(target: Path) -> str:
 def _libjpeg() -> list[str]:
     """What the compiler must be told to find libjpeg."""
     try:
-        asked = subprocess.run(["pkg-config", "--cflags", "--libs", "libjpeg"], capture_output=True, text=True)
-    except OSError:
+        ask = ["pkg-config", "--cflags", "--libs", "libjpeg"]
+        asked = subprocess.run(ask, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
         return ["-ljpeg"]
     return shlex.split(asked.stdout) if asked.returncode == 0 else ["-ljpeg"]
 

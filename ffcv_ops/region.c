@@ -72,9 +72,10 @@ int region_begin(void *handle, const unsigned char *data, uint64_t size, int hei
   info->scale_num = eighths;
   info->scale_denom = 8;
   jpeg_start_decompress(info);
-  /* Chroma is interpolated from its neighbours, so at a cut the decoder must see one more pixel than is wanted. */
-  decoder->left = left > 0 ? left - 1 : 0;
-  decoder->count = (right < (int)info->output_width ? right + 1 : info->output_width) - decoder->left;
+  /* Chroma is interpolated from its neighbours, so at a cut the decoder must see one more pixel than is wanted; and it
+   * does not interpolate at all where it sees fewer than three. */
+  decoder->left = left > 4 ? left - 4 : 0;
+  decoder->count = (right + 4 < (int)info->output_width ? right + 4 : (int)info->output_width) - decoder->left;
   if (decoder->count < info->output_width) jpeg_crop_scanline(info, &decoder->left, &decoder->count);
   if (top > 0) jpeg_skip_scanlines(info, top);
   decoder->gray = luma ? (*info->mem->alloc_small)((j_common_ptr)info, JPOOL_IMAGE, decoder->count) : NULL;
@@ -93,7 +94,10 @@ int region_rows(void *handle, uint32_t *pixels, int64_t stride, int count) {
   for (int y = 0; y < count; y++) {
     uint32_t *line = pixels + y * stride + decoder->left;
     JSAMPROW row = decoder->gray ? decoder->gray : (JSAMPROW)line;
-    if (jpeg_read_scanlines(info, &row, 1) != 1) return 1;
+    if (jpeg_read_scanlines(info, &row, 1) != 1) {
+      jpeg_abort_decompress(info);
+      return 1;
+    }
     if (decoder->gray) spread(decoder->gray, line, decoder->count);
   }
   return 0;

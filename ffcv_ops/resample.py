@@ -172,7 +172,7 @@ def take_rows(pixels, width, y, height, down_first, rows, columns, first, count,
 
 @kernel
 def scratch_size(longest, size):
-    """Bytes that `resample` needs for images with sides of up to `longest`."""
+    """Bytes that `take_rows` needs for images with sides of up to `longest`."""
     side, out = _whole(longest, 16), _whole(size, 16)
     turned = lanes.LINE * (side + out)
     row_first = (side + out) * 3 * out

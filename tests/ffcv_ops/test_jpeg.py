@@ -97,6 +97,21 @@ def test_any_part_equals_that_part_of_the_whole(run, photos, odd_images, encode,
                 np.testing.assert_array_equal(part, whole[top:bottom, left:right])
 
 
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+def test_narrow_parts_at_every_column(run, photos, encode, subsampling):
+    """libjpeg's upsampling is another one where it sees few columns."""
+    for width in (5, 16, 17, 18, 30, 33, 34, 49):
+        image = np.ascontiguousarray(photos["china"][100:149, 200 : 200 + width])
+        stream = encode(image, quality=90, subsampling=subsampling)
+        for eighths in (8, 4):
+            _, whole = decoded(run, stream, 49, width, eighths=eighths)
+            for left in range(whole.shape[1]):
+                for right in range(left + 1, min(left + 5, whole.shape[1] + 1)):
+                    rows = (7, 20) if eighths == 8 else (3, 11)
+                    _, part = decoded(run, stream, 49, width, eighths=eighths, rows=rows, columns=(left, right))
+                    np.testing.assert_array_equal(part, whole[rows[0] : rows[1], left:right])
+
+
 @pytest.mark.parametrize("eighths", [4, 2, 1])
 def test_scaled_images_equal_pillows_draft_mode(run, photos, encode, eighths):
     for image in photos.values():
