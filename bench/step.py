@@ -22,7 +22,6 @@ import argparse
 import copy
 import functools
 import multiprocessing
-import resource
 import statistics
 import sys
 import time
@@ -268,10 +267,16 @@ def _peak(who, task, compiles):
     cpu = torch.device("cpu")
     torch.set_num_threads(distributed.threads())
     job = job_of(task, drop_path="exact", compiles=False, device=cpu)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak_resident()
     step = contender(who, task, compiles=compiles, device=cpu, mark=lambda phase: None)
     warm(step, step.prepare(*random_batch(job, job.run.stages[0], task.batch)), cpu)
-    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    return _peak_resident() - before
+
+
+def _peak_resident() -> int:
+    """Bytes. (What `resource` tells would begin with the parent's.)"""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 class Matmul:
