@@ -199,7 +199,8 @@ def train_stage(job: Job, state: State, folder: RunFolder, log: Log, *, so_far: 
     }  # fmt: skip
     seed = stage_seed(run.seed, state.stage)
     train, val, _ = job.sets[stage.data]
-    batches = train_loader(train.path, train.samples, stage, seed=seed, **loading)
+    pages = run.data.shuffle_pages
+    batches = train_loader(train.path, train.samples, stage, seed=seed, shuffle_pages=pages, **loading)
     piece = micro.find(job, state, stage)
     val_batches = eval_loader(val.path, val.samples, stage, batch=max(piece, 64), **loading)
     steps = len(batches)

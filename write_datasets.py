@@ -2,20 +2,23 @@
 
     python write_datasets.py                                                       # the bundled photographs
     python write_datasets.py --data.source=/path/imagenet --data.out=data/imagenet # a folder with train/ and val/
+    python write_datasets.py --data.source=/path/imagenet --image.levels=500,256,160 # each image at three sizes
 
 For each split: <out>_<split>.beton, its description .json and the list .files.txt. docs/data.md tells what they hold.
 """
 
 import dataclasses
 import functools
+import itertools
 from pathlib import Path
 from typing import Literal
 
+from conversion import beton
 from conversion.convert import convert
-from conversion.encode import encode_file, encode_rgb
+from conversion.encode import encode_array, encode_file
 from conversion.sources import image_folder
 from conversion.workers import available_cores
-from ffcv_ops.errors import exits_cleanly
+from ffcv_ops.errors import BadInput, exits_cleanly
 from training import keys
 from training.keys import key
 
@@ -38,6 +41,9 @@ class ImageKeys:
     """How an image is stored; photos keep their size."""
 
     max_side: int | None = key("longer side at most this (pixels)", low=1, default=500)
+    levels: tuple[int, ...] | None = key(
+        "a pyramid: each image at several sizes, limits as max_side is: 500,256,160", low=1, high=65500, default=None
+    )
     min_side: int | None = key("shorter side at most this (pixels)", low=1, default=None)
     quality: int = key("of JPEG", low=1, high=100, default=90)
     mode: Literal["jpg", "raw"] = key("JPEG, or RGB bytes", default="jpg")
@@ -47,12 +53,14 @@ class ImageKeys:
 def main():
     _, given = keys.parse("Images -> .beton files.", {"data": DataKeys, "image": ImageKeys}, {})
     data = keys.build(DataKeys, keys.of_section(given, "data"), "--data.")
-    image = keys.build(ImageKeys, keys.of_section(given, "image"), "--image.")
+    image = image_keys(keys.of_section(given, "image"))
     if data.source == "photos":
         from conversion.photos import photographs  # its draws are compiled by Numba, which takes a second to import
 
+        if image.levels:
+            raise BadInput("--image.levels: the bundled photographs keep their size; it needs a --data.source")
         source, page_size = photographs(), PHOTOS_PAGE_SIZE
-        encode = functools.partial(encode_rgb, mode=image.mode, quality=image.quality)
+        encode = functools.partial(encode_array, mode=image.mode, quality=image.quality)
     else:
         source, page_size = image_folder(data.source), FOLDER_PAGE_SIZE
         encode = functools.partial(encode_file, root=source.origin, **dataclasses.asdict(image))
@@ -60,7 +68,24 @@ def main():
     workers = available_cores() if data.workers == "auto" else data.workers
     for split in source.splits:
         path = Path(f"{out}_{split}.beton")
-        print(convert(source, split, path, encode, on_error=data.on_error, workers=workers, page_size=page_size))
+        options = {"on_error": data.on_error, "workers": workers, "page_size": page_size}
+        print(convert(source, split, path, encode, **options, images=beton.level_fields(image.levels or ())))
+
+
+def image_keys(given) -> ImageKeys:
+    """The keys of --image; with levels, the first of them is max_side."""
+    image = keys.build(ImageKeys, given, "--image.")
+    if not image.levels:
+        return image
+    if "max_side" in given and image.max_side != image.levels[0]:
+        raise BadInput(
+            f"--image.max_side is {keys.spell(image.max_side)}, --image.levels begins with {image.levels[0]};"
+            " give levels alone"
+        )
+    if any(smaller >= larger for larger, smaller in itertools.pairwise(image.levels)):
+        shown = ",".join(map(str, image.levels))
+        raise BadInput(f"--image.levels is {shown}; each level must be smaller than the one before")
+    return dataclasses.replace(image, max_side=image.levels[0])
 
 
 if __name__ == "__main__":

@@ -1,16 +1,19 @@
-"""FFCV's file layout, version 2, for an `image` (RGBImageField) and a `label` (IntField): written, checked, read.
+"""FFCV's file layout, version 2: images (RGBImageField) and a `label` (IntField), written, checked, read.
 
     header | field descriptors | metadata of each sample | zeros | image data in pages | allocation table
 
-All numbers are little-endian. Image data begin at a multiple of the page size, and none crosses such a multiple, as
-FFCV's process cache asks. The bytes depend on the samples and the page size alone. Layout and codes are written out
-here because importing ffcv takes seconds; a test holds them against ffcv's own.
+The image fields are `image` and, in a pyramid, the same image at smaller sizes: `image_256`, `image_160`. All numbers
+are little-endian. Image data begin at a multiple of the page size, and none crosses such a multiple, as FFCV's process
+cache asks. Each level fills pages of its own, so that an epoch that reads one level reads nothing else. The bytes
+depend on the samples and the page size alone. Layout and codes are written out here because importing ffcv takes
+seconds; a test holds them against ffcv's own.
 """
 
 import hashlib
 import io
 import os
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,115 +37,187 @@ HEADER = np.dtype(
 )
 FIELD = np.dtype([("type_id", "u1"), ("name", "u1", 16), ("arguments", "u1", 1024)], align=True)
 IMAGE = np.dtype([("mode", "u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
-SAMPLE = np.dtype([("image", IMAGE), ("label", "<i8")], align=True)
 ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
-FIELDS = {"image": 2, "label": 1}  # name -> FFCV's type number
-METADATA_START = HEADER.itemsize + len(FIELDS) * FIELD.itemsize
+IMAGE_FIELD, INT_FIELD = 2, 1  # FFCV's type numbers
+SINGLE = ("image",)  # the image fields of a file without a pyramid
 
 
-def write(path: Path, samples, *, capacity: int, page_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Writes the `samples`, an iterable of at most `capacity` (Encoded, label), and syncs the file to the disk.
-    Returns the metadata, SAMPLE records, and the CRC-32 of each image's data for `check`."""
-    table = np.zeros(capacity, SAMPLE)
-    allocations = np.zeros(capacity, ALLOCATION)
-    checksums = np.zeros(capacity, np.uint32)
-    position = _next_multiple(METADATA_START + table.nbytes, page_size)
-    count = 0
+def level_fields(levels: Sequence[int]) -> tuple[str, ...]:
+    """Names of the image fields, largest first: (500, 256, 160) -> ("image", "image_256", "image_160")."""
+    return ("image", *(f"image_{side}" for side in levels[1:]))
+
+
+def sample_type(images: Sequence[str] = SINGLE) -> np.dtype:
+    """One sample's metadata, in a file with these image fields."""
+    return np.dtype([*((name, IMAGE) for name in images), ("label", "<i8")], align=True)
+
+
+def metadata_start(images: Sequence[str] = SINGLE) -> int:
+    """Where the samples' metadata begin."""
+    return HEADER.itemsize + (len(images) + 1) * FIELD.itemsize
+
+
+def write(path: Path, samples, *, capacity: int, page_size: int, images: Sequence[str] = SINGLE):
+    """Writes the `samples`, an iterable of at most `capacity` (Encoded of each field in `images`, label), and syncs the
+    file to the disk. An image that equals the one of the level before is stored once.
+
+    Returns the metadata, records of `sample_type`, and for `check` the CRC-32 of each stored image by its place."""
+    table = np.zeros(capacity, sample_type(images))
+    allocations = np.zeros(capacity * len(images), ALLOCATION)
+    checksums = np.zeros(len(allocations), np.uint32)
+    first_page = _next_multiple(metadata_start(images) + table.nbytes, page_size)
+    places, next_page = [first_page] * len(images), first_page  # of each level: where its open page goes on
+    count = stored = 0
     with open(path, "wb") as file:
         for encoded, label in samples:
-            size = len(encoded.data)
-            if position % page_size + size > page_size:
-                position = _next_multiple(position, page_size)
-            file.seek(position)
-            file.write(encoded.data)
-            table[count] = (MODES[encoded.mode], encoded.width, encoded.height, position), label
-            allocations[count] = count, position, size
-            checksums[count] = zlib.crc32(encoded.data)
-            position += size
+            record, before = table[count], None
+            for level, image in enumerate(encoded):
+                if image == before:
+                    record[level] = record[level - 1]
+                    continue
+                before, size = image, len(image.data)
+                if not 0 < places[level] % page_size <= page_size - size:
+                    places[level], next_page = next_page, next_page + page_size
+                file.seek(places[level])
+                file.write(image.data)
+                record[level] = MODES[image.mode], image.width, image.height, places[level]
+                allocations[stored] = count, places[level], size
+                checksums[stored] = zlib.crc32(image.data)
+                places[level] += size
+                stored += 1
+            record["label"] = label
             count += 1
-        file.seek(position)
-        file.write(allocations[:count].tobytes())
+        by_place = np.argsort(allocations["ptr"][:stored])
+        data_end = max(places)
+        file.seek(data_end)
+        file.write(allocations[by_place].tobytes())
         file.seek(0)
-        file.write(np.array((VERSION, len(FIELDS), page_size, count, position), HEADER).tobytes())
-        file.write(_field_descriptors().tobytes())
+        file.write(np.array((VERSION, len(images) + 1, page_size, count, data_end), HEADER).tobytes())
+        file.write(_field_descriptors(images).tobytes())
         file.write(table[:count].tobytes())
         file.flush()
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # `check` shall read the disk, not the memory
-    return table[:count], checksums[:count]
+    return table[:count], checksums[by_place]
 
 
 def check(path: Path, table: np.ndarray, checksums: np.ndarray, *, classes: int, after_each=lambda: None) -> str:
     """Reads the file back: holds it against what `write` returned, and tests that every record makes sense.
-    Calls `after_each` after each sample. Returns the file's SHA-256 in hex digits; a fault is a `BadInput`."""
+    Calls `after_each` after each stored image. Returns the file's SHA-256 in hex digits; a fault is a `BadInput`."""
+    images = table.dtype.names[:-1]
     file_size = path.stat().st_size
     header = np.fromfile(path, HEADER, 1)[0]
     count, page_size, data_end = (int(header[name]) for name in ("num_samples", "page_size", "alloc_table_ptr"))
-    if (header["version"], header["num_fields"], count) != (VERSION, len(FIELDS), len(table)):
+    if (header["version"], header["num_fields"], count) != (VERSION, len(images) + 1, len(table)):
         _fail(path, "the header")
-    if page_size < MIN_PAGE_SIZE or page_size & (page_size - 1) or file_size != data_end + count * ALLOCATION.itemsize:
+    table_bytes = len(checksums) * ALLOCATION.itemsize
+    if page_size < MIN_PAGE_SIZE or page_size & (page_size - 1) or file_size != data_end + table_bytes:
         _fail(path, "the page size or the file's length")
-    if not np.array_equal(np.fromfile(path, FIELD, len(FIELDS), offset=HEADER.itemsize), _field_descriptors()):
+    descriptors = _field_descriptors(images)
+    if not np.array_equal(np.fromfile(path, FIELD, len(descriptors), offset=HEADER.itemsize), descriptors):
         _fail(path, "the field descriptors")
-    if not np.array_equal(np.fromfile(path, SAMPLE, count, offset=METADATA_START), table):
+    if not np.array_equal(np.fromfile(path, table.dtype, count, offset=metadata_start(images)), table):
         _fail(path, "the samples' metadata")
-    allocations = np.fromfile(path, ALLOCATION, count, offset=data_end)
-    _check_records(path, table, allocations, page_size=page_size, data_end=data_end, classes=classes)
-    return _check_data(path, table["image"], allocations, checksums, page_size, after_each)
+    allocations = np.fromfile(path, ALLOCATION, len(checksums), offset=data_end)
+    _check_places(path, table, allocations, page_size=page_size, data_end=data_end)
+    stored = _check_records(path, table, allocations, classes=classes)
+    return _check_data(path, stored, allocations, checksums, page_size, after_each)
 
 
-def _check_records(path, table, allocations, *, page_size, data_end, classes):
-    image, start, size = table["image"], allocations["ptr"].astype(np.int64), allocations["size"].astype(np.int64)
-    area = 3 * image["height"].astype(np.int64) * image["width"].astype(np.int64)
-    first = METADATA_START + table.nbytes
+def _check_places(path, table, allocations, *, page_size, data_end):
+    """The stored images lie one after the other, none over a page's end."""
+    start, size = allocations["ptr"].astype(np.int64), allocations["size"].astype(np.int64)
+    first = metadata_start(table.dtype.names[:-1]) + table.nbytes
     faults = {
-        "the label": (table["label"] < 0) | (table["label"] >= classes),
-        "the side of an image": area == 0,
-        "the mode": ~np.isin(image["mode"], list(MODES.values())),
-        "the length of raw pixels": (image["mode"] == MODES["raw"]) & (size != area),
-        "the allocation table": (allocations["sample_id"] != np.arange(len(table))) | (image["data_ptr"] != start),
+        "the allocation table": allocations["sample_id"] >= len(table),
         "the place of an image": (start < np.append(first, start[:-1] + size[:-1])) | (start + size > data_end),
         "an image over a page's end": start // page_size != (start + size - 1) // page_size,
     }
     for what, wrong in faults.items():
         if wrong.any():
+            _fail(path, f"sample {allocations['sample_id'][wrong.argmax()]}: {what}")
+
+
+def _check_records(path, table, allocations, *, classes):
+    """Every record makes sense and every allocation has one. Returns the IMAGE record of each allocation."""
+    stored, owners = np.zeros(len(allocations), IMAGE), np.zeros(len(allocations), np.int64)
+    faults, before = {"the label": (table["label"] < 0) | (table["label"] >= classes)}, None
+    for name in table.dtype.names[:-1]:
+        image = table[name]
+        place = np.minimum(np.searchsorted(allocations["ptr"], image["data_ptr"]), len(allocations) - 1)
+        found, area = allocations[place], 3 * image["height"].astype(np.int64) * image["width"]
+        faults |= {
+            f"the side of {name}": area == 0,
+            f"the mode of {name}": ~np.isin(image["mode"], list(MODES.values())),
+            f"the length of raw pixels of {name}": (image["mode"] == MODES["raw"]) & (found["size"] != area),
+            f"the place of {name}": (found["ptr"] != image["data_ptr"]) | (found["sample_id"] != np.arange(len(table))),
+        }
+        stored[place] = image
+        owners += np.bincount(place[image != before] if before is not None else place, minlength=len(owners))
+        before = image
+    for what, wrong in faults.items():
+        if wrong.any():
             _fail(path, f"sample {wrong.argmax()}: {what}")
+    if (owners != 1).any():
+        _fail(path, f"sample {allocations['sample_id'][(owners != 1).argmax()]}: the allocation table")
+    return stored
 
 
-def _check_data(path, image, allocations, checksums, page_size, after_each):
+def _check_data(path, stored, allocations, checksums, page_size, after_each):
     """One pass over the file in pages, none of which cuts an image."""
     digest = hashlib.sha256()
-    sample = 0
+    number = 0
     with open(path, "rb") as file:
         for page_start in range(0, path.stat().st_size, page_size):
             page = memoryview(file.read(page_size))
             digest.update(page)
-            while sample < len(image) and allocations["ptr"][sample] < page_start + page_size:
-                start = int(allocations["ptr"][sample]) - page_start
-                data = page[start : start + int(allocations["size"][sample])]
-                if zlib.crc32(data) != checksums[sample]:
+            while number < len(stored) and allocations["ptr"][number] < page_start + page_size:
+                start = int(allocations["ptr"][number]) - page_start
+                data = page[start : start + int(allocations["size"][number])]
+                sample, image = allocations["sample_id"][number], stored[number]
+                if zlib.crc32(data) != checksums[number]:
                     _fail(path, f"sample {sample}: the image's bytes")
-                size = image["height"][sample], image["width"][sample]
-                if image["mode"][sample] == MODES["jpg"] and jpeg_size(data) != size:
+                if image["mode"] == MODES["jpg"] and jpeg_size(data) != (image["height"], image["width"]):
                     _fail(path, f"sample {sample}: the size in the JPEG's header")
-                sample += 1
+                number += 1
                 after_each()
     return digest.hexdigest()
 
 
-def read(path: Path):
-    """Yields (RGB array, label) of each sample of a file that `write` wrote."""
-    header = np.fromfile(path, HEADER, 1)[0]
-    table = np.fromfile(path, SAMPLE, int(header["num_samples"]), offset=METADATA_START)
-    allocations = np.fromfile(path, ALLOCATION, len(table), offset=int(header["alloc_table_ptr"]))
+def read(path: Path, field: str = "image"):
+    """Yields (RGB array, label) of each sample of a file that `write` wrote; of a pyramid, the images of `field`."""
+    table, sizes = _table_and_sizes(path)
     with open(path, "rb") as file:
-        for (image, label), (_, start, size) in zip(table, allocations, strict=True):
-            file.seek(start)
+        for image, label, size in zip(table[field], table["label"], sizes[field], strict=True):
+            file.seek(image["data_ptr"])
             data = file.read(size)
             if image["mode"] == MODES["jpg"]:
                 yield np.asarray(Image.open(io.BytesIO(data))), int(label)
             else:
                 yield np.frombuffer(data, np.uint8).reshape(image["height"], image["width"], 3), int(label)
+
+
+def stored(path: Path) -> dict[str, dict[str, int]]:
+    """What each image field takes: {"image": {"images": 5, "bytes": 250000}, ...}; a shared image counts where it is
+    largest."""
+    table, sizes = _table_and_sizes(path)
+    taken, before = {}, None
+    for name in table.dtype.names[:-1]:
+        own = slice(None) if before is None else table[name] != before
+        taken[name] = {"images": len(table[own]), "bytes": int(sizes[name][own].sum())}
+        before = table[name]
+    return taken
+
+
+def _table_and_sizes(path):
+    """The samples' metadata, and the length of each image's data by field."""
+    header = np.fromfile(path, HEADER, 1)[0]
+    names = np.fromfile(path, FIELD, int(header["num_fields"]), offset=HEADER.itemsize)["name"]
+    images = tuple(bytes(name).rstrip(b"\0").decode() for name in names)[:-1]
+    table = np.fromfile(path, sample_type(images), int(header["num_samples"]), offset=metadata_start(images))
+    allocations = np.fromfile(path, ALLOCATION, offset=int(header["alloc_table_ptr"]))
+    place = {name: np.searchsorted(allocations["ptr"], table[name]["data_ptr"]) for name in images}
+    return table, {name: allocations["size"][place[name]] for name in images}
 
 
 def jpeg_size(data) -> tuple[int, int]:
@@ -158,9 +233,10 @@ def jpeg_size(data) -> tuple[int, int]:
     return 0, 0
 
 
-def _field_descriptors():
-    descriptors = np.zeros(len(FIELDS), FIELD)
-    for descriptor, (name, type_id) in zip(descriptors, FIELDS.items(), strict=True):
+def _field_descriptors(images):
+    fields = {**dict.fromkeys(images, IMAGE_FIELD), "label": INT_FIELD}
+    descriptors = np.zeros(len(fields), FIELD)
+    for descriptor, (name, type_id) in zip(descriptors, fields.items(), strict=True):
         descriptor["type_id"] = type_id
         descriptor["name"][: len(name)] = list(name.encode("ascii"))
     return descriptors

@@ -9,13 +9,14 @@ import functools
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import PIL
 
 from conversion import beton
-from conversion.encode import Encoded, Refused
+from conversion.encode import Refused
 from conversion.progress import progress
 from conversion.sources import Source
 from conversion.workers import encoded
@@ -33,10 +34,11 @@ def convert(
     on_error: str,
     workers: int,
     page_size: int,
+    images: Sequence[str] = beton.SINGLE,
 ) -> str:
     """Writes the split `split_name` of `source` to `path`. Returns a line that says what is there now.
 
-    encode: turns one item into `Encoded`; its keywords are the settings that the sidecar notes.
+    encode: turns one item into `Encoded`, one for each field of `images`; its keywords are the settings in the sidecar.
     on_error: `stop` ends at the first item, in the split's order, that cannot be stored; `skip` leaves it out.
     """
     began = time.monotonic()
@@ -44,10 +46,11 @@ def convert(
     refused = {}  # number of the item -> reason
     samples = _samples(source, split_name, encode, refused, on_error=on_error, workers=workers, page_size=page_size)
     with _replacing(path) as new, contextlib.closing(samples):
-        table, checksums = beton.write(new[".beton"], samples, capacity=len(split.items), page_size=page_size)
+        capacity = len(split.items)
+        table, checksums = beton.write(new[".beton"], samples, capacity=capacity, page_size=page_size, images=images)
         if not len(table):
             raise BadInput(f"none of the {len(refused)} images of {split_name} can be stored, so {path} is not written")
-        with progress(f"{split_name}, reading back", len(table)) as one_more:
+        with progress(f"{split_name}, reading back", len(checksums)) as one_more:
             sha256 = beton.check(new[".beton"], table, checksums, classes=len(source.classes), after_each=one_more)
         size = new[".beton"].stat().st_size
 
@@ -56,7 +59,8 @@ def convert(
             _write_lines(new[".skipped.txt"], (f"{split.names[k]}\t{reason}" for k, reason in refused.items()))
         settings = {"on_error": on_error, "page_size": page_size, **encode.keywords}
         description = _describe(source, split_name, table, skipped=len(refused), settings=settings)
-        sidecar = {"format": SIDECAR_FORMAT, "beton": path.name, "bytes": size, "sha256": sha256, **description}
+        file = {"beton": path.name, "bytes": size, "stored": beton.stored(new[".beton"]), "sha256": sha256}
+        sidecar = {"format": SIDECAR_FORMAT, **file, **description}
         _write_lines(new[".json"], [json.dumps(sidecar, indent=2, ensure_ascii=False)])
     speed = len(split.items) / (time.monotonic() - began)
     left_out = f"; {len(refused):,} left out, see {_beside(path, '.skipped.txt')}" if refused else ""
@@ -90,17 +94,14 @@ def _replacing(path: Path):
 
 
 def _samples(source, split_name, encode, refused, *, on_error, workers, page_size):
-    """Yields (Encoded, label) of the items that can be stored and notes the others in `refused`."""
+    """Yields (a tuple of Encoded, label) of the items that can be stored and notes the others in `refused`."""
     split = source.splits[split_name]
     results = encoded(split.items, encode, workers=workers)
     with contextlib.closing(results), progress(split_name, len(split.items)) as one_more:
         for number, result in enumerate(results):
-            if isinstance(result, Encoded) and len(result.data) > page_size:
-                result = Refused(
-                    f"takes {len(result.data):,} bytes, more than a page of the .beton ({page_size:,});"
-                    " set image.max_side lower or image.mode=jpg"
-                )
-            if isinstance(result, Encoded):
+            if not isinstance(result, Refused):
+                result = _fitting(result, page_size)
+            if not isinstance(result, Refused):
                 yield result, split.labels[number]
             elif on_error == "skip":
                 refused[number] = result.reason
@@ -108,6 +109,17 @@ def _samples(source, split_name, encode, refused, *, on_error, workers, page_siz
                 file = os.path.join(source.origin, split.names[number])
                 raise BadInput(f"{file}: {result.reason}; data.on_error=skip leaves such files out")
             one_more()
+
+
+def _fitting(sample, page_size):
+    """The sample, or `Refused` when one of its images is larger than a page."""
+    largest = max(len(image.data) for image in sample)
+    if largest <= page_size:
+        return sample
+    return Refused(
+        f"takes {largest:,} bytes, more than a page of the .beton ({page_size:,});"
+        " set image.max_side lower or image.mode=jpg"
+    )
 
 
 def _describe(source, split_name, table, *, skipped, settings):
@@ -123,7 +135,7 @@ def _describe(source, split_name, table, *, skipped, settings):
         "smallest_and_largest": sides,
         "source": source.origin,
         "settings": settings,
-        "layout": {"ffcv": beton.VERSION, "fields": list(beton.FIELDS)},
+        "layout": {"ffcv": beton.VERSION, "fields": list(table.dtype.names)},
         "pillow": PIL.__version__,
     }
 

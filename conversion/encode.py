@@ -7,10 +7,12 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from conversion.rgb import read_rgb
+from conversion.rgb import limited, read_image
 from ffcv_ops.errors import BadInput
 
 MODES = {"jpg": 0, "raw": 1}  # FFCV's codes
+COLOUR = "4:2:0"  # a JPEG's: half as many columns and rows of colour
+LEVEL_COLOUR = "4:4:4"  # of smaller levels, whose pixels are hardly reduced any more; docs/data.md has the measurements
 
 
 class Encoded(NamedTuple):
@@ -28,25 +30,45 @@ class Refused(NamedTuple):
     reason: str
 
 
-def encode_rgb(rgb: np.ndarray, *, mode: str, quality: int) -> Encoded:
-    """uint8 (height, width, 3) -> Encoded. JPEGs have 4:2:0 colour and no metadata but the JFIF header."""
+def encode_rgb(rgb: np.ndarray, *, mode: str, quality: int, colour: str = COLOUR) -> Encoded:
+    """uint8 (height, width, 3) -> Encoded. JPEGs have no metadata but the JFIF header."""
     height, width, _ = rgb.shape
     if mode == "raw":
         return Encoded(mode, height, width, rgb.tobytes())
     stream = io.BytesIO()
-    Image.fromarray(rgb).save(stream, "JPEG", quality=quality, subsampling="4:2:0")
+    Image.fromarray(rgb).save(stream, "JPEG", quality=quality, subsampling=colour)
     return Encoded(mode, height, width, stream.getvalue())
 
 
+def encode_array(rgb: np.ndarray, *, mode: str, quality: int) -> tuple[Encoded]:
+    """What `encode_rgb` makes of it, as a sample of one level."""
+    return (encode_rgb(rgb, mode=mode, quality=quality),)
+
+
 def encode_file(
-    name: str, *, root: str, max_side: int | None, min_side: int | None, mode: str, quality: int
-) -> Encoded:
-    """The image file `name` below `root`, its sides limited, encoded."""
-    rgb = read_rgb(os.path.join(root, name), max_side=max_side, min_side=min_side)
-    return encode_rgb(rgb, mode=mode, quality=quality)
+    name: str,
+    *,
+    root: str,
+    max_side: int | None,
+    min_side: int | None,
+    mode: str,
+    quality: int,
+    levels: tuple[int, ...] | None = None,
+) -> tuple[Encoded, ...]:
+    """The image file `name` below `root` as a sample: at one size, or, with `levels`, with each of them as the longer
+    side's limit. Every level is reduced from the original; one that reduces nothing is the level before."""
+    full, *smaller = levels or (max_side,)
+    image = read_image(os.path.join(root, name))
+    rgb = limited(image, max_side=full, min_side=min_side)
+    sample = [encode_rgb(rgb, mode=mode, quality=quality)]
+    for side in smaller:
+        rgb = limited(image, max_side=side, min_side=min_side)
+        same = rgb.shape[:2] == (sample[-1].height, sample[-1].width)
+        sample.append(sample[-1] if same else encode_rgb(rgb, mode=mode, quality=quality, colour=LEVEL_COLOUR))
+    return tuple(sample)
 
 
-def encode_all(encode, items) -> list[Encoded | Refused]:
+def encode_all(encode, items) -> list[tuple[Encoded, ...] | Refused]:
     """What `encode` makes of each item."""
     return [_encode_or_refuse(encode, item) for item in items]
 

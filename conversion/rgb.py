@@ -29,7 +29,12 @@ _UPRIGHT = {
 
 
 def read_rgb(file, *, max_side: int | None = None, min_side: int | None = None) -> np.ndarray:
-    """The image in `file` (a path or a binary stream), its sides limited as `limited_size` says.
+    """The image in `file` (a path or a binary stream), its sides limited as `limited_size` says."""
+    return limited(read_image(file), max_side=max_side, min_side=min_side)
+
+
+def read_image(file) -> Image.Image:
+    """The image in `file` at its own size, as a Pillow image of mode RGB.
 
     Whatever Pillow's many decoders raise on a damaged file becomes `BadInput`; running out of memory does not.
     """
@@ -41,11 +46,15 @@ def read_rgb(file, *, max_side: int | None = None, min_side: int | None = None) 
                 if width * height > MAX_PIXELS:
                     raise BadInput(f"{width} x {height} pixels are more than the {MAX_PIXELS:,} of one image")
                 image.load()
-                image = upright(to_rgb(image), image)
+                return upright(to_rgb(image), image)
         except (BadInput, MemoryError):
             raise
         except Exception as error:
             raise BadInput(_reason(error)) from None
+
+
+def limited(image: Image.Image, *, max_side: int | None = None, min_side: int | None = None) -> np.ndarray:
+    """The pixels of an RGB image after an antialiased bicubic reduction to the size that `limited_size` says."""
     size = limited_size(*image.size, max_side=max_side, min_side=min_side)
     if max(size) > MAX_SIDE:
         raise BadInput(f"{size[0]} x {size[1]} pixels: a side may have {MAX_SIDE} at most; set image.max_side")

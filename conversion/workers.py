@@ -20,7 +20,7 @@ TASKS_PER_WORKER = 3  # one at work, two waiting: what bounds the memory, in enc
 
 
 def encoded(items, encode, *, workers: int):
-    """Yields what `encode` made of each item (`Encoded` or `Refused`), in the order of `items`.
+    """Yields what `encode` made of each item (a tuple of `Encoded`, or `Refused`), in the order of `items`.
 
     `encode` and the items cross process borders, so they must pickle. Closing the generator stops the workers.
     """

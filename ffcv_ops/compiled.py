@@ -5,18 +5,19 @@ kernel in the cache of `decoders.py`. Ours is keyed on the source of the whole p
 """
 
 import hashlib
-import os
 from pathlib import Path
 
 import numba
+
+from ffcv_ops import native
 
 
 def _cache_folder() -> Path:
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.name.encode() + source.read_bytes())
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "ffcv_ops" / digest.hexdigest()[:16]
+    digest.update(str(native.library()[0]).encode())  # kernels are bound to the JPEG decoder in use
+    return native.cache_folder() / digest.hexdigest()[:16]
 
 
 _FOLDER = str(_cache_folder())

@@ -1,10 +1,12 @@
 """The FFCV operation that does everything to a sample while it is in cache: decode, crop, resample, flip, augment.
 
-In: the batch's draw ids and FFCV's memory. Out: uint8 [batch, size, size, 3]. One parallel loop per batch; a free
-thread takes the next sample, and since all randomness comes from the draw id, the result does not depend on which
-thread took it.
+In: the batch's draw ids and FFCV's memory. Out: uint8 [batch, size, size, 3]. Each of the loader's threads takes the
+next sample until there is none; since all randomness comes from the draw id, the result does not depend on which thread
+took it. The crop is drawn first, so that no more is decoded than it shows.
 """
 
+import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -13,14 +15,15 @@ from ffcv.fields.basics import IntDecoder
 from ffcv.fields.rgb_image import IMAGE_MODES, SimpleRGBImageDecoder
 from ffcv.pipeline.allocation_query import AllocationQuery
 from llvmlite import ir
-from numba import carray, get_num_threads, prange, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ffcv_ops import crops, draws, erasing, jpeg, operations, pixels, policies, randaugment, resample
+from ffcv_ops import crops, draws, erasing, jpeg, lanes, operations, policies, randaugment, resample
 from ffcv_ops.compiled import kernel
+from ffcv_ops.pixels import interleave
 
-_JPG = int(IMAGE_MODES["jpg"])
+_JPG, _RAW = int(IMAGE_MODES["jpg"]), int(IMAGE_MODES["raw"])
 
 
 class Plan(NamedTuple):
@@ -31,6 +34,7 @@ class Plan(NamedTuple):
     scale_high: float = 1.0
     ratio: float = 1.0  # centre crop: size / shortest side
     interpolation: int = resample.BICUBIC
+    least: float = 0.0  # source pixels per output pixel that must remain when less is decoded; 0: decode everything
     flip: float = 0.0  # probability
     augment: int = policies.NONE
     three_ops: int = policies.GRAY | policies.SOLARIZE | policies.BLUR
@@ -56,45 +60,96 @@ def _next(typing_context, counter):
     return types.int64(counter), generate
 
 
-@intrinsic
-def _pointer(typing_context, address):
-    """An integer address as a pointer to bytes."""
+class Source(NamedTuple):
+    """What is read of one sample: number of the level, eighths of its size that the DCT keeps, sides after that."""
 
-    def generate(context, builder, signature, arguments):
-        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
-    return types.CPointer(types.uint8)(address), generate
-
-
-@kernel
-def _to_rgbx(stored, image):
-    """RGB values (uint8 [n, 3]) -> RGBX pixels (uint32, the first n of `image`)."""
-    for x in range(len(stored)):
-        red, green, blue = np.uint32(stored[x, 0]), np.uint32(stored[x, 1]), np.uint32(stored[x, 2])
-        image[x] = red | green << np.uint32(8) | blue << np.uint32(16)
+    level: int
+    eighths: int
+    height: int
+    width: int
 
 
 @kernel
-def _show(image, plan, seed, draw, workspace, out):
-    """RGBX pixels of a whole image (uint32 [height, width]) -> out, the augmented sample of this draw."""
-    first, count, weights, scratch, planes, spare = workspace
-    height, width = image.shape
+def source_of(view, heights, widths, modes, least):
+    """The least that still has `least` pixels for each output pixel of the view, in both directions (0: everything).
+
+    heights, widths, modes: of the sample's levels, from the largest on. Scaling by the DCT comes after the choice of a
+    level, because small levels are cheaper to read.
+    """
+    level, eighths = 0, jpeg.WHOLE
+    if least > 0.0:
+        wanted = least * max(view.full_height / view.box_height, view.full_width / view.box_width)
+        while level + 1 < len(heights) and _scale(heights, widths, level + 1) >= wanted:
+            level += 1
+        while modes[level] == _JPG and eighths > 1 and _scale(heights, widths, level) * eighths >= 16 * wanted:
+            eighths //= 2
+    return Source(level, eighths, jpeg.scaled(heights[level], eighths), jpeg.scaled(widths[level], eighths))
+
+
+@kernel
+def _scale(heights, widths, level):
+    """The smaller of the two ratios of this level's sides to the full level's."""
+    return min(heights[level] / heights[0], widths[level] / widths[0])
+
+
+@kernel
+def _axis(begin, end, ratio, side, full, offset, flip, interpolation, first, count, weights):
+    """The weights of one axis where the box [begin, end) of the full level is [begin, end) * ratio of what is decoded,
+    whose side is `side`. Returns the range of pixels that they touch, and that of the box."""
+    low, high = begin * ratio, end * ratio
+    box = (math.floor(low), min(math.ceil(high), side))
+    resample.axis_weights(low, high, box[0], box[1], full, offset, flip, interpolation, first, count, weights)
+    return (first.min(), (first + count).max()), box
+
+
+@kernel
+def _read_raw(address, width, rows, columns, pixels):
+    """Rows and columns of a stored RGB image `width` pixels wide -> the same places of `pixels`, as RGBX."""
+    for y in range(rows[0], rows[1]):
+        start, n = y * width + columns[0], columns[1] - columns[0]
+        line = lanes.values(address + np.uint64(3 * start), 3 * n)
+        target = pixels[start : start + n]
+        for x in range(n):
+            red, green, blue = np.uint32(line[3 * x]), np.uint32(line[3 * x + 1]), np.uint32(line[3 * x + 2])
+            target[x] = red | green << np.uint32(8) | blue << np.uint32(16)
+
+
+@kernel
+def _show(decoder, addresses, sizes, modes, heights, widths, plan, seed, draw, workspace, out):
+    """One stored sample, given by its levels -> out [size, size, 3], its augmented showing number `draw`.
+
+    Returns jpeg.OK, or jpeg.CORRUPT when it does not decode.
+    """
+    first, count, weights, pixels, scratch, planes, spare = workspace
     size = planes.shape[1]
-    view = crops.locate(plan.crop, height, width, size, plan.scale_low, plan.scale_high, plan.ratio, seed, draw)
+    view = crops.locate(plan.crop, heights[0], widths[0], size, plan.scale_low, plan.scale_high, plan.ratio, seed, draw)
     flip = draws.uniform(seed, draw, draws.FLIP) < plan.flip
-    bottom, right = view.box_top + view.box_height, view.box_left + view.box_width
-    resample.axis_weights(
-        view.box_top, bottom, view.box_top, bottom, view.full_height, view.top, False,
-        plan.interpolation, first[0], count[0], weights[0],
+    source = source_of(view, heights, widths, modes, plan.least)
+    level, part = source.level, source.eighths / jpeg.WHOLE
+    rows, box_rows = _axis(
+        view.box_top, view.box_top + view.box_height, heights[level] / heights[0] * part, source.height,
+        view.full_height, view.top, False, plan.interpolation, first[0], count[0], weights[0],
     )  # fmt: skip
-    resample.axis_weights(
-        view.box_left, right, view.box_left, right, view.full_width, view.left, flip,
-        plan.interpolation, first[1], count[1], weights[1],
+    columns, box_columns = _axis(
+        view.box_left, view.box_left + view.box_width, widths[level] / widths[0] * part, source.width,
+        view.full_width, view.left, flip, plan.interpolation, first[1], count[1], weights[1],
     )  # fmt: skip
-    rows = (first[0].min(), (first[0] + count[0]).max())
-    columns = (first[1].min(), (first[1] + count[1]).max())
-    down_first = resample.vertical_first(view.box_height, view.box_width, view.full_height, view.full_width)
-    resample.resample(image, down_first, rows, columns, first, count, weights, scratch, planes)
+    if modes[level] == _JPG:
+        luma = plan.least > 0.0 and policies.is_gray(plan.augment, plan.three_ops, seed, draw)
+        status = jpeg.decode(
+            decoder, addresses[level], sizes[level], heights[level], widths[level], source.eighths, luma,
+            rows, columns, pixels,
+        )  # fmt: skip
+        if status != jpeg.OK:
+            return status
+    elif sizes[level] == 3 * heights[level] * widths[level]:
+        _read_raw(addresses[level], widths[level], rows, columns, pixels)
+    else:
+        return jpeg.CORRUPT
+    down_first = resample.vertical_first(
+        box_rows[1] - box_rows[0], box_columns[1] - box_columns[0], view.full_height, view.full_width
+    )
+    resample.resample(pixels, source.width, down_first, rows, columns, first, count, weights, scratch, planes)
     rand = randaugment.Strength(
         plan.rand_layers, plan.rand_probability, plan.rand_magnitude,
         plan.rand_deviation, plan.rand_limit, plan.rand_law,
@@ -102,68 +157,53 @@ def _show(image, plan, seed, draw, workspace, out):
     policies.apply(planes, plan.augment, plan.three_ops, rand, plan.interpolation, plan.jitter, seed, draw, spare)
     if plan.erase > 0.0:
         erasing.erase(planes, plan.erase, plan.erase_mode, seed, draw)
-    pixels.interleave(planes, out)
+    interleave(planes, out)
+    return jpeg.OK
 
 
 @kernel
-def _workspace(area, longest, size, interpolation):
-    """One thread's scratch memory for images of up to `area` pixels with sides of up to `longest`."""
+def _workspace(heights, widths, size, interpolation):
+    """One thread's scratch memory for images of these heights and widths."""
+    area = (np.int64(heights.max()) + 16) * np.int64(widths.max()) + 16
+    longest = max(heights.max(), widths.max())
     taps = resample.taps(0, longest, size, interpolation)
     first, count = np.empty((2, size), np.int64), np.empty((2, size), np.int64)
     weights = np.empty((2, size, taps), np.int32)
-    scratch = np.empty(resample.scratch_size(area, longest, size), np.uint32)
+    pixels, scratch = np.empty(area, np.uint32), np.empty(resample.scratch_size(longest, size), np.uint8)
     planes, spare = np.empty((3, size, size), np.uint8), np.empty(policies.scratch(size, size), np.uint8)
-    return first, count, weights, scratch, planes, spare
-
-
-@kernel(parallel=True)
-def _decode_batch(draw_ids, addresses, sizes, modes, heights, widths, seed, plan, threads, out):
-    """Fills out [batch, size, size, 3]; returns the batch position of a sample that did not decode, or -1."""
-    batch, size = len(draw_ids), out.shape[1]
-    area, longest = 0, 1
-    for i in range(batch):
-        area = max(area, np.int64(heights[i]) * np.int64(widths[i]))
-        longest = max(longest, np.int64(heights[i]), np.int64(widths[i]))
-    ticket = np.zeros(1, np.int64)
-    failed = np.full(threads, -1, np.int64)
-    for thread in prange(threads):
-        decoder = jpeg.open_decoder()
-        header = np.empty(4, np.int32)
-        image = np.empty(area, np.uint32)
-        work = _workspace(area, longest, size, plan.interpolation)
-        i = _next(ticket)
-        while i < batch:
-            height, width = np.int64(heights[i]), np.int64(widths[i])
-            if modes[i] == _JPG:
-                status = jpeg.decode(decoder, addresses[i], sizes[i], height, width, image, header)
-            elif sizes[i] == 3 * height * width:
-                _to_rgbx(carray(_pointer(addresses[i]), (height * width, 3), np.uint8), image)
-                status = jpeg.OK
-            else:
-                status = jpeg.CORRUPT
-            if status == jpeg.OK:
-                _show(image[: height * width].reshape(height, width), plan, seed, draw_ids[i], work, out[i])
-            else:
-                failed[thread] = i
-            i = _next(ticket)
-        jpeg.close_decoder(decoder)
-    return failed.max()
+    return first, count, weights, pixels, scratch, planes, spare
 
 
 @kernel
-def _show_array(pixels_rgb, plan, seed, draw, out):
-    height, width, _ = pixels_rgb.shape
-    image = np.empty(height * width, np.uint32)
-    _to_rgbx(pixels_rgb.reshape(-1, 3), image)
-    work = _workspace(height * width, max(height, width), out.shape[0], plan.interpolation)
-    _show(image.reshape(height, width), plan, seed, draw, work, out)
+def _decode_some(ticket, draw_ids, addresses, sizes, modes, heights, widths, seed, plan, out):
+    """What one thread does of a batch: fills out [batch, size, size, 3] at the places that its tickets say.
+
+    addresses, sizes, modes, heights, widths: [batch, levels]. Returns the place of a sample that did not decode, or -1.
+    """
+    failed = -1
+    decoder = jpeg.open_decoder()
+    work = _workspace(heights, widths, out.shape[1], plan.interpolation)
+    i = _next(ticket)
+    while i < len(draw_ids):
+        status = _show(
+            decoder, addresses[i], sizes[i], modes[i], heights[i], widths[i], plan, seed, draw_ids[i], work, out[i]
+        )
+        if status != jpeg.OK:
+            failed = i
+        i = _next(ticket)
+    jpeg.close_decoder(decoder)
+    return failed
 
 
 def show(image: np.ndarray, *, plan: Plan, resolution: int, seed: int, draw: int) -> np.ndarray:
     """What training would see of `image` (uint8 [height, width, 3]) at this draw: uint8 [resolution, resolution, 3]."""
-    out = np.empty((resolution, resolution, 3), np.uint8)
-    _show_array(np.ascontiguousarray(image), plan, seed, draw, out)
-    return out
+    image = np.ascontiguousarray(image)
+    out = np.empty((1, resolution, resolution, 3), np.uint8)
+    height, width, _ = image.shape
+    stored = [np.array([[n]], np.int64) for n in (image.nbytes, _RAW, height, width)]
+    ids, address = np.array([draw]), np.array([[image.ctypes.data]], np.uint64)
+    _decode_some(np.zeros(1, np.int64), ids, address, *stored, seed, plan, out)
+    return out[0]
 
 
 class SampleError(ValueError):
@@ -174,12 +214,16 @@ class ImageDecoder(SimpleRGBImageDecoder):
     """Decodes, crops, resamples, flips and augments as `plan` says, to `resolution` x `resolution` pixels.
 
     The small function below gathers where the samples lie; the loop over samples is our own kernel, compiled once and
-    kept on disk. `resolution` may be changed between epochs. For our `Loader` only: FFCV's own would compile this.
+    kept on disk, in `workers` threads that Python starts: unlike Numba's, they serve several loaders at a time, and do
+    not spin while they wait. `resolution` may be changed between epochs. For our `Loader` only, which says where the
+    levels of the images are described: FFCV's own would compile this.
     """
 
-    def __init__(self, *, plan: Plan, resolution: int, seed: int):
+    def __init__(self, *, plan: Plan, resolution: int, seed: int, workers: int):
         super().__init__()
-        self.plan, self.resolution, self.seed = plan, resolution, seed
+        self.plan, self.resolution, self.seed, self.workers = plan, resolution, seed, workers
+        self.levels: list[np.ndarray] = []
+        self.threads = ThreadPoolExecutor(workers, thread_name_prefix="decode")
 
     def declare_state_and_memory(self, previous_state):
         shape, dtype = (self.resolution, self.resolution, 3), np.dtype("u1")
@@ -187,12 +231,15 @@ class ImageDecoder(SimpleRGBImageDecoder):
 
     def generate_code(self):
         def decode(draw_ids, out, metadata, storage):
-            stored = metadata[draw_ids % len(metadata)]
+            indices = draw_ids % len(metadata)
+            stored = np.stack([level[indices] for level in self.levels], axis=1)
             addresses, sizes = self.memory_read(stored["data_ptr"], storage)
-            shapes = (stored[name].astype(np.int64) for name in ("mode", "height", "width"))
-            bad = _decode_batch(draw_ids, addresses, sizes, *shapes, self.seed, self.plan, get_num_threads(), out)
+            columns = [stored[name].astype(np.int64) for name in ("mode", "height", "width")]
+            work = (np.zeros(1, np.int64), draw_ids, addresses, sizes, *columns, self.seed, self.plan, out)
+            running = [self.threads.submit(_decode_some, *work) for _ in range(self.workers)]
+            bad = max(thread.result() for thread in running)
             if bad >= 0:
-                raise SampleError(draw_ids[bad] % len(metadata))
+                raise SampleError(indices[bad])
             return out[: len(draw_ids)]
 
         return decode

@@ -22,9 +22,10 @@ JITTER = 51
 JITTER_ORDER = 54
 # Slots of one mixing chunk (training/mixing.py), whose "draw id" is a chunk number.
 MIX = 64
-# Slots of the epoch order (order.py), and of a stage's own seed.
+# Slots of the epoch order (order.py; of images and of pages), and of a stage's own seed.
 ORDER = 96
 STAGE = 97
+PAGES = 98
 # RandAugment, AutoAugment, TrivialAugment: the choice for the sample, then eight slots for each operation in a row.
 CHOICE = 128
 LAYER = 136

@@ -7,6 +7,7 @@ file's length. Names of classes and sources come from the files that `write_data
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,12 +20,14 @@ from ffcv_ops.errors import BadInput
 
 
 class Beton(NamedTuple):
-    """A checked .beton: its path, number of samples and classes, and class names where a sidecar has them."""
+    """A checked .beton: its path, number of samples and classes, class names where a sidecar has them, and its image
+    fields from the largest to the smallest: ("image",) or a pyramid, ("image", "image_256", "image_160")."""
 
     path: Path
     samples: int
     classes: int
     class_names: tuple[str, ...] | None
+    levels: tuple[str, ...] = ("image",)
 
 
 def sidecar(path: Path) -> Path:
@@ -41,8 +44,33 @@ def source_of(path: Path, index: int) -> str:
         return next((line.rstrip("\n") for number, line in enumerate(lines) if number == index), "")
 
 
+def levels_of(reader: Reader) -> tuple[str, ...]:
+    """`image` and the RGB fields that are named as smaller levels of it, `image_256`: largest first."""
+    fields = dict(zip(reader.field_names, reader.handlers.values(), strict=True))
+    sides = {name: int(name[6:]) for name in fields if re.fullmatch(r"image_[1-9][0-9]*", name)}
+    smaller = [name for name in sides if isinstance(fields[name], RGBImageField)]
+    return ("image", *sorted(smaller, key=sides.get, reverse=True))
+
+
+def column(reader: Reader, field: str) -> np.ndarray:
+    """The metadata of one field of all samples: for images mode, width, height and data_ptr."""
+    return reader.metadata[reader.metadata.dtype.names[reader.field_names.index(field)]]
+
+
+def pages_of(image: np.ndarray, page_size: int) -> np.ndarray:
+    """The page in which each image lies (an image never crosses a page's end), from the metadata of its field."""
+    return image["data_ptr"] // np.uint64(page_size)
+
+
+def image_pages(path: Path | str) -> np.ndarray:
+    """The page of each sample's full-size image."""
+    reader = Reader(str(path))
+    return pages_of(column(reader, "image"), reader.page_size)
+
+
 def describe(path: Path | str) -> Beton:
-    """Checks the structure of a .beton with fields `image` and `label`; raises BadInput with one clear line."""
+    """Checks the structure of a .beton with fields `image`, perhaps smaller levels of it, and `label`; raises BadInput
+    with one clear line."""
     path = Path(path)
     if not path.is_file():
         raise BadInput(
@@ -57,10 +85,11 @@ def describe(path: Path | str) -> Beton:
     if not isinstance(fields.get("image"), RGBImageField) or not isinstance(fields.get("label"), IntField):
         found = ", ".join(reader.field_names)
         raise BadInput(f"{path}: needs an RGB field `image` and an integer field `label`, has: {found}")
-    labels = _check_samples(path, reader, header)
+    levels = levels_of(reader)
+    labels = _check_samples(path, reader, header, levels)
     named = _sidecar_classes(path)
     classes = max(int(labels.max()) + 1, len(named or ()))
-    return Beton(path, int(header["num_samples"]), classes, named)
+    return Beton(path, int(header["num_samples"]), classes, named, levels)
 
 
 def _header(path: Path) -> np.void:
@@ -82,21 +111,38 @@ def _header(path: Path) -> np.void:
     return header
 
 
-def _check_samples(path: Path, reader: Reader, header: np.void) -> np.ndarray:
-    """Checks that every image lies inside the file, in a recorded region of a plausible size; returns the labels."""
+def _check_samples(path: Path, reader: Reader, header: np.void, levels: tuple[str, ...]) -> np.ndarray:
+    """Checks that every image lies inside the file, in a recorded region of a plausible size, and that smaller levels
+    are smaller pictures of the same shape; returns the labels."""
     samples, table = int(header["num_samples"]), reader.alloc_table
-    data_end = int(header["alloc_table_ptr"])
     columns = dict(zip(reader.field_names, reader.metadata.dtype.names, strict=True))
     if len(reader.metadata) != samples or len(table) < samples:
         raise BadInput(
             f"{path}: truncated or damaged: not all of its {samples} samples are there; write or copy it again"
         )
-    image, labels = reader.metadata[columns["image"]], reader.metadata[columns["label"]]
-    by_pointer = np.argsort(table["ptr"], kind="stable")
-    found = np.searchsorted(table["ptr"], image["data_ptr"], sorter=by_pointer)
-    region = table[by_pointer[np.minimum(found, len(table) - 1)]]
+    labels = reader.metadata[columns["label"]]
+    table = table[np.argsort(table["ptr"], kind="stable")]
+    full = larger = reader.metadata[columns["image"]]
+    bad = labels < 0
+    for name in levels:
+        image = reader.metadata[columns[name]]
+        bad |= _damaged(image, table, int(header["alloc_table_ptr"])) | _not_a_level(image, larger, full)
+        larger = image
+    if bad.any():
+        first = int(np.argmax(bad))
+        raise BadInput(
+            f"{path}: {int(bad.sum())} of {samples} entries are damaged, the first is sample {first}"
+            f" {source_of(path, first)}; write or copy the file again"
+        )
+    return labels
+
+
+def _damaged(image: np.ndarray, table: np.ndarray, data_end: int) -> np.ndarray:
+    """Which entries point outside of the regions in `table` (sorted by place), or to one of an impossible size."""
+    found = np.searchsorted(table["ptr"], image["data_ptr"])
+    region = table[np.minimum(found, len(table) - 1)]
     height, width = image["height"].astype(np.int64), image["width"].astype(np.int64)
-    bad = (
+    return (
         (found == len(table))
         | (region["ptr"] != image["data_ptr"])
         | (region["size"] == 0)
@@ -106,15 +152,20 @@ def _check_samples(path: Path, reader: Reader, header: np.void) -> np.ndarray:
         | (width == 0)
         | (image["mode"] > 1)
         | ((image["mode"] == 1) & (region["size"].astype(np.int64) != 3 * height * width))
-        | (labels < 0)
     )
-    if bad.any():
-        first = int(np.argmax(bad))
-        raise BadInput(
-            f"{path}: {int(bad.sum())} of {samples} entries are damaged, the first is sample {first}"
-            f" {source_of(path, first)}; write or copy the file again"
-        )
-    return labels
+
+
+def _not_a_level(image: np.ndarray, larger: np.ndarray, full: np.ndarray) -> np.ndarray:
+    """Which entries exceed those of the level before, or are no full image reduced in proportion: no scale brings both
+    of its sides to within a pixel (both sizes were rounded from the original's)."""
+    height, width = image["height"].astype(np.int64), image["width"].astype(np.int64)
+    full_height, full_width = full["height"].astype(np.int64), full["width"].astype(np.int64)
+    return (
+        (height > larger["height"])
+        | (width > larger["width"])
+        | ((height - 1) * full_width > (width + 1) * full_height)
+        | ((width - 1) * full_height > (height + 1) * full_width)
+    )
 
 
 def _sidecar_classes(path: Path) -> tuple[str, ...] | None:

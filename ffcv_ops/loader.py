@@ -25,7 +25,7 @@ from numba import typeof
 from ffcv_ops import crops, order, policies, randaugment, resample
 from ffcv_ops.decoders import ImageDecoder, LabelDecoder, Plan, SampleError
 from ffcv_ops.errors import BadInput
-from ffcv_ops.fields import source_of
+from ffcv_ops.fields import column, image_pages, levels_of, pages_of, source_of
 
 
 class _Iterator(EpochIterator):
@@ -60,6 +60,12 @@ class _Iterator(EpochIterator):
         self.closed = True
 
 
+def _regions(reader: Reader) -> tuple[np.ndarray, np.ndarray]:
+    """Where the file's images begin, in rising order, and their sizes in bytes (uint64)."""
+    by_pointer = np.argsort(reader.alloc_table["ptr"], kind="stable")
+    return tuple(np.ascontiguousarray(reader.alloc_table[name][by_pointer]) for name in ("ptr", "size"))
+
+
 class _MappedFile(MemoryManager):
     """The whole file in the page cache (memory-mapped), for data that fits into memory.
 
@@ -68,9 +74,7 @@ class _MappedFile(MemoryManager):
     """
 
     def __init__(self, reader: Reader):
-        by_pointer = np.argsort(reader.alloc_table["ptr"], kind="stable")
-        self.pointers = np.ascontiguousarray(reader.alloc_table["ptr"][by_pointer])
-        self.sizes = np.ascontiguousarray(reader.alloc_table["size"][by_pointer])
+        self.pointers, self.sizes = _regions(reader)
         self.bytes = np.memmap(reader.file_name, np.uint8, mode="r").view(np.ndarray)
 
     @property
@@ -103,11 +107,19 @@ class _MappedFile(MemoryManager):
 
 
 class _PagedFile(ProcessCacheManager):
-    """FFCV's own page cache, for files larger than memory, told the images behind the draw ids."""
+    """FFCV's own page cache, for files larger than memory, told the images behind the draw ids.
+
+    Without its constructor, which builds a Python set for every sample, and reads all levels of an image. levels: the
+    descriptions of the levels in use.
+    """
+
+    def __init__(self, reader: Reader, levels: list[np.ndarray]):
+        self.reader = reader
+        self.ptrs, self.sizes = _regions(reader)
+        self.sample_to_pages = np.stack([pages_of(level, reader.page_size) for level in levels], axis=1)
 
     def schedule_epoch(self, batches):
-        samples = np.uint64(self.reader.num_samples)
-        return super().schedule_epoch([batch.astype(np.uint64) % samples for batch in batches])
+        return super().schedule_epoch([batch % len(self.sample_to_pages) for batch in batches])
 
     def compile_reader(self):
         page_size = np.uint64(self.reader.page_size)
@@ -128,16 +140,14 @@ class Loader(FFCVLoader):
     manager's "reader" here takes all pointers of a batch and gives addresses (uint64) and sizes (int64).
     """
 
-    def __init__(self, path, *, decoder: ImageDecoder, of_epoch, batch: int, workers, device, cache):
+    def __init__(self, path, *, decoder: ImageDecoder, of_epoch, batch: int, device, cache):
         self.fname, self.batch_size, self.batches_ahead = str(path), batch, 3
-        self.decoder, self.of_epoch = decoder, of_epoch
-        self.num_workers = worker_count(workers)
+        self.decoder, self.of_epoch, self.num_workers = decoder, of_epoch, decoder.workers
         self.reader = Reader(self.fname)
-        self.memory_manager = _MappedFile(self.reader) if cache == "os" else _PagedFile(self.reader)
+        levels = levels_of(self.reader) if decoder.plan.least > 0 else ("image",)
+        decoder.levels = [column(self.reader, name) for name in levels]
+        self.memory_manager = _MappedFile(self.reader) if cache == "os" else _PagedFile(self.reader, decoder.levels)
         upload = [ToDevice(device, non_blocking=True)] if device.type == "cuda" else []
-        threads = torch.get_num_threads()
-        Compiler.set_num_threads(self.num_workers)
-        torch.set_num_threads(threads)  # FFCV changes torch's threads too, which would tie results to `workers`
         self.pipeline_specs = {
             "image": PipelineSpec("image", transforms=[decoder, ToTensor(), *upload]),
             "label": PipelineSpec("label", transforms=[LabelDecoder(), ToTensor(), *upload]),
@@ -194,6 +204,7 @@ def plan_of(stage) -> Plan:
         scale_high=float(stage.rrc_scale[1]),
         ratio=float(stage.eval_crop),
         interpolation=resample.NAMES[stage.interpolation],
+        least=float(stage.least_downscale or 0.0),
         flip=float(stage.flip),
         augment=policies.NAMES[stage.augment],
         three_ops=sum(policies.THREE_OPS[op] for op in stage.three_ops),
@@ -203,8 +214,12 @@ def plan_of(stage) -> Plan:
     )
 
 
-def train_loader(path, num_samples, stage, *, seed, rank=0, world=1, workers="auto", device=None, cache="os") -> Loader:
+def train_loader(
+    path, num_samples, stage, *, seed, rank=0, world=1, workers="auto", device=None, cache="os", shuffle_pages=None
+) -> Loader:
     """Training batches of this rank: `stage` names crop, augmentation, repeats, global batch and mixing chunk.
+
+    shuffle_pages: None, or how many of the file's pages are shuffled together (order.py).
 
     Raises BadInput when the data set is smaller than one batch or the batch does not divide among the ranks.
     """
@@ -214,9 +229,10 @@ def train_loader(path, num_samples, stage, *, seed, rank=0, world=1, workers="au
     if mixed and stage.batch // world % 2:
         raise BadInput(f"stage {stage.name}: mixing needs an even batch per process, not {stage.batch} / {world}")
     chunk = stage.mix_chunk if mixed else 1
+    windows = None if shuffle_pages is None else order.Windows(image_pages(path), shuffle_pages)
 
     def of_epoch(epoch):
-        ids = order.showings(num_samples, seed=seed, epoch=epoch, repeats=stage.repeats)
+        ids = order.showings(num_samples, seed=seed, epoch=epoch, repeats=stage.repeats, windows=windows)
         global_order = order.arrange(ids, batch=stage.batch, chunk=chunk)
         return order.rank_share(global_order, batch=stage.batch, rank=rank, world=world)
 
@@ -225,10 +241,12 @@ def train_loader(path, num_samples, stage, *, seed, rank=0, world=1, workers="au
             f"{path}: {num_samples} images do not fill one batch of {stage.batch}"
             f" (stage {stage.name}, {stage.repeats} repeats); set a smaller --stage.batch"
         )
-    decoder = ImageDecoder(plan=plan_of(stage), resolution=stage.resolution, seed=seed)
+    decoder = ImageDecoder(
+        plan=plan_of(stage), resolution=stage.resolution, seed=seed, workers=worker_count(workers)
+    )
     return Loader(
         path, decoder=decoder, of_epoch=of_epoch, batch=stage.batch // world,
-        workers=workers, device=device or torch.device("cpu"), cache=cache,
+        device=device or torch.device("cpu"), cache=cache,
     )  # fmt: skip
 
 
@@ -239,8 +257,8 @@ def eval_loader(
     plan = Plan(
         crop=crops.CENTRE, ratio=float(stage.eval_crop), interpolation=resample.NAMES[stage.interpolation]
     )
-    decoder = ImageDecoder(plan=plan, resolution=stage.resolution, seed=0)
+    decoder = ImageDecoder(plan=plan, resolution=stage.resolution, seed=0, workers=worker_count(workers))
     return Loader(
         path, decoder=decoder, of_epoch=lambda epoch: order.evaluation_share(num_samples, rank=rank, world=world),
-        batch=batch, workers=workers, device=device or torch.device("cpu"), cache=cache,
+        batch=batch, device=device or torch.device("cpu"), cache=cache,
     )  # fmt: skip

@@ -4,6 +4,8 @@ Everything is a function of (seed, epoch, number of samples, repeats, batch, chu
 same global batches, so step k sees the same images on one GPU and on sixty-four.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from ffcv_ops import draws
@@ -13,16 +15,33 @@ _ROUND = 256  # repeated augmentation keeps a multiple of 256 showings (official
 
 
 @kernel
-def _sort_keys(seed, epoch, n):
+def _sort_keys(seed, epoch, n, slot):
     keys = np.empty(n, np.uint64)
     for i in range(n):
-        keys[i] = draws.bits(seed, epoch * n + i, draws.ORDER)
+        keys[i] = draws.bits(seed, epoch * n + i, slot)
     return keys
 
 
-def shuffled(num_samples: int, *, seed: int, epoch: int) -> np.ndarray:
-    """A permutation of 0..num_samples-1 (int64): the images sorted by a hash of (seed, epoch, image)."""
-    return np.argsort(_sort_keys(seed, epoch, num_samples), kind="stable")
+class Windows(NamedTuple):
+    """Shuffling in parts, for files larger than memory: at any time only `at_once` pages of the file are needed."""
+
+    page_of: np.ndarray  # each sample's page in the file, integers [num_samples]
+    at_once: int
+
+
+def shuffled(num_samples: int, *, seed: int, epoch: int, windows: Windows | None = None) -> np.ndarray:
+    """A permutation of 0..num_samples-1 (int64): the images sorted by a hash of (seed, epoch, image).
+
+    With `windows` the pages are shuffled and cut into windows of `at_once`, and only images of one window are shuffled
+    among each other: all ranks walk through the same windows at the same time.
+    """
+    keys = _sort_keys(seed, epoch, num_samples, draws.ORDER)
+    if windows is None:
+        return np.argsort(keys, kind="stable")
+    pages, page_number = np.unique(windows.page_of, return_inverse=True)
+    place = np.empty(len(pages), np.int64)
+    place[np.argsort(_sort_keys(seed, epoch, len(pages), draws.PAGES), kind="stable")] = np.arange(len(pages))
+    return np.lexsort((keys, place[page_number] // windows.at_once))
 
 
 def draw_ids(indices: np.ndarray, *, num_samples: int, epoch: int, copy, repeats: int) -> np.ndarray:
@@ -35,14 +54,16 @@ def epoch_length(num_samples: int, *, repeats: int) -> int:
     return num_samples if repeats == 1 else num_samples // _ROUND * _ROUND or num_samples
 
 
-def showings(num_samples: int, *, seed: int, epoch: int, repeats: int) -> np.ndarray:
+def showings(
+    num_samples: int, *, seed: int, epoch: int, repeats: int, windows: Windows | None = None
+) -> np.ndarray:
     """All draw ids of a training epoch in the order of the official samplers.
 
     With repeats > 1 this is repeated augmentation: every image of the shuffle `repeats` times in a row, cut after
     about num_samples showings (rounded down to a multiple of 256, where there are that many). An epoch then shows
     about 1 / repeats of the images.
     """
-    order = shuffled(num_samples, seed=seed, epoch=epoch)
+    order = shuffled(num_samples, seed=seed, epoch=epoch, windows=windows)
     if repeats == 1:
         return draw_ids(order, num_samples=num_samples, epoch=epoch, copy=0, repeats=1)
     ids = draw_ids(

@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 
+from ffcv_ops import lanes
 from ffcv_ops.compiled import kernel
 
 
@@ -102,38 +103,68 @@ def box_radius(sigma):
 
 
 @kernel
-def _box_line(lines, centre, reach, inner, outer, total, out):
-    """out = box blur across `lines` at line `centre`; lines beyond either end count as the end line.
-
-    The box has weight `inner` on 2 * reach + 1 lines and `outer` on the line beyond each end (24 fractional bits).
-    """
-    last = lines.shape[0] - 1
-    middle = lines[centre]
-    before, after = lines[max(centre - reach - 1, 0)], lines[min(centre + reach + 1, last)]
-    for x in range(len(out)):
-        total[x] = np.uint32(middle[x])
-    for k in range(1, reach + 1):
-        above, below = lines[max(centre - k, 0)], lines[min(centre + k, last)]
-        for x in range(len(out)):
-            total[x] = np.uint32(total[x] + np.uint32(above[x]) + np.uint32(below[x]))
-    for x in range(len(out)):
-        ends = np.uint32(np.uint32(before[x]) + np.uint32(after[x]))
-        weighted = np.uint32(np.uint32(total[x] * inner) + np.uint32(ends * outer))
-        out[x] = np.uint8(np.uint32(weighted + np.uint32(1 << 23)) >> np.uint32(24))
+def _box_sum(middle, near, far, inner, outer):
+    """One value of a box blur: `middle` and `near` have weight `inner`, `far` has `outer` (24 fractional bits)."""
+    weighted = np.uint32(np.uint32((middle + near) * inner) + np.uint32(far * outer))
+    return np.uint8(np.uint32(weighted + np.uint32(1 << 23)) >> np.uint32(24))
 
 
 @kernel
-def _box_blur_columns(plane, spare, radius, total):
-    """Three box blurs down the columns of `plane` [height, width]; `spare` has the same shape."""
-    reach = int(radius)
-    inner = np.uint32(np.float32(1 << 24) / (radius * np.float32(2.0) + np.float32(1.0)))
-    outer = (np.uint32(1 << 24) - np.uint32(2 * reach + 1) * inner) // np.uint32(2)
-    for y in range(plane.shape[0]):
-        _box_line(plane, y, reach, inner, outer, total, spare[y])
-    for y in range(plane.shape[0]):
-        _box_line(spare, y, reach, inner, outer, total, plane[y])
-    for y in range(plane.shape[0]):
-        _box_line(plane, y, reach, inner, outer, total, spare[y])
+def _box_line(middle, step, above, below, reach, inner, outer, total, out):
+    """out = box blur across lines, at the line with address `middle`; line k is k * step bytes behind it.
+
+    Lines before -above or behind `below` count as the last one. The box has weight `inner` on 2 * reach + 1 lines and
+    `outer` on the line beyond each end.
+    """
+    n = len(out)
+    centre = lanes.values(middle, n)
+    before = lanes.values(middle - min(reach + 1, above) * step, n)
+    after = lanes.values(middle + min(reach + 1, below) * step, n)
+    if reach == 0:
+        for x in range(n):
+            ends = np.uint32(np.uint32(before[x]) + np.uint32(after[x]))
+            out[x] = _box_sum(np.uint32(centre[x]), np.uint32(0), ends, inner, outer)
+        return
+    one, other = lanes.values(middle - min(1, above) * step, n), lanes.values(middle + min(1, below) * step, n)
+    if reach == 1:  # like the loop above: the paper's blurs go no further
+        for x in range(n):
+            ends = np.uint32(np.uint32(before[x]) + np.uint32(after[x]))
+            near = np.uint32(np.uint32(one[x]) + np.uint32(other[x]))
+            out[x] = _box_sum(np.uint32(centre[x]), near, ends, inner, outer)
+        return
+    for x in range(n):
+        total[x] = 0
+    for k in range(1, reach + 1):
+        one, other = lanes.values(middle - min(k, above) * step, n), lanes.values(middle + min(k, below) * step, n)
+        for x in range(n):
+            total[x] = np.uint32(total[x] + np.uint32(one[x]) + np.uint32(other[x]))
+    for x in range(n):
+        ends = np.uint32(np.uint32(before[x]) + np.uint32(after[x]))
+        out[x] = _box_sum(np.uint32(centre[x]), total[x], ends, inner, outer)
+
+
+@kernel
+def _box_rows(source, target, reach, inner, outer, padded, total):
+    """One box blur along each row of `source` -> target (may be the same). padded: a row with room at both ends."""
+    height, width = source.shape
+    margin = reach + 1
+    inside = padded[margin : margin + width]
+    for y in range(height):
+        row = source[y]
+        for x in range(width):
+            inside[x] = row[x]
+        for k in range(margin):
+            padded[k] = row[0]
+            padded[margin + width + k] = row[width - 1]
+        _box_line(inside.ctypes.data, 1, margin, margin, reach, inner, outer, total, target[y])
+
+
+@kernel
+def _box_columns(source, target, reach, inner, outer, total):
+    """One box blur down the columns of `source` -> target."""
+    height, width = source.shape
+    for y in range(height):
+        _box_line(source[y].ctypes.data, width, y, height - 1 - y, reach, inner, outer, total, target[y])
 
 
 @kernel
@@ -155,25 +186,25 @@ def turn(source, target):
 def gaussian_blur(planes, sigma, spare):
     """Pillow's ImageFilter.GaussianBlur(sigma): three box blurs along the rows, then three down the columns.
 
-    `spare`: uint8 of the size of two planes. The rows are blurred on a transposed plane, so that all loops run along
-    memory. sigma is the standard deviation in pixels (Pillow calls it radius).
+    `spare`: uint8 of the size of two planes. sigma is the standard deviation in pixels (Pillow calls it radius).
     """
     _, height, width = planes.shape
     radius = box_radius(sigma)
     if radius == 0.0:
         return
-    n = height * width
-    total = np.empty(max(height, width), np.uint32)
+    reach = int(radius)
+    inner = np.uint32(np.float32(1 << 24) / (radius * np.float32(2.0) + np.float32(1.0)))
+    outer = (np.uint32(1 << 24) - np.uint32(2 * reach + 1) * inner) // np.uint32(2)
+    total, padded = np.empty(width, np.uint32), np.empty(width + 2 * (reach + 1), np.uint8)
+    one = spare[: height * width].reshape(height, width)
+    other = spare[height * width : 2 * height * width].reshape(height, width)
     for c in range(3):
         plane = planes[c]
-        turned = spare[:n].reshape(width, height)
-        blurred = spare[n : 2 * n].reshape(width, height)
-        turn(plane, turned)
-        _box_blur_columns(turned, blurred, radius, total)
-        turn(blurred, plane)
-        result = spare[:n].reshape(height, width)
-        _box_blur_columns(plane, result, radius, total)
-        plane[:] = result
+        for _ in range(3):
+            _box_rows(plane, plane, reach, inner, outer, padded, total)
+        _box_columns(plane, one, reach, inner, outer, total)
+        _box_columns(one, other, reach, inner, outer, total)
+        _box_columns(other, plane, reach, inner, outer, total)
 
 
 @kernel

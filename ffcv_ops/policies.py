@@ -40,6 +40,12 @@ def three_choice(three_ops, seed, draw):
 
 
 @kernel
+def is_gray(augment, three_ops, seed, draw):
+    """Whether the policy makes this draw gray before anything else happens to its colours."""
+    return augment == THREE and three_choice(three_ops, seed, draw) == GRAY
+
+
+@kernel
 def three_sigma(seed, draw):
     """Standard deviation of the blur, in pixels."""
     return SIGMA[0] + (SIGMA[1] - SIGMA[0]) * draws.uniform(seed, draw, draws.THREE_SIGMA)

@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ffcv_ops import crops, decoders, draws, policies
 from ffcv_ops.errors import BadInput, exits_cleanly
-from ffcv_ops.fields import describe
+from ffcv_ops.fields import column, describe
 from ffcv_ops.loader import plan_of
 
 matplotlib.use("Agg")
@@ -53,7 +53,7 @@ def stored_images(path: Path, number: int) -> list[np.ndarray]:
 
     samples = describe(path).samples
     reader, data = Reader(str(path)), np.memmap(path, np.uint8, mode="r")
-    image = reader.metadata[reader.metadata.dtype.names[reader.field_names.index("image")]]
+    image = column(reader, "image")
     chosen = np.linspace(0, samples - 1, min(number, samples)).astype(int)
     return [_stored(image[index], data) for index in chosen]
 

@@ -18,6 +18,7 @@ from conversion.baseline import histogram_baseline
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = [sys.executable, str(ROOT / "write_datasets.py")]
+LEVELS = ("image", "image_24")
 PHOTOS_SHA256 = {
     "train": "a88ec32e79024b5c81590504312104828b48247af4461f267fe0bed7e7b7bbb6",
     "val": "9e1cd2e53788f99ae4475b798719090b2b4df5d7b7d977962c673b6471d5577b",
@@ -91,6 +92,7 @@ def test_folder(folder, tmp_path):
         "page_size": 2**23,
         "root": str(folder / "in"),
         "max_side": 500,
+        "levels": None,
         "min_side": None,
         "quality": 90,
         "mode": "jpg",
@@ -106,6 +108,26 @@ def test_keys_reach_the_images(folder, tmp_path):
         assert np.array_equal(rgb, np.asarray(picture.resize((48, 32), Image.Resampling.BICUBIC)))
 
 
+def test_levels(folder, tmp_path):
+    """A pyramid of one level is the file without one, with its max_side or by itself."""
+    words = {
+        "single": ["--image.max_side=64"],
+        "alone": ["--image.levels=64"],
+        "both": ["--image.levels=64", "--image.max_side=64"],
+        "pyramid": ["--image.levels=[64, 24]"],
+    }
+    content = {}
+    for name, given in words.items():
+        done = run(folder, "--data.source=in", f"--data.out={tmp_path}/{name}", *given)
+        assert done.returncode == 0, done.stderr
+        content[name] = (tmp_path / f"{name}_train.beton").read_bytes()
+    assert content["single"] == content["alone"] == content["both"] != content["pyramid"]
+    settings = json.loads((tmp_path / "pyramid_val.json").read_text())["settings"]
+    assert (settings["levels"], settings["max_side"]) == ([64, 24], 64)
+    shapes = [{rgb.shape for rgb, _ in beton.read(tmp_path / "pyramid_train.beton", name)} for name in LEVELS]
+    assert shapes == [{(43, 64, 3)}, {(16, 24, 3)}]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -113,6 +135,17 @@ def test_keys_reach_the_images(folder, tmp_path):
         (["--data.on_error=ignore"], "--data.on_error is 'ignore'; it must be one of stop, skip"),
         (["--data.workers=0"], "--data.workers is '0'; it must be a whole number at least 1 or auto"),
         (["--image.quality=90.5"], "--image.quality is '90.5'; it must be a whole number"),
+        (["--image.levels=64,x"], "--image.levels is '64,x'; it must be a list, each a whole number at least 1"),
+        (["--image.levels=64,0"], "--image.levels is '64,0'; it must be a list, each a whole number at least 1"),
+        (["--image.levels="], "--image.levels is ''; it must be a list, each a whole number at least 1"),
+        (["--image.levels=99999"], "--image.levels is '99999'; it must be a list, each a whole number at least 1"),
+        (["--image.levels=64,80"], "--image.levels is 64,80; each level must be smaller than the one before"),
+        (["--image.levels=64,64"], "--image.levels is 64,64; each level must be smaller than the one before"),
+        (
+            ["--image.levels=64,32", "--image.max_side=500"],
+            "--image.max_side is 500, --image.levels begins with 64; give levels alone",
+        ),
+        (["--image.levels=64,32"], "--image.levels: the bundled photographs keep their size"),
         (["--data.source=gone"], "/gone is not a folder"),
         (["--data.source=in", "--data.out=in/train/a/1.png/x"], "x_train.beton cannot be written: "),
     ],

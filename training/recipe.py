@@ -32,6 +32,7 @@ class Data:
     finetune_val: str | None = key(".beton to evaluate on, of stages with data: finetune")
     workers: int | Literal["auto"] = key("threads of the loader, per rank; auto: this rank's cores", low=1)
     cache: Literal["os", "process"] = key("os: the system's page cache holds the file; process: read page by page")
+    shuffle_pages: int | None = key("pages of the file that are shuffled together; none: all", low=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +56,9 @@ class Stage:
     crop: Literal["rrc", "src", "centre"] = key("random resized crop, simple random crop, or the evaluation crop")
     rrc_scale: tuple[float, float] = key("rrc: smallest and largest share of the image's area", above=0, high=1)
     interpolation: Literal["bicubic", "bilinear"] = key("of the resizing, antialiased, in training and evaluation")
+    least_downscale: float | None = key(
+        "decode less (a smaller level, a scaled DCT, luma alone) where so many pixels per output pixel remain", above=0
+    )
     flip: float = key("probability of a horizontal flip", low=0, high=1)
     augment: Literal["three", "rand", "auto-original", "auto-v0", "trivial", "none"] = key(
         "3-Augment, RandAugment, AutoAugment, TrivialAugment or none"

@@ -10,7 +10,7 @@ from conversion.encode import encode_rgb
 
 
 def stored(path, images):
-    samples = ((encode_rgb(rgb, mode="raw", quality=90), label) for rgb, label in images)
+    samples = (((encode_rgb(rgb, mode="raw", quality=90),), label) for rgb, label in images)
     beton.write(path, samples, capacity=len(images), page_size=beton.MIN_PAGE_SIZE)
     return path
 

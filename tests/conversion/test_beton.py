@@ -26,7 +26,9 @@ PAGE = beton.MIN_PAGE_SIZE
 
 
 def written(path, samples, page_size=PAGE, capacity=None):
-    return beton.write(path, iter(samples), capacity=capacity or len(samples), page_size=page_size)
+    """The file of samples (Encoded, label)."""
+    sample = (((image,), label) for image, label in samples)
+    return beton.write(path, sample, capacity=capacity or len(samples), page_size=page_size)
 
 
 @pytest.fixture(scope="module")
@@ -46,18 +48,20 @@ def offsets(dtype):
 
 def test_types_are_ffcvs():
     sample = ffcv_types.get_metadata_type([RGBImageField(), IntField()])
+    pyramid = ffcv_types.get_metadata_type([RGBImageField()] * 3 + [IntField()])
     pairs = [
         (beton.HEADER, ffcv_types.HeaderType),
         (beton.FIELD, ffcv_types.FieldDescType),
         (beton.ALLOCATION, ffcv_types.ALLOC_TABLE_TYPE),
-        (beton.SAMPLE, sample),
+        (beton.sample_type(), sample),
+        (beton.sample_type(("image", "image_256", "image_160")), pyramid),
     ]
     for ours, theirs in pairs:
         assert (ours.itemsize, offsets(ours)) == (theirs.itemsize, offsets(theirs))
     assert RGBImageField().metadata_type == beton.IMAGE
     assert ffcv_types.CURRENT_VERSION == beton.VERSION
-    for name, kind in (("image", RGBImageField), ("label", IntField)):
-        assert ffcv_types.TYPE_ID_HANDLER[beton.FIELDS[name]] is kind
+    for type_id, kind in ((beton.IMAGE_FIELD, RGBImageField), (beton.INT_FIELD, IntField)):
+        assert ffcv_types.TYPE_ID_HANDLER[type_id] is kind
 
 
 def test_same_file_as_the_stock_writer(tmp_path, raw_beton, tiles):
@@ -121,14 +125,12 @@ def test_check_sees_every_flipped_bit_that_matters(good, tmp_path):
     path, *expected = good
     content = path.read_bytes()
     table_at = int(np.frombuffer(content, beton.HEADER, 1)["alloc_table_ptr"][0])
-    metadata_end = beton.METADATA_START + 16 * beton.SAMPLE.itemsize
-    padding = {  # bytes between the aligned members of the records
-        beton.METADATA_START + k * beton.SAMPLE.itemsize + at for k in range(16) for at in (13, 14, 15)
-    }
+    metadata, record = beton.metadata_start(), beton.sample_type().itemsize
+    padding = {metadata + k * record + at for k in range(16) for at in (13, 14, 15)}  # between the aligned members
     places = [
         *range(beton.HEADER.itemsize),
-        *range(beton.HEADER.itemsize, beton.METADATA_START, 97),
-        *(place for place in range(beton.METADATA_START, metadata_end) if place not in padding),
+        *range(beton.HEADER.itemsize, metadata, 97),
+        *(place for place in range(metadata, metadata + 16 * record) if place not in padding),
         *range(PAGE, table_at, 4999),
         *range(table_at, len(content)),
     ]
@@ -192,12 +194,129 @@ def test_read(good, squares):
             assert 0 < np.abs(rgb.astype(int) - square).mean() < 4
 
 
+NAMES = ("image", "image_48", "image_24")
+
+
+def reduced(square, side):
+    """The `Encoded` of a square at another size; raw, so that pixels can be told by eye."""
+    return encode_rgb(np.asarray(Image.fromarray(square).resize((side, side))), mode="raw", quality=90)
+
+
+@pytest.fixture(scope="module")
+def pyramid(tmp_path_factory, squares):
+    """700 samples of three levels over several pages; of every fifth, the two larger levels are one image."""
+    path = tmp_path_factory.mktemp("pyramid") / "x.beton"
+    stored = [[reduced(square, side) for side in (64, 48, 24)] for square in squares]
+    samples = [
+        ((full, full if k % 5 == 0 else middle, small), k)
+        for k in range(700)
+        for full, middle, small in [stored[k % 16]]
+    ]
+    expected = beton.write(path, iter(samples), capacity=720, page_size=PAGE, images=NAMES)
+    return path, samples, *expected
+
+
+def test_pyramid_in_stock_reader(pyramid):
+    """Each level is a field of its own, and its bytes are where FFCV looks for them."""
+    path, samples, *_ = pyramid
+    reader, content = Reader(str(path)), path.read_bytes()
+    assert reader.field_names == [*NAMES, "label"]
+    assert [type(handler) for handler in reader.handlers.values()] == [RGBImageField] * 3 + [IntField]
+    size_at = dict(zip(reader.alloc_table["ptr"].tolist(), reader.alloc_table["size"].tolist(), strict=True))
+    for (images, label), record in zip(samples, reader.metadata.tolist(), strict=True):
+        for image, (mode, width, height, place) in zip(images, record, strict=False):
+            assert (mode, width, height) == (1, image.width, image.height)
+            assert content[place : place + size_at[place]] == image.data
+        assert record[-1] == label
+
+
+def test_a_level_fills_pages_of_its_own(pyramid):
+    """So an epoch that reads one level reads no other; FFCV's rule that a page's end cuts no image holds as well."""
+    path, _, table, _ = pyramid
+    reader = Reader(str(path))
+    start, size = reader.alloc_table["ptr"].astype(int), reader.alloc_table["size"].astype(int)
+    assert (start // PAGE == (start + size - 1) // PAGE).all() and (start[1:] >= start[:-1] + size[:-1]).all()
+    own = {name: table[name]["data_ptr"] // PAGE for name in NAMES}
+    own["image_48"] = own["image_48"][np.arange(700) % 5 > 0]
+    pages = [set(pages.tolist()) for pages in own.values()]
+    assert [len(part) for part in pages] == [5, 2, 1]
+    assert not pages[0] & pages[1] and not pages[0] & pages[2] and not pages[1] & pages[2]
+
+
+def test_equal_levels_are_stored_once(pyramid):
+    path, _, table, _ = pyramid
+    shared = table["image"] == table["image_48"]
+    assert shared.tolist() == [k % 5 == 0 for k in range(700)]
+    allocations = Reader(str(path)).alloc_table
+    assert len(allocations) == 3 * 700 - 140 == len(set(allocations["ptr"].tolist()))
+    assert np.bincount(allocations["sample_id"].astype(int)).tolist() == [2 if k % 5 == 0 else 3 for k in range(700)]
+    assert beton.stored(path) == {
+        "image": {"images": 700, "bytes": 700 * 64 * 64 * 3},
+        "image_48": {"images": 560, "bytes": 560 * 48 * 48 * 3},
+        "image_24": {"images": 700, "bytes": 700 * 24 * 24 * 3},
+    }
+
+
+def test_reading_a_level(pyramid):
+    path, samples, *_ = pyramid
+    for level, name in enumerate(NAMES):
+        for (rgb, label), (images, number) in zip(beton.read(path, name), samples, strict=True):
+            assert label == number and rgb.tobytes() == images[level].data
+
+
+def test_the_full_level_is_the_file_without_levels(tmp_path, pyramid):
+    """Byte for byte, image for image, each followed by the next; only the pages of other levels lie between."""
+    path, samples, table, _ = pyramid
+    single, _ = written(tmp_path / "x.beton", [(images[0], label) for images, label in samples])
+    assert np.array_equal(table["image"]["data_ptr"] % PAGE, single["image"]["data_ptr"] % PAGE)
+    for (full, _), (alone, _) in zip(beton.read(path), beton.read(tmp_path / "x.beton"), strict=True):
+        assert np.array_equal(full, alone)
+
+
+def test_check_of_a_pyramid(pyramid, tmp_path):
+    """Sound as written; any changed byte of a level's records, data or allocation is seen."""
+    path, _, *expected = pyramid
+    content = path.read_bytes()
+    assert beton.check(path, *expected, classes=700) == hashlib.sha256(content).hexdigest()
+    table, allocations = expected[0], Reader(str(path)).alloc_table
+    places = [beton.metadata_start(NAMES) + 7 * table.itemsize + at for at in (*range(39), *range(40, 48))]
+    places += [int(table[name]["data_ptr"][k]) + 5 for name in NAMES for k in (0, 350, 699)]
+    places += [len(content) - allocations.nbytes + 24 * k + at for k in (0, 900, 1959) for at in range(24)]
+    damaged = tmp_path / "x.beton"
+    damaged.write_bytes(content)
+    with open(damaged, "r+b", buffering=0) as file:
+        for place in places:
+            file.seek(place)
+            file.write(bytes([content[place] ^ 1]))
+            with pytest.raises(BadInput, match="did not read back"):
+                beton.check(damaged, *expected, classes=700)
+            file.seek(place)
+            file.write(content[place : place + 1])
+
+
+def test_check_of_levels_that_point_to_each_other(pyramid, tmp_path):
+    """Records that equal what was meant to be written are not enough: no two levels of different size share data, and
+    no stored image is without a record."""
+    path, _, table, checksums = pyramid
+    content = bytearray(path.read_bytes())
+    for at, wrong in ((table["image"]["data_ptr"][1], "allocation table"), (table["image_48"]["data_ptr"][2], "place")):
+        lie = table.copy()
+        lie["image_48"]["data_ptr"][1] = at
+        start = beton.metadata_start(NAMES)
+        content[start : start + lie.nbytes] = lie.tobytes()
+        (tmp_path / "x.beton").write_bytes(content)
+        with pytest.raises(BadInput, match=f"sample 1: .*({wrong}|raw pixels)"):
+            beton.check(tmp_path / "x.beton", lie, checksums, classes=700)
+
+
 LOADERS = []  # kept: Numba's clean-up after FFCV's compiled functions raises, in whatever code runs just then
 
 
-def stock_batches(path, decoder, *, os_cache):
-    pipelines = {"image": [decoder, ToTensor()], "label": [IntDecoder(), ToTensor()]}
-    loader = Loader(str(path), 4, 1, os_cache, OrderOption.SEQUENTIAL, drop_last=False, pipelines=pipelines)
+def stock_batches(path, decoder, *, os_cache, field="image", batch=4):
+    """What FFCV's loader makes of one image field; a pipeline of None leaves a field out."""
+    pipelines = dict.fromkeys(Reader(str(path)).field_names)
+    pipelines |= {field: [decoder, ToTensor()], "label": [IntDecoder(), ToTensor()]}
+    loader = Loader(str(path), batch, 1, os_cache, OrderOption.SEQUENTIAL, drop_last=False, pipelines=pipelines)
     LOADERS.append(loader)
     batches = [(images.numpy().copy(), labels.numpy().copy()) for images, labels in loader]
     return np.concatenate([images for images, _ in batches]), np.concatenate([labels for _, labels in batches])
@@ -215,19 +334,25 @@ def test_stock_loader_raw(tmp_path, squares):
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
-    ("decoder", "os_cache"),
+    ("decoder", "os_cache", "field"),
     [
-        (CenterCropRGBImageDecoder((32, 32), ratio=1), True),
-        (RandomResizedCropRGBImageDecoder((32, 32), scale=(1, 1), ratio=(1, 1)), False),
+        (CenterCropRGBImageDecoder((32, 32), ratio=1), True, "image"),
+        (CenterCropRGBImageDecoder((32, 32), ratio=1), False, "image_100"),
+        (RandomResizedCropRGBImageDecoder((32, 32), scale=(1, 1), ratio=(1, 1)), False, "image"),
     ],
 )
-def test_stock_loader_jpeg(tmp_path, tiles, decoder, os_cache):
+def test_stock_loader_jpeg(tmp_path, tiles, decoder, os_cache, field):
     """Images of different sizes through the decoders that ImageNet trainings use, both set to the largest centred
-    square: against Pillow's decoding and the mean over each pixel's area."""
+    square: against Pillow's decoding and the mean over each pixel's area. Of a pyramid, its second level."""
     encoded = [encode_rgb(tile, mode="jpg", quality=95) for tile in tiles]
     path = tmp_path / "x.beton"
-    written(path, [(image, k) for k, image in enumerate(encoded)])
-    images, labels = stock_batches(path, decoder, os_cache=os_cache)
+    if field == "image":
+        written(path, [(image, k) for k, image in enumerate(encoded)])
+    else:
+        full = [encode_rgb(np.repeat(tile[::-1], 3, axis=0), mode="raw", quality=95) for tile in tiles]
+        samples = [(pair, k) for k, pair in enumerate(zip(full, encoded, strict=True))]
+        beton.write(path, iter(samples), capacity=len(tiles), page_size=PAGE, images=("image", field))
+    images, labels = stock_batches(path, decoder, os_cache=os_cache, field=field)
     assert labels[:, 0].tolist() == list(range(len(tiles)))
     for found, image in zip(images, encoded, strict=True):
         side = min(image.height, image.width)
@@ -243,3 +368,13 @@ def area_shares(outputs, inputs):
     start = np.arange(inputs)
     overlap = np.minimum(edges[1:], start + 1) - np.maximum(edges[:-1], start)
     return np.clip(overlap, 0, None) * outputs / inputs
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("os_cache", [True, False])
+def test_stock_loader_takes_a_level_of_a_pyramid(pyramid, os_cache):
+    """FFCV's loader and decoder on `image_24` alone, pixel by pixel, with both of its caches."""
+    path, samples, *_ = pyramid
+    found, labels = stock_batches(path, SimpleRGBImageDecoder(), os_cache=os_cache, field="image_24", batch=100)
+    assert labels[:, 0].tolist() == list(range(700))
+    assert all(found[k].tobytes() == images[2].data for k, (images, _) in enumerate(samples))

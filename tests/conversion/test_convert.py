@@ -65,6 +65,11 @@ def test_samples(pictures, converted):
         assert rgb.shape == (round(height * scale), round(width * scale), 3)
 
 
+def jpegs(content):
+    """Everything between a JPEG's first and last marker."""
+    return re.findall(rb"\xff\xd8\xff\xe0.*?\xff\xd9", content, re.DOTALL)
+
+
 def test_sidecar(pictures, converted):
     path, line = converted
     sidecar = json.loads(path.with_suffix(".json").read_text())
@@ -73,6 +78,7 @@ def test_sidecar(pictures, converted):
         "format": 1,
         "beton": "x_train.beton",
         "bytes": len(content),
+        "stored": {"image": {"images": 60, "bytes": sum(map(len, jpegs(content)))}},
         "sha256": hashlib.sha256(content).hexdigest(),
         "split": "train",
         "samples": 60,
@@ -88,6 +94,29 @@ def test_sidecar(pictures, converted):
     assert (path.parent / "x_train.files.txt").read_text().splitlines() == list(pictures.splits["train"].names)
     assert sorted(files(path.parent)) == ["x_train.beton", "x_train.files.txt", "x_train.json"]
     assert re.fullmatch(rf"{path}: 60 images of 3 classes, {len(content) / 1e6:.1f} MB, [\d,]+ images/s", line)
+
+
+def test_levels(pictures, converted, tmp_path):
+    """The same bytes for any number of workers; the full level's are those of the file without levels."""
+    encode = functools.partial(encode_file, root=pictures.origin, **ENCODING, levels=(40, 30, 20))
+    images = beton.level_fields((40, 30, 20))
+    for workers in (1, 2):
+        path = tmp_path / str(workers) / "x_train.beton"
+        convert(pictures, "train", path, encode, **{**OPTIONS, "workers": workers}, images=images)
+    assert files(tmp_path / "1") == files(tmp_path / "2")
+
+    content = path.read_bytes()
+    sidecar = json.loads(path.with_suffix(".json").read_text())
+    assert sidecar["layout"]["fields"] == ["image", "image_30", "image_20", "label"]
+    assert sidecar["settings"]["levels"] == [40, 30, 20]
+    assert sum(taken["bytes"] for taken in sidecar["stored"].values()) == sum(map(len, jpegs(content)))
+    assert sidecar["stored"]["image"] == json.loads(converted[0].with_suffix(".json").read_text())["stored"]["image"]
+    table, sizes = beton._table_and_sizes(path)
+    single, single_sizes = beton._table_and_sizes(converted[0])
+    alone = converted[0].read_bytes()
+    for place, size, at in zip(table["image"]["data_ptr"], sizes["image"], single["image"]["data_ptr"], strict=True):
+        assert content[place : place + size] == alone[at : at + size]
+    assert np.array_equal(sizes["image"], single_sizes["image"])
 
 
 @pytest.fixture

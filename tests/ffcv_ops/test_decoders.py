@@ -107,3 +107,45 @@ def test_interpolation_is_a_choice(photos):
     resized = Image.fromarray(image).resize((143, 96), Image.Resampling.BILINEAR)
     ours = decoders.show(image, plan=plan, resolution=SIZE, seed=0, draw=0)
     np.testing.assert_array_equal(ours, np.asarray(resized)[:, 24:120])
+
+
+JPG, RAW = 0, 1
+PYRAMID = np.array([375, 192, 120]), np.array([500, 256, 160])
+
+
+@pytest.mark.parametrize(
+    "size, least, mode, expected",
+    [
+        (224, 0.0, JPG, (0, 8, 375, 500)),  # nothing is saved unless it is asked for
+        (224, 1.0, JPG, (0, 8, 375, 500)),  # the next level has 192 rows
+        (192, 1.0, JPG, (1, 8, 192, 256)),
+        (192, 1.01, JPG, (0, 8, 375, 500)),
+        (128, 1.0, JPG, (1, 8, 192, 256)),
+        (96, 1.0, JPG, (2, 8, 120, 160)),  # of two ways to as many pixels, the smaller level
+        (60, 1.0, JPG, (2, 4, 60, 80)),
+        (60, 1.0, RAW, (2, 8, 120, 160)),  # raw pixels have no DCT
+        (15, 1.0, JPG, (2, 1, 15, 20)),
+        (8, 1.0, JPG, (2, 1, 15, 20)),  # 1/8 is the least
+    ],
+)
+def test_the_least_that_suffices_is_read(size, least, mode, expected):
+    """A whole image of 500 x 375 whose shorter side becomes `size`."""
+    heights, widths = PYRAMID
+    view = crops.centre_crop(375, 500, size, 1.0)
+    modes = np.full(3, mode)
+    source = decoders.source_of(view, heights, widths, modes, least)
+    assert tuple(source) == expected
+
+
+@pytest.mark.parametrize("least", [1.0, 1.3])
+def test_enough_pixels_remain_in_both_directions(least):
+    heights, widths = PYRAMID
+    used = set()
+    for draw in range(300):
+        view = crops.random_resized_crop(375, 500, 64, 0.08, 1.0, SEED, draw)
+        source = decoders.source_of(view, heights, widths, np.zeros(3, np.int64), least)
+        used.add((source.level, source.eighths))
+        if source.level or source.eighths < 8:
+            assert view.box_height * source.height / 375 >= 64 * least - 1
+            assert view.box_width * source.width / 500 >= 64 * least - 1
+    assert {(0, 8), (1, 8), (2, 8)} <= used

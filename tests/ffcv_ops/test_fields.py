@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
-from ffcv.fields import FloatField, IntField
+from ffcv.fields import FloatField, IntField, RGBImageField
 from ffcv.reader import Reader
 from ffcv.types import HeaderType
 from ffcv.writer import DatasetWriter
 
+from conversion import beton as layout
+from conversion.encode import Encoded
 from ffcv_ops.errors import BadInput
 from ffcv_ops.fields import describe, sidecar, source_of
 
@@ -40,6 +42,7 @@ def test_a_good_file(jpg_beton, raw_beton, copy):
     for path in (jpg_beton, raw_beton, copy(lambda data: None)):
         beton = describe(path)
         assert (beton.samples, beton.classes, beton.class_names) == (96, 5, None)
+        assert beton.levels == ("image",)
 
 
 def test_missing(tmp_path):
@@ -103,6 +106,79 @@ def test_foreign_fields(tmp_path):
         [(1.0, 0), (2.0, 1)]
     )
     refused(path, "needs an RGB field `image`")
+
+
+NAMES = ("image", "image_48", "image_24")
+
+
+def raw(height, width):
+    return Encoded("raw", height, width, bytes(3 * height * width))
+
+
+@pytest.fixture
+def pyramid(tmp_path):
+    """pyramid(change) writes ten samples of three levels and `change`s their metadata in the file."""
+
+    def pyramid(change=lambda metadata: None, names=NAMES):
+        path = tmp_path / "copy.beton"
+        sample = (raw(64, 40), raw(48, 30), raw(24, 15)), 3
+        table, _ = layout.write(path, [sample] * 10, capacity=10, page_size=2**21, images=names)
+        changed = table.copy()
+        change(changed)
+        content = path.read_bytes().replace(table.tobytes(), changed.tobytes())
+        path.write_bytes(content)
+        return path
+
+    return pyramid
+
+
+def test_levels_from_the_largest_to_the_smallest(pyramid):
+    assert describe(pyramid()).levels == NAMES
+    names = ("image", "image_100", "image_24")
+    assert describe(pyramid(names=names)).levels == names
+
+
+def test_a_pyramid_that_the_stock_writer_wrote(tmp_path, tiles):
+    """FFCV cuts the sides to whole pixels; other names than those of levels are other pictures, and none of ours."""
+    path = tmp_path / "stock.beton"
+    fields = {"label": IntField(), "image_x": RGBImageField(write_mode="raw")}
+    fields |= {f"image_{side}": RGBImageField(write_mode="raw", max_resolution=side) for side in (33, 61)}
+    fields |= {"image": RGBImageField(write_mode="raw")}
+    samples = [(1, tiles[-1], tile, tile, tile) for tile in tiles]
+    DatasetWriter(str(path), fields, num_workers=1).from_indexed_dataset(samples)
+    assert describe(path).levels == ("image", "image_61", "image_33")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "column, value", [("data_ptr", 2**60), ("data_ptr", 12345), ("height", 0), ("width", 1), ("mode", 7)]
+)
+def test_damaged_levels(pyramid, name, column, value):
+    def change(metadata):
+        metadata[name][column][5] = value
+
+    assert "sample 5" in refused(pyramid(change), "1 of 10 entries are damaged")
+
+
+@pytest.mark.parametrize(
+    "height, width, mode",
+    [(24, 13, 0), (24, 17, 0), (28, 15, 0), (15, 24, 0), (49, 31, 0), (48, 31, 0), (1000, 625, 0), (24, 15, 2)],
+)
+def test_levels_of_another_shape_or_larger(pyramid, height, width, mode):
+    """JPEGs, whose length does not tell their size: what the record claims must be a reduced full image."""
+
+    def change(metadata):
+        metadata["image_24"][["mode", "height", "width"]] = mode, height, width
+
+    refused(pyramid(change), "10 of 10 entries are damaged, the first is sample 0")
+
+
+@pytest.mark.parametrize("width", [14, 15, 16])
+def test_levels_may_be_rounded(pyramid, width):
+    def change(metadata):
+        metadata["image_24"][["mode", "width"]] = 0, width
+
+    assert describe(pyramid(change)).levels == NAMES
 
 
 def test_class_names_come_from_the_sidecar(copy):

@@ -1,5 +1,6 @@
 """The loaders: the same bits whatever the workers, ranks and restarts; exact evaluation; errors that arrive."""
 
+import functools
 import io
 import threading
 from dataclasses import dataclass, replace
@@ -10,9 +11,13 @@ import torch
 from ffcv.reader import Reader
 from PIL import Image
 
+from conversion import beton
+from conversion.convert import convert
+from conversion.encode import encode_file, encode_rgb
+from conversion.sources import image_folder
 from ffcv_ops import decoders, loader, order
 from ffcv_ops.errors import BadInput
-from ffcv_ops.fields import describe
+from ffcv_ops.fields import column, describe, pages_of
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -25,6 +30,7 @@ class Stage:
     crop: str = "rrc"
     rrc_scale: tuple = (0.08, 1.0)
     interpolation: str = "bicubic"
+    least_downscale: float | None = None
     flip: float = 0.5
     augment: str = "three"
     three_ops: tuple = ("gray", "solarize", "blur")
@@ -56,6 +62,38 @@ def assert_same(one, other):
     for (images, labels), (other_images, other_labels) in zip(one, other, strict=True):
         assert torch.equal(images, other_images)
         assert torch.equal(labels, other_labels)
+
+
+@pytest.fixture(scope="module")
+def paged_beton(tmp_path_factory, photos):
+    """Raw images of 140 kB on 2 MiB pages, 14 each: (path, number of samples)."""
+    images = [np.ascontiguousarray(photos["china"][k : k + 180, k : k + 260]) for k in range(96)]
+    path = tmp_path_factory.mktemp("paged") / "paged.beton"
+    encoded = [(encode_rgb(image, mode="raw", quality=90), k % 5) for k, image in enumerate(images)]
+    beton.write(path, [((one,), label) for one, label in encoded], capacity=96, page_size=2**21)
+    return path, 96
+
+
+@pytest.fixture(scope="module")
+def pyramid_beton(tmp_path_factory, photos):
+    """Paths of a .beton with levels 500, 200 and 120 and of one without, and their number of samples."""
+    folder = tmp_path_factory.mktemp("pyramid")
+    for split in ("train", "val"):
+        for k, (name, photo) in enumerate(photos.items()):
+            (folder / "images" / split / name).mkdir(parents=True)
+            for number in range(2):
+                part = photo[number * 20 : number * 20 + 420, : 420 + 60 * k]
+                Image.fromarray(part).save(folder / "images" / split / name / f"{number}.png")
+    for out, levels in (("plain", None), ("pyramid", (500, 200, 120))):
+        root = folder / "images"
+        encode = functools.partial(
+            encode_file, root=str(root), max_side=500, min_side=None, levels=levels, mode="jpg", quality=90
+        )
+        convert(
+            image_folder(str(root)), "train", folder / f"{out}.beton", encode,
+            on_error="stop", workers=1, page_size=2**21, images=beton.level_fields(levels or ()),
+        )  # fmt: skip
+    return folder / "pyramid.beton", folder / "plain.beton", 2 * len(photos)
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +129,70 @@ def test_ranks_cut_the_same_global_batches(jpg_beton, reference, world):
 
 def test_page_cache_of_our_own_gives_the_same_bits(jpg_beton, reference):
     assert_same(reference, collected(train(jpg_beton, cache="process").epoch(0)))
+
+
+def test_two_loaders_at_the_same_time(jpg_beton, reference):
+    """As when an evaluation begins while the next epoch is loaded ahead; Numba's own threads would abort."""
+    two = train(jpg_beton, workers=2), train(jpg_beton, workers=2)
+    batches = []
+    for pair in zip(*(one.epoch(0) for one in two), strict=True):
+        batches.append([(images.clone(), labels.clone()) for images, labels in pair])
+    for each in zip(*batches, strict=True):
+        assert_same(reference, list(each))
+
+
+def test_pages_may_be_shuffled_in_parts(paged_beton, tmp_path):
+    """The same images, other order; the same global batches on every number of ranks, from either cache."""
+    path, samples = paged_beton
+    stage = replace(STAGE, repeats=1, resolution=32)
+
+    def epoch(number=0, **options):
+        batches = loader.train_loader(path, samples, stage, seed=5, shuffle_pages=2, **options)
+        return collected(batches.epoch(number)), batches.of_epoch(number)
+
+    whole, ids = epoch()
+    page = pages_of(column(Reader(str(path)), "image"), 2**21)[ids % samples]
+    assert len(set(page)) > 4
+    changes = [len(set(page[start : start + 16])) for start in range(0, len(page), 16)]
+    assert max(changes) <= 4  # two pages, or four where a batch sees the end of one window and the next one's begin
+    shares = [epoch(rank=rank, world=2)[0] for rank in range(2)]
+    joined = [tuple(torch.cat(parts) for parts in zip(*step, strict=True)) for step in zip(*shares, strict=True)]
+    assert_same(whole, joined)
+    assert_same(whole, epoch(cache="process")[0])
+    assert not torch.equal(whole[0][0], epoch(1)[0][0][0])
+
+
+LESS = {
+    "src": {"crop": "src"},
+    "rrc": {"crop": "rrc", "rrc_scale": (0.6, 1.0)},
+    "luma alone": {"crop": "src", "three_ops": ("gray",)},
+}
+
+
+@pytest.mark.parametrize("words", LESS.values(), ids=LESS)
+@pytest.mark.parametrize("levels", [False, True], ids=["one level", "pyramid"])
+def test_less_is_decoded_where_it_suffices(pyramid_beton, levels, words):
+    """`least_downscale` none gives the bytes of the file without levels; 1.2 gives nearly them, from less."""
+    pyramid, plain, samples = pyramid_beton
+    path = pyramid if levels else plain
+    exact = replace(STAGE, repeats=1, resolution=64, jitter=None, three_ops=("solarize",), batch=4, mix_chunk=4)
+    exact = replace(exact, **words)
+    less = replace(exact, least_downscale=1.2)
+
+    def epoch(path, stage, **options):
+        return collected(loader.train_loader(path, samples, stage, seed=5, **options).epoch(0))
+
+    whole = epoch(plain, exact)
+    assert_same(whole, epoch(path, exact))
+    small = epoch(path, less)
+    assert_same(small, epoch(path, less, cache="process", workers=1))
+    for (images, labels), (others, other_labels) in zip(whole, small, strict=True):
+        assert torch.equal(labels, other_labels)
+        difference = images.double() - others.double()
+        assert 0 < difference.abs().mean() < 2
+        assert 10 * torch.log10(255**2 / difference.square().mean()) > 36
+    read = loader.train_loader(path, samples, less, seed=5).decoder.levels
+    assert [level["width"].max() for level in read] == ([500, 200, 120] if levels else [500])
 
 
 def test_epochs_seeds_and_copies_differ(jpg_beton):
@@ -204,6 +306,7 @@ def test_any_error_in_the_thread_reaches_the_caller(jpg_beton):
 @pytest.mark.timeout(60)
 def test_leaving_an_epoch_early_leaves_no_thread(jpg_beton):
     batches = train(jpg_beton)
+    collected(batches.epoch(0))  # the decoding threads, which are there as long as the loader, have come
     before = threading.active_count()
     for _ in range(20):
         for _batch in batches.epoch(0):

@@ -19,6 +19,41 @@ def test_shuffle_is_a_permutation_of_seed_and_epoch():
     assert abs(np.corrcoef(first, np.arange(1000))[0, 1]) < 0.15
 
 
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=30),
+    at_once=st.integers(1, 8),
+    epoch=st.integers(0, 10**6),
+)
+@settings(max_examples=60, deadline=None)
+def test_windows_need_few_pages_at_a_time(sizes, at_once, epoch):
+    """A permutation in which the images of `at_once` pages come, all of them, before the next pages are touched."""
+    page_of = np.repeat(np.arange(len(sizes)) * 3 + 5, sizes)  # page numbers have gaps
+    windows = order.Windows(page_of, at_once)
+    shuffle = order.shuffled(len(page_of), seed=3, epoch=epoch, windows=windows)
+    assert sorted(shuffle) == list(range(len(page_of)))
+    seen, left = [], list(shuffle)
+    while left:
+        pages = set()
+        while left and len(pages | {page_of[left[0]]}) <= at_once:
+            pages.add(page_of[left.pop(0)])
+        assert not pages & set(seen)
+        seen += pages
+    assert len(seen) == len(sizes)
+
+
+def test_windows_shuffle_pages_and_images():
+    page_of = np.repeat(np.arange(100), 50)
+    windows = order.Windows(page_of, 10)
+    first, second = (order.shuffled(5000, seed=1, epoch=epoch, windows=windows) for epoch in (0, 1))
+    assert (first == second).mean() < 0.01
+    assert abs(np.corrcoef(page_of[first], np.arange(5000))[0, 1]) < 0.3  # pages do not come in the file's order
+    assert len(set(page_of[first[:100]])) == 10  # images of all ten pages from the start
+    assert abs(np.corrcoef(first[:500] % 50, np.arange(500))[0, 1]) < 0.15
+    every_page = order.Windows(page_of, 100)
+    plain = order.shuffled(5000, seed=1, epoch=0)
+    np.testing.assert_array_equal(order.shuffled(5000, seed=1, epoch=0, windows=every_page), plain)
+
+
 def test_repeated_augmentation_of_imagenet():
     """First 427,008 shuffled images, three times each, in a row; 625 batches of 2048."""
     ids = order.showings(IMAGENET, seed=0, epoch=7, repeats=3)

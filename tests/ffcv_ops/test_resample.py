@@ -25,23 +25,15 @@ def resampled(image, *, size, box=None, limits=None, full=None, window=(0, 0), f
     resample.axis_weights(
         left, right, limit[1], limit[3], full[1], window[1], flip, filter_number, first[1], count[1], weights[1]
     )
-    rgbx = np.zeros((height, width, 4), np.uint8)
-    rgbx[..., :3] = image
+    rgbx = np.full(((height + 16) * width + 16, 4), 99, np.uint8)  # what follows the image must not matter
+    rgbx[: height * width, :3] = image.reshape(-1, 3)
     planes = np.empty((3, *size), np.uint8)
-    spans = [(int(f.min()), int((f + c).max())) for f, c in zip(first, count, strict=True)]
-    scratch = np.empty(resample.scratch_size(height * width, max(height, width), max(size)), np.uint32)
+    rows, columns = [(int(f.min()), int((f + c).max())) for f, c in zip(first, count, strict=True)]
+    scratch = np.empty(resample.scratch_size(max(height, width), max(size)), np.uint8)
     down_first = resample.vertical_first(bottom - top, right - left, *full)
-    resample.resample(
-        rgbx.view(np.uint32)[..., 0],
-        down_first,
-        spans[0],
-        spans[1],
-        tuple(first),
-        tuple(count),
-        tuple(weights),
-        scratch,
-        planes,
-    )
+    pixels = rgbx.view(np.uint32)[:, 0]
+    axes = tuple(first), tuple(count), tuple(weights)
+    resample.resample(pixels, width, down_first, rows, columns, *axes, scratch, planes)
     return planes.transpose(1, 2, 0)
 
 

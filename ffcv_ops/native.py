@@ -1,0 +1,90 @@
+"""The one part of the pipeline that is C: region.c, which decodes a part of a JPEG through libjpeg-turbo's own API.
+
+    python -m ffcv_ops.native      # builds it, and says which decoder is in use
+
+It is compiled once, in a second, for this user and this source, and kept beside the kernels. Without a C compiler or
+libjpeg-turbo's headers the pipeline decodes whole images instead: the same pixels, more work.
+"""
+
+import ctypes
+import hashlib
+import os
+import shlex
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from ffcv_ops.errors import exits_cleanly
+
+SOURCE = Path(__file__).with_name("region.c")
+PACKAGES = "libjpeg62-turbo-dev (Debian), libjpeg-turbo8-dev (Ubuntu) or libjpeg-turbo (conda), and a C compiler"
+
+
+def cache_folder() -> Path:
+    """Where what is compiled on this machine is kept."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "ffcv_ops"
+
+
+@cache
+def library() -> tuple[Path | None, str]:
+    """The built library and ""; or None and why there is none. Builds it at the first call."""
+    target = cache_folder() / f"region-{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]}.so"
+    why = _loads(target) if target.exists() else "not built yet"
+    if why:
+        why = _build(target) or _loads(target)
+    return (None, why) if why else (target, "")
+
+
+def _loads(target: Path) -> str:
+    """Why the library does not load, or ""."""
+    try:
+        ctypes.CDLL(str(target))
+    except OSError as error:
+        return str(error)
+    return ""
+
+
+def _build(target: Path) -> str:
+    """Compiles to a temporary name first, since several ranks may do this at once. Returns what went wrong, or ""."""
+    compiler = shlex.split(os.environ.get("CC") or "cc")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            built = Path(folder) / target.name
+            command = [*compiler, "-O3", "-shared", "-fPIC", "-o", str(built), str(SOURCE), *_libjpeg()]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+            if done.returncode:
+                errors = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
+                return errors[0].strip() if errors else f"{compiler[0]} ended with status {done.returncode}"
+            os.replace(built, target)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return ""
+
+
+def _libjpeg() -> list[str]:
+    """What the compiler must be told to find libjpeg."""
+    try:
+        asked = subprocess.run(["pkg-config", "--cflags", "--libs", "libjpeg"], capture_output=True, text=True)
+    except OSError:
+        return ["-ljpeg"]
+    return shlex.split(asked.stdout) if asked.returncode == 0 else ["-ljpeg"]
+
+
+def describe() -> str:
+    """One line: which decoder is in use, and what would bring the faster one."""
+    path, why = library()
+    if path:
+        return f"JPEG decoder: regions, {path}"
+    return f"JPEG decoder: whole images ({why}); to decode only what a crop shows, install {PACKAGES}"
+
+
+@exits_cleanly
+def main() -> None:
+    print(describe())
+
+
+if __name__ == "__main__":
+    main()
