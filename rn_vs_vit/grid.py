@@ -2,8 +2,8 @@
 
     recipe: ../recipes/base.yaml                   what all cells share,
     fixed: {stage.epochs: 100}                     and its changes for all of them
-    networks: {ViT: {model.name: ...}, ...}        keys of NETWORK only
-    augmentations: {3-Augment: {augment: three}}   keys of AUGMENTATION only, of `stage`; the first is compared with the rest
+    networks: {ViT: {model.name: ...}, ...}        keys of NETWORK, nothing else
+    augmentations: {3-Augment: {augment: three}}   keys of AUGMENTATION; the first is the one that is compared
     seeds: [0, 1, 2]                               the same for every network and augmentation: results are paired
 
 Cells of one seed see the same images in the same order, with the same crops, flips and mixing; those of one network
@@ -88,7 +88,8 @@ def _choices(path, part, value, allowed):
     for name, row in rows.items():
         for key in _mapping(path, f"{part}: {name}", row):
             if key not in allowed:
-                raise BadInput(f"{path}: {part}: {name}: {key} must be the same in all cells; free are {', '.join(allowed)}")
+                free = ", ".join(allowed)
+                raise BadInput(f"{path}: {part}: {name}: {key} must be the same in all cells; free are {free}")
     if not rows:
         raise BadInput(f"{path}: {part} is empty")
     return rows

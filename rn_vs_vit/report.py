@@ -1,7 +1,7 @@
 """The logs of a grid's cells -> a table, verdicts with their confidence intervals, a plot. Made from the logs alone.
 
-A verdict is the mean over seeds of the difference of two cells of the same seed, with Student's interval for it at 95 %.
-It says how far other seeds would move the difference on these very validation images, not what other images would say.
+A verdict is the mean over seeds of the difference of two cells of the same seed, with Student's interval at 95 %. It
+says how far other seeds would move the difference on these very validation images, not what other images would say.
 """
 
 import math

@@ -1,4 +1,5 @@
-"""Exact evaluation: every image once, also across ranks, one centre crop, counted in integers.
+"""Exact evaluation: every image once, also across ranks, one centre crop or that and its mirror image, counted in
+integers.
 
 Stock FFCV pads the last ranks with images that are counted twice; here each rank has its own part (order.py).
 """
@@ -23,16 +24,19 @@ class Result(NamedTuple):
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, batches, *, device: torch.device, autocast) -> Result:
-    """Runs `model` over `batches` of (uint8 images, labels). `autocast`: a function that gives a fresh context."""
+def evaluate(model: nn.Module, batches, *, device: torch.device, autocast, flip: bool = False) -> Result:
+    """Runs `model` over `batches` of (uint8 images, labels). `autocast`: a function that gives a fresh context. `flip`:
+    each image counts by the mean of its logits and those of its mirror image."""
     was_training = model.training
     model.eval()
     counts = torch.zeros(3, dtype=torch.int64, device=device)
     loss = torch.zeros((), dtype=torch.float64, device=device)
     for images, labels in batches:
+        inputs = normalize(images)
         with autocast():
-            logits = model(normalize(images))
-        logits = logits.float()
+            logits = model(inputs).float()
+            if flip:
+                logits = (logits + model(inputs.flip(3)).float()) / 2
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         counts += torch.stack([best[:, 0].sum(), best.sum(), labels.new_tensor(len(labels))])
         loss += F.cross_entropy(logits, labels, reduction="sum")
