@@ -2,6 +2,7 @@
 
     python -m rn_vs_vit --cfg rn_vs_vit/small.yaml
     python -m rn_vs_vit --cfg rn_vs_vit/grid.yaml --data.train=train.beton --data.val=val.beton
+    python -m rn_vs_vit --cfg rn_vs_vit/grid.yaml --v2=v2.beton --real=real.json
     python -m rn_vs_vit --cfg rn_vs_vit/grid.yaml --report
 
 Start it as often as there are GPUs or Slurm jobs, each with its own CUDA_VISIBLE_DEVICES and all with the same folder:
@@ -15,9 +16,11 @@ from contextlib import contextmanager
 
 import train_imagenet
 from ffcv_ops.errors import BadInput, exits_cleanly
-from rn_vs_vit import grid, report
+from rn_vs_vit import grid, others, report
 from training import keys, recipe, state
 from training.datasets import open_sets
+
+train = train_imagenet.main.__wrapped__  # raises BadInput instead of ending the process
 
 
 def positive(text: str) -> int:
@@ -28,6 +31,8 @@ def positive(text: str) -> int:
 OPTIONS = (
     ("--cfg", {"required": True, "metavar": "FILE", "help": "the grid"}),
     ("--cells", {"metavar": "N", "type": positive, "help": "stop after so many cells, for jobs of limited time"}),
+    ("--v2", {"metavar": "BETON", "help": "evaluate finished cells on these images too, ImageNet-V2"}),
+    ("--real", {"metavar": "JSON", "help": "evaluate them on data.val with these labels too, ImageNet ReaL"}),
     ("--report", {"action": "store_true", "help": "run nothing, report what is there"}),
 )
 
@@ -43,6 +48,8 @@ def main(argv=None) -> bool:
     if not options.report:
         open_sets(wanted.cells[0].run)
         faults, stopped = run_cells(wanted, most=options.cells)
+    for cell in filter(finished, wanted.cells):
+        others.evaluate(cell, v2=options.v2, real=options.real)
     print(report.write(wanted))
     if faults:
         raise BadInput(f"{len(faults)} cells failed: {'; '.join(faults)}")
@@ -63,7 +70,7 @@ def run_cells(wanted: grid.Grid, *, most: int | None) -> tuple[list[str], bool]:
             if not path.exists():
                 state.write_atomically(path, lambda file, run=cell.run: file.write_text(recipe.render(run)))
             try:
-                if train_imagenet.main.__wrapped__(["--cfg", str(path)]):
+                if train(["--cfg", str(path)]):
                     return faults, True
             except BadInput as fault:
                 print(f"{cell.folder}: {fault}")

@@ -13,6 +13,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from scipy.stats import t as student
 
+from rn_vs_vit import others
 from rn_vs_vit.grid import Grid
 from training.log import read_rows
 from training.report import padded
@@ -21,7 +22,7 @@ from training.state import write_atomically
 matplotlib.use("Agg")
 
 Results = dict[tuple[str, str, int], dict[str, float]]  # (network, augmentation, seed) -> top-1 in % by validation set
-SETS = {"top1": "val", "real": "ReaL", "v2": "V2"}
+SETS = ("val", "ReaL", "V2")
 LEVEL = 0.95
 
 
@@ -50,7 +51,7 @@ def collect(grid: Grid) -> Results:
     for cell in grid.cells:
         if (cell.folder / "report.md").exists():
             last = [row for row in read_rows(cell.folder / "log.jsonl") if row["kind"] == "epoch"][-1]
-            results[cell[:3]] = {name: 100 * last[key] for key, name in SETS.items() if key in last}
+            results[cell[:3]] = {name: 100 * top1 for name, top1 in ({"val": last["top1"]} | others.read(cell)).items()}
     return results
 
 
@@ -84,7 +85,7 @@ def _judged(of: Interval) -> str:
 
 def table(grid: Grid, results: Results) -> str:
     """Markdown: for each network and augmentation mean and standard deviation over the seeds that are there."""
-    shown = [name for name in SETS.values() if any(name in row for row in results.values())] or ["val"]
+    shown = [name for name in SETS if any(name in row for row in results.values())] or ["val"]
     rows = [("network", "augmentation", "seeds", *(f"top-1 % on {name}" for name in shown))]
     for network in grid.networks:
         for augmentation in grid.augmentations:

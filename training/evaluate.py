@@ -28,18 +28,24 @@ def evaluate(model: nn.Module, batches, *, device: torch.device, autocast, flip:
     """Runs `model` over `batches` of (uint8 images, labels). `autocast`: a function that gives a fresh context. `flip`:
     each image counts by the mean of its logits and those of its mirror image."""
     was_training = model.training
-    model.eval()
     counts = torch.zeros(3, dtype=torch.int64, device=device)
     loss = torch.zeros((), dtype=torch.float64, device=device)
-    for images, labels in batches:
-        inputs = normalize(images)
-        with autocast():
-            logits = model(inputs).float()
-            if flip:
-                logits = (logits + model(inputs.flip(3)).float()) / 2
+    for logits, labels in outputs(model.eval(), batches, autocast=autocast, flip=flip):
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         counts += torch.stack([best[:, 0].sum(), best.sum(), labels.new_tensor(len(labels))])
         loss += F.cross_entropy(logits, labels, reduction="sum")
     model.train(was_training)
     top1, top5, images = distributed.sum_over_ranks(counts).tolist()
     return Result(top1 / images, top5 / images, distributed.sum_over_ranks(loss).item() / images, images)
+
+
+@torch.inference_mode()
+def outputs(model: nn.Module, batches, *, autocast, flip: bool):
+    """Yields float32 logits (n, classes) and labels (n,), batch by batch; `model` in evaluation mode."""
+    for images, labels in batches:
+        inputs = normalize(images)
+        with autocast():
+            logits = model(inputs).float()
+            if flip:
+                logits = (logits + model(inputs.flip(3)).float()) / 2
+        yield logits, labels
