@@ -222,8 +222,8 @@ def train_stage(job: Job, state: State, folder: RunFolder, log: Log, *, so_far: 
             save_if_it_ends_here(job, state, stage, folder, log, reading, means)
         so_far = Means()
         state.epoch, state.batch = state.epoch + 1, 0
-        row = {"stage": stage.name, "epoch": state.epoch, "step": state.step, **means.row()}
-        row["lr"] = state.optimizer.param_groups[0]["lr"]
+        lr = state.optimizer.param_groups[0]["lr"]
+        row = {"stage": stage.name, "epoch": state.epoch, "step": state.step, "lr": lr, **means.row()}
         if state.epoch % run.log.eval_every == 0 or state.epoch == stage.epochs:
             result = evaluated(job, stage, state.model, val_batches)
             row |= {"top1": result.top1, "top5": result.top5, "val_loss": result.loss, "val_images": result.images}
@@ -252,7 +252,8 @@ def train_epoch(job: Job, state: State, stage: Stage, forward, batches, *, seed,
         state.batch += 1
         meter.add(loss, norm, bad, stage.batch, waited)
         if meter.steps == run.log.every or state.batch == len(batches):
-            reading, row = (read := meter.read(stop=asked())), read.means.row()
+            reading = meter.read(stop=asked())
+            row = reading.means.row()
             if meter.steps == run.log.every:
                 log.row(kind="step", stage=stage.name, epoch=state.epoch, step=state.step, lr=lr, **row)
             log.advance(meter.steps, f"epoch {state.epoch + 1}/{stage.epochs}  loss {row['loss']:.4f}  "

@@ -2,8 +2,9 @@
 
     python -m bench.step [--quick] [--tasks S112,depth] [--only ours,reference] [--json FILE] [--beton FILE]
 
-ours           training/step.py with `speed.drop_path: subset`, compiled where that pays (--compile)
+ours           training/step.py with `speed.drop_path: subset` and `speed.compile: true`
 exact          the same with a mask for stochastic depth, as in the paper
+ours-bf16      ours under bfloat16 autocast on a CPU that has such products; there the others compute in float32
 reference      bench/reference_step.py: eager, waits in each step, masks, LAMB parameter by parameter, unfused attention
 timm-compiled  timm's model, Mixup, Lamb and ModelEmaV3 in a plain loop, the model under torch.compile
 
@@ -63,9 +64,10 @@ class Task(NamedTuple):
 
 
 ALL, DEPTH = ("ours", "exact", "reference", "timm-compiled"), ("ours", "exact")
+ON_CPU = (*ALL, "ours-bf16")
 SMALL, BASE = "deit3_small_patch16_224", "deit3_base_patch16_224"
 TASKS = {
-    "S112": Task("ViT-S/16, 112 px, batch 16, stochastic depth .05", SMALL, 112, 16, 0.05, "cpu", ALL),
+    "S112": Task("ViT-S/16, 112 px, batch 16, stochastic depth .05", SMALL, 112, 16, 0.05, "cpu", ON_CPU),
     "depth.45": Task("ViT-S/16, 112 px, batch 32, stochastic depth .45", SMALL, 112, 32, 0.45, "cpu", DEPTH),
     "depth.05": Task("ViT-S/16, 112 px, batch 32, stochastic depth .05", SMALL, 112, 32, 0.05, "cpu", DEPTH),
     "S224": Task("ViT-S/16, 224 px, batch 256, stochastic depth .05", SMALL, 224, 256, 0.05, "cuda", ALL),
@@ -145,7 +147,7 @@ class TimmStep:
         self.mark("optimizer")
 
 
-def job_of(task: Task, *, drop_path: str, compiles: bool, device: torch.device) -> Job:
+def job_of(task: Task, *, drop_path: str, compiles: bool, device: torch.device, precision: str = "auto") -> Job:
     keys = {
         "model.name": task.model, "stage.resolution": task.resolution, "stage.batch": task.batch,
         "stage.mix_chunk": task.batch, "stage.drop_path": task.drop_path, "speed.drop_path": drop_path,
@@ -153,11 +155,12 @@ def job_of(task: Task, *, drop_path: str, compiles: bool, device: torch.device) 
     }  # fmt: skip
     run = recipe.load(ROOT / "recipes/vit_s_800ep.yaml", {key: str(value) for key, value in keys.items()})
     ranks = distributed.Ranks(0, 0, 1, device)
-    return Job(run, ranks, {"main": DataSet(None, None, 1000)}, train_imagenet.precision("auto", device))
+    return Job(run, ranks, {"main": DataSet(None, None, 1000)}, train_imagenet.precision(precision, device))
 
 
 def contender(name: str, task: Task, *, compiles: bool, device: torch.device, mark):
-    job = job_of(task, drop_path="subset" if name == "ours" else "exact", compiles=compiles, device=device)
+    law, precision = ("subset" if name.startswith("ours") else "exact"), ("bf16" if name == "ours-bf16" else "auto")
+    job = job_of(task, drop_path=law, compiles=compiles, device=device, precision=precision)
     kinds = {"reference": ReferenceStep, "timm-compiled": TimmStep}
     return kinds.get(name, OurStep)(job, job.run.stages[0], device=device, mark=mark)
 
@@ -196,11 +199,13 @@ class Clock:
 def measure_task(name: str, task: Task, options, device) -> list[dict]:
     """All contenders of a task in turns. Returns rows."""
     clocks, steps, batches = {}, {}, {}
-    images, labels = random_batch(job_of(task, drop_path="exact", compiles=False, device=torch.device("cpu")),
-                                  job_of(task, drop_path="exact", compiles=False, device=torch.device("cpu"))
-                                  .run.stages[0], task.batch)  # fmt: skip
+    host = job_of(task, drop_path="exact", compiles=False, device=torch.device("cpu"))
+    images, labels = random_batch(host, host.run.stages[0], task.batch)
     rows = []
     for who in [who for who in task.contenders if who in options.only]:
+        if who == "ours-bf16" and not torch.cpu._is_avx512_bf16_supported():
+            say(f"{name}: {who} is left out: this CPU has no bfloat16 products")
+            continue
         say(f"{name}: preparing {who}")
         try:
             clocks[who] = Clock(device)
@@ -231,8 +236,10 @@ def measure_task(name: str, task: Task, options, device) -> list[dict]:
         rows.append(report.row(name, who, [task.batch / one["step"] for one in every], "images/s"))
         for phase in ("step", *PHASES):
             rows.append(report.row(f"{name} {phase}", who, [1000 * one.get(phase, 0.0) for one in every], "ms"))
-        flops = 6e9 * macs(task, subset=who == "ours") * task.batch / statistics.median(one["step"] for one in every)
-        rows.append(report.row(f"{name} share", who, [100 * flops / statistics.median(ceilings)], "% of matmul"))
+        if who != "ours-bf16":  # the products that tell the ceiling are float32 there
+            seconds = statistics.median(one["step"] for one in every)
+            rate = 6e9 * macs(task, subset=who == "ours") * task.batch / seconds
+            rows.append(report.row(f"{name} share", who, [100 * rate / statistics.median(ceilings)], "% of matmul"))
     for who in taken if "ours" in taken else ():
         ratios = [peer["step"] / ours["step"] for ours, peer in zip(taken["ours"], taken[who], strict=True)]
         rows.append(report.row(f"{name} ratio", who, ratios, "times ours"))
@@ -259,6 +266,7 @@ def in_its_own_process(who, task, compiles) -> int:
 
 def _peak(who, task, compiles):
     cpu = torch.device("cpu")
+    torch.set_num_threads(distributed.threads())
     job = job_of(task, drop_path="exact", compiles=False, device=cpu)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     step = contender(who, task, compiles=compiles, device=cpu, mark=lambda phase: None)
@@ -320,7 +328,7 @@ def measure_parts(options, device) -> list[dict]:
     plan = mixing.plan(0, 0, stage, offset=0, count=stage.batch).to(device)
     law = {"classes": 1000, "smoothing": 0.0}
     mix = {"eager": lambda: mixing.mix(images, labels, plan, **law)}
-    if options.compile or not options.quick:
+    if options.compile:
         fast = torch.compile(mixing.mix, dynamic=False)
         mix["compiled"] = lambda: fast(images, labels, plan, **law)
     for title, ways in (("LAMB", lamb), ("average", average), ("mixing", mix)):
@@ -374,23 +382,23 @@ def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tiny model, two turns")
     parser.add_argument("--tasks", help=f"some of {','.join(TASKS)},parts (those of the device)")
-    parser.add_argument("--only", help=f"some of {','.join(ALL)}")
+    parser.add_argument("--only", help=f"some of {','.join(ON_CPU)}")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="cuda where there is one")
     parser.add_argument("--repeats", type=int, help="turns (7; quick: 2)")
     parser.add_argument("--steps", type=int, help="of each in a turn (1; on a GPU 5)")
-    parser.add_argument("--compile", choices=("true", "false"), help="ours and exact (true on a GPU)")
+    parser.add_argument("--compile", choices=("true", "false"), help="ours and exact (true; quick: false)")
     parser.add_argument("--no-memory", action="store_true", help="leave out peak memory (on a CPU it takes a process)")
     parser.add_argument("--beton", type=Path, help="also train from this file, at 128 px")
     parser.add_argument("--json", type=Path, help="write machine and rows to this file")
     options = parser.parse_args(argv)
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    options.compile = (options.compile or str(options.device == "cuda").lower()) == "true"
+    options.compile = options.compile == "true" if options.compile else not options.quick
     options.repeats = options.repeats or (2 if options.quick else 7)
     options.steps = options.steps or (5 if options.device == "cuda" and not options.quick else 1)
     options.memory = not (options.quick or options.no_memory)
     known = [name for name, task in TASKS.items() if task.on == options.device] + ["parts"]
     options.tasks = _chosen("task", options.tasks, known, ["quick", "parts"] if options.quick else known)
-    options.only = _chosen("contender", options.only, ALL, ALL[:3] if options.quick else ALL)
+    options.only = _chosen("contender", options.only, ON_CPU, ALL[:3] if options.quick else ON_CPU)
     return options
 
 
@@ -418,7 +426,7 @@ def grids(rows) -> list[report.Grid]:
         names = [row["name"] for row in rows if row["task"] == task]
         lines = [[who, *(cell(found.get((task + measure, who))) for measure in measures)] for who in names]
         made.append(report.Grid(TASKS[task].title if task in TASKS else QUICK.title, header, lines))
-    others = [row for row in rows if not any(row["task"].startswith(task) for task in tasks)]
+    others = [row for row in rows if row["task"].endswith("ceiling") or not row["task"].startswith(tuple(tasks))]
     if others:
         lines = [[f"{row['task']}: {row['name']}", cell(row), row["unit"]] for row in others]
         made.append(report.Grid("parts of a step", ["", "median", "unit"], lines))
@@ -442,6 +450,7 @@ def cell(row) -> str:
 def main(argv=None):
     options = parse(argv)
     device = torch.device(options.device)
+    torch.set_num_threads(distributed.threads())
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
     rows = []

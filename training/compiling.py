@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 
+from ffcv_ops.errors import BadInput
 from training import distributed, micro
 from training.recipe import Stage
 from training.state import State
@@ -17,6 +18,9 @@ from training.step import Job, gradients, random_batch
 def compile_stage(job: Job, state: State, stage: Stage, piece: int, *, say: Callable[[str], object]) -> None:
     """Compiles with one random batch. Where that does not work, one line says why, and everything runs as it is."""
     network = state.model.train()
+    if job.run.speed.cuda_graphs and piece < job.share(stage):
+        wrong = f"speed.cuda_graphs takes a batch at once, not {piece} of {job.share(stage)} samples at a time"
+        raise BadInput(f"stage {stage.name}: {wrong}; leave it out, or use more devices")
     if job.run.speed.cuda_graphs:
         network.compile(mode="reduce-overhead", dynamic=False)
     else:

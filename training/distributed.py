@@ -38,10 +38,19 @@ def join(device: str) -> Ranks:
             raise BadInput(f"speed.device cuda: process {local_rank} of this machine has no GPU ({found} found)")
         torch.cuda.set_device(local_rank)
         torch.set_float32_matmul_precision("high")  # TF32 where something is left in float32
+    if kind == "cpu":
+        torch.set_num_threads(threads())
     here = torch.device(kind, local_rank) if kind == "cuda" else torch.device("cpu")
     if world > 1:
         distributed.init_process_group("nccl" if kind == "cuda" else "gloo", device_id=here if kind == "cuda" else None)
     return Ranks(rank, local_rank, world, here)
+
+
+def threads() -> int:
+    """Threads for a process that computes on the CPU: what OMP_NUM_THREADS says (torchrun sets 1), or this process's
+    share of the cores. To import ffcv leaves torch with one."""
+    given, processes = os.environ.get("OMP_NUM_THREADS", ""), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return int(given) if given.isdigit() and int(given) else max(len(os.sched_getaffinity(0)) // processes, 1)
 
 
 def leave() -> None:

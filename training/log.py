@@ -166,10 +166,10 @@ class Meter:
     def read(self, *, stop: bool) -> Reading:
         """Means over steps and ranks; this waits for the device and for the other ranks. `stop`: whether this rank was
         asked to stop."""
-        ends = self.bad.new_tensor([float(stop), 1.0])
+        ends = torch.cat([(self.bad > 0)[None], self.bad.new_tensor([float(stop), 1.0])])
         values = torch.cat([self.sums, self.counts, self.bad[None], self.first_bad, ends]).double()
-        *values, stops, ranks = distributed.sum_over_ranks(values).tolist()
-        loss, norm, losses, norms, bad, *first_bad = [value / ranks for value in values]
-        seconds = time.perf_counter() - self.began
-        means = Means(self.steps, self.images, loss, losses, norm, norms, round(bad), seconds, self.waited)
-        return Reading(means, (round(first_bad[0]), *first_bad[1:]) if bad else None, stops > 0)
+        *good, bad, number, bad_loss, bad_norm, hit, stops, ranks = distributed.sum_over_ranks(values).tolist()
+        loss, norm, losses, norms = (value / ranks for value in good)
+        seconds, hit = time.perf_counter() - self.began, max(hit, 1.0)  # a loss may be bad in one rank only
+        means = Means(self.steps, self.images, loss, losses, norm, norms, round(bad / hit), seconds, self.waited)
+        return Reading(means, (round(number / hit), bad_loss / hit, bad_norm / hit) if bad else None, stops > 0)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
-from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
+CPU_TOGETHER, GPU_TOGETHER = 1 << 18, 1 << 26  # weights
 MOMENTS = {"lamb": 2, "adamw": 2, "sgd": 1}  # tensors of each weight's size that an optimizer keeps
 
 
@@ -161,39 +161,49 @@ class Lamb(torch.optim.Optimizer):
             divisor = (self.grad_norm / self.clip_norm).clamp(min=1.0).float()
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            if params and group["weight_decay"] == 0:
+            steps = [self._state_of(p)["step"] for p in params]
+            if params:
+                torch._foreach_add_(steps, 1)
+            if group["weight_decay"] == 0:
                 self._adam(local(params), params, group, group["lr"], divisor)
-            elif params:
-                # Adam with rate -1 adds its direction to where it starts: from decay * p it arrives at u.
-                updates = torch._foreach_mul(local(params), group["weight_decay"])
-                self._adam(updates, params, group, -1.0, divisor)
-                torch._foreach_addcmul_(local(params), updates, self._ratios(params, updates), value=-group["lr"])
+            else:
+                for some, updates in _together(params):
+                    # Adam with rate -1 adds its direction to where it starts: from decay * p it arrives at u.
+                    torch._foreach_copy_(updates, local(some))
+                    torch._foreach_mul_(updates, group["weight_decay"])
+                    self._adam(updates, some, group, -1.0, divisor)
+                    torch._foreach_addcmul_(local(some), updates, self._ratios(some, updates), value=-group["lr"])
+            if params and self.found_inf is not None:
+                torch._foreach_sub_(steps, [self.found_inf] * len(steps))
+
+    def _state_of(self, parameter):
+        if parameter not in self.state:
+            moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+            self.state[parameter] = {"step": torch.zeros((), device=parameter.device)} | moments
+        return self.state[parameter]
 
     def _adam(self, targets, params, group, lr, divisor):
-        """Updates the moments of `params` by their gradients / `divisor` and moves `targets`, tensors like `params`."""
-        for p in params:
-            if p not in self.state:
-                steps = torch.zeros((), device=p.device)
-                self.state[p] = {"step": steps, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        """Updates the moments of `params` by their gradients / `divisor` and moves `targets`, tensors like `params`:
+        torch's kernel, without the bookkeeping that torch.optim does around it, as it is called many times here."""
         state = [self.state[p] for p in params]
-        adam(
-            targets,
-            local(p.grad for p in params),
-            local(s["exp_avg"] for s in state),
-            local(s["exp_avg_sq"] for s in state),
-            [],
-            [s["step"] for s in state],
-            fused=True,
-            grad_scale=divisor,
-            found_inf=self.found_inf,
-            lr=lr,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            eps=group["eps"],
-            weight_decay=0.0,
-            amsgrad=False,
-            maximize=False,
-        )
+        if params:
+            torch._fused_adam_(
+                targets,
+                local(p.grad for p in params),
+                local(s["exp_avg"] for s in state),
+                local(s["exp_avg_sq"] for s in state),
+                [],
+                [s["step"] for s in state],
+                lr=lr,
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                weight_decay=0.0,
+                eps=group["eps"],
+                amsgrad=False,
+                maximize=False,
+                grad_scale=divisor,
+                found_inf=self.found_inf,
+            )
 
     def _ratios(self, params, updates):
         """|p| / |u| of each tensor; 1 if either is 0, and 0 where the step is left out."""
@@ -207,3 +217,23 @@ class Lamb(torch.optim.Optimizer):
         if self.found_inf is not None:
             ratios = torch.where(self.found_inf > 0, 0.0, ratios)
         return list(ratios.unbind())
+
+
+def _together(params):
+    """(parameters, space for their updates) that LAMB handles at once. On a GPU many, so that its kernels are long; on
+    a CPU few, so that all passes but the first find them in its cache. The space is the same for all."""
+    most = CPU_TOGETHER if params and params[0].device.type == "cpu" else GPU_TOGETHER
+    lists, size, largest = [], 0, 0
+    for parameter in params:
+        count = local([parameter])[0].numel()
+        if not lists or size + count > most:
+            lists.append([])
+            size = 0
+        lists[-1].append(parameter)
+        size += count
+        largest = max(largest, size)
+    space = torch.empty(largest, dtype=params[0].dtype, device=params[0].device) if params else None
+    for some in lists:
+        parts = local(some)
+        updates = space[: sum(part.numel() for part in parts)].split([part.numel() for part in parts])
+        yield some, [update.as_strided(part.shape, part.stride()) for update, part in zip(updates, parts, strict=True)]

@@ -282,6 +282,8 @@ def _check(run):
             f"{run.source}: data.finetune_train and data.finetune_val belong to stages with data: finetune;"
             " a recipe has both and such a stage, or neither"
         )
+    if run.speed.cuda_graphs and (not run.speed.compile or run.speed.parallel == "fsdp"):
+        raise BadInput(f"{run.source}: speed.cuda_graphs belongs to speed.compile: true and speed.parallel: ddp")
     for before, stage in zip((None, *run.stages), run.stages, strict=False):
         _check_stage(stage, before, run.speed.micro_batch, f"{run.source}: stage {stage.name}: ")
 

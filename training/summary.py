@@ -3,7 +3,7 @@
 In: a run, its data sets (checked or assumed) and, if known, training images per second and GPU. Out: text.
 
 The peak memory of a device is estimated, not measured: float32 weights, gradients, the optimizer's two moments (SGD:
-one) and the average; then the larger of LAMB's update, as large as the weights, and what the forward pass keeps for the
+one) and the average; then the larger of LAMB's update, 256 MiB at most, and what the forward pass keeps for the
 backward pass. The latter is what autograd saves of the very model, counted on shapes. Left out are the images, what
 kernels need for themselves, and the allocator's waste.
 """
@@ -87,8 +87,9 @@ def memory(run: Run, stage: Stage, network: nn.Module, samples: int) -> int:
     precision = torch.float32 if on_cpu or run.speed.precision == "fp32" else torch.bfloat16
     once, each = model.activations(network, stage.resolution, precision)
     weights = 4 * model.count(network)
+    update = min(weights, 4 * optim.GPU_TOGETHER) if stage.optimizer == "lamb" else 0
     kept = weights * (2 + optim.MOMENTS[stage.optimizer] + (stage.ema is not None))
-    return kept + max(once + samples * each, weights if stage.optimizer == "lamb" else 0)
+    return kept + max(once + samples * each, update)
 
 
 def measured(step: Callable[[], object], samples: int, device: torch.device) -> float:

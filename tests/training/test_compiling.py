@@ -74,14 +74,13 @@ def test_only_another_resolution_compiles_anew_and_the_numbers_stay(law):
     assert counters["graph_break"] == {}
 
 
-def test_where_it_cannot_compile_one_line_says_so(monkeypatch, capfd):
+def test_where_it_cannot_compile_one_line_says_so():
     """A C++ compiler that is not there, as on a machine without one."""
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
-    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
     job, state, stage = begun()
     expected = train(*begun(**{"speed.compile": "false"}), steps=2)
     said = []
-    compiling.compile_stage(job, state, stage, 16, say=said.append)
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",), "fx_graph_cache": False}):
+        compiling.compile_stage(job, state, stage, 16, say=said.append)
     assert len(said) == 1
     assert said[0].startswith("speed.compile: this platform cannot (")
     assert "\n" not in said[0]

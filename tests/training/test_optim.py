@@ -132,6 +132,25 @@ def test_lamb_is_timms_where_both_are_defined_alike():
         assert torch.allclose(one, other, atol=1e-6, rtol=0)
 
 
+def test_lists_and_memory_formats_do_not_matter(monkeypatch):
+    """Updated all at once or a tensor at a time, contiguous or channels-last: the same steps."""
+    results = []
+    for most, layout in ((1 << 30, torch.contiguous_format), (1, torch.contiguous_format), (5000, torch.channels_last)):
+        monkeypatch.setattr(optim, "CPU_TOGETHER", most)
+        network = small_vit("resnet18").to(memory_format=layout)
+        optimizer = optim.Lamb(optim.parameter_groups(network, 0.05), **LAMB)
+        for step in range(3):
+            give_gradients(network, step, size=5.0)
+            for parameter in network.parameters():  # in the layout of the weights, as autograd gives them
+                parameter.grad = torch.empty_like(parameter).copy_(parameter.grad)
+            optimizer.step()
+        results.append([p.detach().clone() for p in network.parameters()])
+    for one, other, third in zip(*results, strict=True):
+        assert torch.allclose(one, other, atol=1e-6, rtol=0)
+        assert torch.allclose(one, third, atol=1e-6, rtol=0)
+        assert one.ndim < 4 or third.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_parameters_without_gradient_stay():
     network = small_vit()
     before = {key: value.clone() for key, value in network.state_dict().items()}

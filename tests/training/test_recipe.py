@@ -256,6 +256,8 @@ BAD_RECIPES = {
     "log: {name: ../x}": "the name '../x' becomes part of a path",
     "log: {name: a..b}": "the name 'a..b' becomes part of a path",
     "log: {name: .}": "the name '.' becomes part of a path",
+    "speed: {cuda_graphs: true}": "speed.cuda_graphs belongs to speed.compile: true",
+    "speed: {cuda_graphs: true, compile: true, parallel: fsdp}": "speed.cuda_graphs belongs to speed.compile: true",
     "stage: {data: finetune}": "a recipe has both and such a stage, or neither",
     "data: {finetune_train: a.beton, finetune_val: b.beton}": "a recipe has both and such a stage, or neither",
     "data: {finetune_val: b.beton}\nstage: {data: finetune}": "a recipe has both and such a stage, or neither",

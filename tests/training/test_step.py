@@ -207,6 +207,13 @@ def test_an_epoch_without_a_finite_step_ends_the_run(tmp_path, monkeypatch):
         run_to_the_end(job, train_imagenet.begin_stage(job, 0, None, 0), Batches(job, 8), RunFolder(job.run), Silent())
 
 
+def test_convolutional_weights_are_channels_last(tmp_path):
+    for name, expected in (("resnet18", True), ("deit3_micro_patch16_224", False)):
+        state = train_imagenet.begin_stage(job_of(tmp_path, **{"model.name": name}), 0, None, 0)
+        matrices = [p for p in state.model.parameters() if p.ndim == 4 and p.shape[2] > 1 and p.shape[1] > 1]
+        assert {p.is_contiguous(memory_format=torch.channels_last) for p in matrices} == {expected}
+
+
 def test_a_meter_gives_the_means_and_the_first_bad_step():
     meter = Meter(CPU)
     rows = [(2.0, 1.0, 0), (float("nan"), float("inf"), 1), (4.0, 3.0, 0), (5.0, float("nan"), 1)]
