@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from bench.peers import CONTENDERS, is_floor, is_peer
 from bench.report import Grid
@@ -80,6 +81,7 @@ def plot(rows: list[dict], caption: str) -> Figure:
             panel.axvline(floor["value"], color=FLOOR, lw=1, ls=":", zorder=0.5)
         panel.set_title(f"{task.name}: {task.title}", fontsize=9)
         panel.margins(x=0.24)
+        panel.xaxis.set_major_locator(MaxNLocator(4))
         panel.tick_params(labelsize=8)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_yticks(range(len(names)), names)
@@ -97,10 +99,10 @@ def _colour(name):
 
 def sheet(files: list[Path]) -> Figure:
     """First images of each contender (sheet_<task>_<name>.npy), a row each."""
-    figure = Figure(figsize=(10, 1.25 * len(files)), layout="constrained", dpi=100)
+    figure = Figure(figsize=(10, 1.45 * len(files)), layout="constrained", dpi=100)
     for file, panel in zip(files, figure.subplots(len(files), 1, squeeze=False)[:, 0], strict=True):
         panel.imshow(np.concatenate(np.load(file), axis=1))
-        panel.set_ylabel(file.stem.removeprefix("sheet_"), fontsize=7, rotation=0, ha="right", va="center")
+        panel.set_title(file.stem.removeprefix("sheet_"), fontsize=7, loc="left")
         panel.set_xticks([])
         panel.set_yticks([])
     return figure

@@ -103,12 +103,12 @@ def _axis(begin, end, ratio, side, full, offset, flip, interpolation, first, cou
 
 
 @kernel
-def _read_raw(address, width, rows, columns, pixels):
-    """Rows and columns of a stored RGB image `width` pixels wide -> the same places of `pixels`, as RGBX."""
-    for y in range(rows[0], rows[1]):
-        start, n = y * width + columns[0], columns[1] - columns[0]
-        line = lanes.values(address + np.uint64(3 * start), 3 * n)
-        target = pixels[start : start + n]
+def _read_raw(address, width, first_row, count, columns, pixels):
+    """Rows first_row and following of a stored RGB image `width` pixels wide -> the first rows of `pixels`, as RGBX."""
+    for y in range(count):
+        begin, n = y * width + columns[0], columns[1] - columns[0]
+        line = lanes.values(address + np.uint64(3 * (first_row * width + begin)), 3 * n)
+        target = pixels[begin : begin + n]
         for x in range(n):
             red, green, blue = np.uint32(line[3 * x]), np.uint32(line[3 * x + 1]), np.uint32(line[3 * x + 2])
             target[x] = red | green << np.uint32(8) | blue << np.uint32(16)
@@ -134,22 +134,33 @@ def _show(decoder, addresses, sizes, modes, heights, widths, plan, seed, draw, w
         view.box_left, view.box_left + view.box_width, widths[level] / widths[0] * part, source.width,
         view.full_width, view.left, flip, plan.interpolation, first[1], count[1], weights[1],
     )  # fmt: skip
-    if modes[level] == _JPG:
-        luma = plan.least > 0.0 and policies.is_gray(plan.augment, plan.three_ops, seed, draw)
-        status = jpeg.decode(
-            decoder, addresses[level], sizes[level], heights[level], widths[level], source.eighths, luma,
-            rows, columns, pixels,
-        )  # fmt: skip
-        if status != jpeg.OK:
-            return status
-    elif sizes[level] == 3 * heights[level] * widths[level]:
-        _read_raw(addresses[level], widths[level], rows, columns, pixels)
-    else:
-        return jpeg.CORRUPT
     down_first = resample.vertical_first(
         box_rows[1] - box_rows[0], box_columns[1] - box_columns[0], view.full_height, view.full_width
     )
-    resample.resample(pixels, source.width, down_first, rows, columns, first, count, weights, scratch, planes)
+    is_jpg, status = modes[level] == _JPG, jpeg.OK
+    if is_jpg:
+        luma = plan.least > 0.0 and policies.is_gray(plan.augment, plan.three_ops, seed, draw)
+        status = jpeg.begin(
+            decoder, addresses[level], sizes[level], heights[level], widths[level], source.eighths, luma,
+            rows, columns, pixels,
+        )  # fmt: skip
+    elif sizes[level] != 3 * heights[level] * widths[level]:
+        return jpeg.CORRUPT
+    y, step = rows[0], rows[1] - rows[0] if down_first else jpeg.ROWS_AT_ONCE
+    while y < rows[1] and status == jpeg.OK:
+        n = min(step, rows[1] - y)
+        if is_jpg:
+            status = jpeg.rows(decoder, pixels, source.width, n)
+        else:
+            _read_raw(addresses[level], widths[level], y, n, columns, pixels)
+        resample.take_rows(
+            pixels, source.width, y, n, down_first, rows, columns, first, count, weights, scratch, planes
+        )
+        y += n
+    if is_jpg and status == jpeg.OK:
+        status = jpeg.end(decoder)
+    if status != jpeg.OK:
+        return status
     rand = randaugment.Strength(
         plan.rand_layers, plan.rand_probability, plan.rand_magnitude,
         plan.rand_deviation, plan.rand_limit, plan.rand_law,

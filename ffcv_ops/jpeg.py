@@ -4,9 +4,9 @@ The decoder is exact: accurate DCT and "fancy" chroma upsampling, libjpeg's defa
 FFCV asks for the fast DCT.) A pixel is one uint32 (R in the lowest byte, X unused), so that it moves in one piece.
 Functions are bound by name, not by address, so kernels that call them can be kept on disk.
 
-There are two ways to the same pixels. `region_decode` is C of ours over libjpeg's API (native.py) and does the work of
-a box only; `whole_decode` is the TurboJPEG library that FFCV itself needs, for machines on which ours cannot be built.
-`decode` is the one in use.
+There are two ways to the same pixels. The `region` functions are C of ours over libjpeg's API (native.py); they do the
+work of a box only, and hand out a few rows at a time. The `whole` ones are the TurboJPEG library that FFCV itself
+needs, for machines on which ours cannot be built. `begin`, `rows` and `end` are those in use.
 """
 
 import ctypes
@@ -27,18 +27,18 @@ _RGBX, _GRAY = 2, 6  # TJPF_RGBX, TJPF_GRAY
 _ACCURATE_DCT = 4096  # TJFLAG_ACCURATEDCT
 
 
-def _load_turbojpeg() -> None:
+def _load_turbojpeg() -> str:
     for name in ("libturbojpeg.so.0", "libturbojpeg.so"):
         try:
             ctypes.CDLL(name)
             llvmlite.binding.load_library_permanently(name)
-            return
+            return name
         except (OSError, RuntimeError):
             continue
     raise BadInput("libturbojpeg is not installed: run `apt-get install libturbojpeg0-dev` (conda: libjpeg-turbo)")
 
 
-_load_turbojpeg()
+TURBOJPEG = _load_turbojpeg()
 
 _tj_open = types.ExternalFunction("tjInitDecompress", types.uintp())
 _tj_close = types.ExternalFunction("tjDestroy", types.int32(types.uintp))
@@ -52,10 +52,13 @@ _tj_decompress = types.ExternalFunction(
 )
 _region_open = types.ExternalFunction("region_open", types.uintp())
 _region_close = types.ExternalFunction("region_close", types.void(types.uintp))
-_region_decode = types.ExternalFunction(
-    "region_decode",
-    types.int32(types.uintp, types.uintp, types.uint64, *[types.int32] * 8, types.uintp, types.int64),
+_region_begin = types.ExternalFunction(
+    "region_begin", types.int32(types.uintp, types.uintp, types.uint64, *[types.int32] * 7)
 )
+_region_rows = types.ExternalFunction(
+    "region_rows", types.int32(types.uintp, types.uintp, types.int64, types.int32)
+)
+_region_end = types.ExternalFunction("region_end", types.int32(types.uintp))
 
 
 @kernel
@@ -75,8 +78,8 @@ def whole_close(handle):
 
 
 @kernel
-def whole_decode(handle, data, size, height, width, eighths, luma, rows, columns, pixels):
-    """`decode` for machines without region.c: all of the image, whatever rows and columns are asked for."""
+def whole_begin(handle, data, size, height, width, eighths, luma, box_rows, box_columns, pixels):
+    """Decodes all of the image and moves the wanted rows to the front of `pixels`."""
     header = np.empty(4, np.int32)
     at, out = header.ctypes.data, pixels.ctypes.data
     if _tj_header(handle, data, size, at, at + 4, at + 8, at + 12) != 0:
@@ -91,7 +94,19 @@ def whole_decode(handle, data, size, height, width, eighths, luma, rows, columns
         failed = _tj_decompress(handle, data, size, gray.ctypes.data, w, 0, h, _GRAY, _ACCURATE_DCT) != 0
         for x in range(h * w):
             pixels[x] = np.uint32(gray[x]) * np.uint32(0x010101)
+    for x in range(w * (box_rows[1] - box_rows[0])):
+        pixels[x] = pixels[w * box_rows[0] + x]
     return CORRUPT if failed else OK
+
+
+@kernel
+def whole_rows(handle, pixels, stride, count):
+    return OK
+
+
+@kernel
+def whole_end(handle):
+    return OK
 
 
 @kernel
@@ -105,12 +120,20 @@ def region_close(handle):
 
 
 @kernel
-def region_decode(handle, data, size, height, width, eighths, luma, rows, columns, pixels):
-    """`decode` by region.c."""
-    return _region_decode(
-        handle, data, size, height, width, eighths, luma, rows[0], rows[1], columns[0], columns[1],
-        pixels.ctypes.data, scaled(width, eighths),
-    )  # fmt: skip
+def region_begin(handle, data, size, height, width, eighths, luma, box_rows, box_columns, pixels):
+    return _region_begin(
+        handle, data, size, height, width, eighths, luma, box_rows[0], box_columns[0], box_columns[1]
+    )
+
+
+@kernel
+def region_rows(handle, pixels, stride, count):
+    return _region_rows(handle, pixels.ctypes.data, stride, count)
+
+
+@kernel
+def region_end(handle):
+    return _region_end(handle)
 
 
 def _load_regions() -> bool:
@@ -122,15 +145,22 @@ def _load_regions() -> bool:
 
 REGIONS = _load_regions()
 
-# open_decoder() -> a handle, for one thread at a time; close_decoder(handle) frees it.
+# open_decoder() -> a handle, for one thread at a time; close_decoder(handle) frees it. An image is decoded by
 #
-# decode(handle, data, size, height, width, eighths, luma, rows, columns, pixels) -> OK or CORRUPT
-#   Decodes `size` bytes at address `data`, an image of height x width, scaled by eighths / 8 (8, 4, 2 or 1: the inverse
-#   DCT does it), into `pixels` (uint32), where pixel (y, x) of the scaled image has place y * scaled(width) + x. Only
-#   rows rows[0] to rows[1] and columns columns[0] to columns[1] are sure to be there. With `luma` (0 or 1) the three
-#   colours are the JPEG's luma, and its chroma is not decoded. CORRUPT: the stream is damaged, ends early, or is not an
-#   image of that size. libjpeg's warnings count as damage: behind one, part of the image is grey or stale. What lies
-#   behind the last row that is wanted may be damaged unnoticed: it is not seen either.
-open_decoder, close_decoder, decode = (
-    (region_open, region_close, region_decode) if REGIONS else (whole_open, whole_close, whole_decode)
+#   begin(handle, data, size, height, width, eighths, luma, box_rows, box_columns, pixels)
+#   rows(handle, pixels, stride, count)     as often as it takes, for ROWS_AT_ONCE rows or fewer
+#   end(handle)
+#
+# each of which returns OK or CORRUPT. data, size: address and length of the JPEG, an image of height x width.
+# eighths: 8, 4, 2 or 1; the inverse DCT scales the image by eighths / 8, to `scaled` sides. luma: 1 for gray pixels,
+# without decoding chroma. box_rows, box_columns: (begin, end) of what is wanted of the scaled image. pixels: uint32,
+# room for all of it; `rows` puts the next `count` rows of the box into its first rows of `stride` = scaled(width)
+# pixels, each column at its own place. CORRUPT: the stream is damaged, ends early, or is not an image of that size.
+# libjpeg's warnings count as damage: behind one, part of the image is grey or stale. Damage below the box goes
+# unnoticed: it is not seen either.
+open_decoder, close_decoder, begin, rows, end = (
+    (region_open, region_close, region_begin, region_rows, region_end)
+    if REGIONS
+    else (whole_open, whole_close, whole_begin, whole_rows, whole_end)
 )
+ROWS_AT_ONCE = 16 if REGIONS else 1 << 30

@@ -17,6 +17,8 @@ typedef struct {
   struct jpeg_decompress_struct info;
   struct jpeg_error_mgr errors;
   jmp_buf failed;
+  JDIMENSION left, count; /* columns that are decoded */
+  JSAMPROW gray;          /* a row of luma, or NULL where pixels are wanted */
 } Decoder;
 
 static void fail(j_common_ptr info) { longjmp(((Decoder *)info->client_data)->failed, 1); }
@@ -49,11 +51,10 @@ static void spread(const uint8_t *gray, uint32_t *pixels, JDIMENSION count) {
   for (JDIMENSION x = 0; x < count; x++) pixels[x] = gray[x] * 0x010101u;
 }
 
-/* The box [top, bottom) x [left, right) of the image scaled by eighths / 8; pixel (y, x) goes to pixels[y * stride + x].
- * Up to a column of blocks on either side of the box may be written too. Returns 0, or 1 for a damaged stream or one
- * whose image is not height x width. */
-int region_decode(void *handle, const unsigned char *data, uint64_t size, int height, int width, int eighths, int luma,
-                  int top, int bottom, int left, int right, uint32_t *pixels, int64_t stride) {
+/* Ready for rows top and following of the image scaled by eighths / 8, columns left to right. Returns 0, or 1 for a
+ * damaged stream or one whose image is not height x width, as the other two functions do. */
+int region_begin(void *handle, const unsigned char *data, uint64_t size, int height, int width, int eighths, int luma,
+                 int top, int left, int right) {
   Decoder *decoder = handle;
   j_decompress_ptr info = &decoder->info;
   if (setjmp(decoder->failed)) {
@@ -72,15 +73,39 @@ int region_decode(void *handle, const unsigned char *data, uint64_t size, int he
   info->scale_denom = 8;
   jpeg_start_decompress(info);
   /* Chroma is interpolated from its neighbours, so at a cut the decoder must see one more pixel than is wanted. */
-  JDIMENSION x = left > 0 ? left - 1 : 0, end = right < (int)info->output_width ? right + 1 : info->output_width;
-  JDIMENSION count = end - x;
-  if (count < info->output_width) jpeg_crop_scanline(info, &x, &count);
+  decoder->left = left > 0 ? left - 1 : 0;
+  decoder->count = (right < (int)info->output_width ? right + 1 : info->output_width) - decoder->left;
+  if (decoder->count < info->output_width) jpeg_crop_scanline(info, &decoder->left, &decoder->count);
   if (top > 0) jpeg_skip_scanlines(info, top);
-  JSAMPROW gray = luma ? (*info->mem->alloc_small)((j_common_ptr)info, JPOOL_IMAGE, count) : NULL;
-  while (info->output_scanline < (JDIMENSION)bottom) {
-    uint32_t *line = pixels + info->output_scanline * stride + x;
-    JSAMPROW row = luma ? gray : (JSAMPROW)line;
-    if (jpeg_read_scanlines(info, &row, 1) == 1 && luma) spread(gray, line, count);
+  decoder->gray = luma ? (*info->mem->alloc_small)((j_common_ptr)info, JPOOL_IMAGE, decoder->count) : NULL;
+  return 0;
+}
+
+/* The next `count` rows, `stride` pixels apart; column x goes to place x of a row. Up to a column of blocks on either
+ * side of the wanted ones is written too. */
+int region_rows(void *handle, uint32_t *pixels, int64_t stride, int count) {
+  Decoder *decoder = handle;
+  j_decompress_ptr info = &decoder->info;
+  if (setjmp(decoder->failed)) {
+    jpeg_abort_decompress(info);
+    return 1;
+  }
+  for (int y = 0; y < count; y++) {
+    uint32_t *line = pixels + y * stride + decoder->left;
+    JSAMPROW row = decoder->gray ? decoder->gray : (JSAMPROW)line;
+    if (jpeg_read_scanlines(info, &row, 1) != 1) return 1;
+    if (decoder->gray) spread(decoder->gray, line, decoder->count);
+  }
+  return 0;
+}
+
+/* After the last row. */
+int region_end(void *handle) {
+  Decoder *decoder = handle;
+  j_decompress_ptr info = &decoder->info;
+  if (setjmp(decoder->failed)) {
+    jpeg_abort_decompress(info);
+    return 1;
   }
   if (info->output_scanline < info->output_height)
     jpeg_abort_decompress(info);

@@ -137,36 +137,37 @@ def _split(rows, pitch, planes):
 
 
 @kernel
-def resample(pixels, width, down_first, rows, columns, first, count, weights, scratch, planes):
-    """Resamples RGBX pixels (uint32, rows of `width` one after the other) into `planes` (uint8 [3, size_y, size_x]).
+def take_rows(pixels, width, y, height, down_first, rows, columns, first, count, weights, scratch, planes):
+    """Resamples an image that comes in parts. With the last row, `planes` (uint8 [3, size_y, size_x]) is the result.
 
-    pixels: with room for sixteen rows and pixels more than the image has; what is there does not matter. first, count,
-    weights: those of the vertical axis at index 0 and of the horizontal one at index 1. rows, columns: (begin, end) of
-    what they touch. down_first: the order of the passes, see `vertical_first`. scratch: uint8, `scratch_size(...)`.
+    pixels: rows y to y + height of the image, RGBX (uint32), `width` pixels each, with room for sixteen rows and pixels
+    more; what is there does not matter. All parts but the last have a multiple of sixteen rows; with `down_first`, the
+    order of the passes (see `vertical_first`), there is one part. rows, columns: (begin, end) of what is needed, which
+    the parts cover. first, count, weights: those of the vertical axis at index 0 and of the horizontal one at index 1.
+    scratch: uint8, `scratch_size(...)`, the same for all parts.
     """
     size_y, size_x = planes.shape[1], planes.shape[2]
-    height, seen = rows[1] - rows[0], columns[1] - columns[0]
+    seen = columns[1] - columns[0]
     pitch = lanes.LINE * (_whole(size_x, 16) // 16)
-    narrow = lanes.LINE * _whole(seen, 16)
+    block = scratch.ctypes.data
+    narrow = block + lanes.LINE * _whole(seen, 16)
     middle = narrow + lanes.LINE * _whole(size_x, 16)
-    start = scratch.ctypes.data
-    source, stride = pixels.ctypes.data + 4 * (rows[0] * width + columns[0]), 4 * width
+    source, stride = pixels.ctypes.data + 4 * columns[0], 4 * width
     if down_first:
         row_size = _whole(4 * seen, lanes.LINE)
         finished = middle + _whole(size_y, 16) * row_size + 64
-        _vertical(source, stride, rows[0], row_size, first[0], count[0], weights[0], start + middle)
+        _vertical(source, stride, rows[0], row_size, first[0], count[0], weights[0], middle)
         _horizontal(
-            start + middle, row_size, size_y, columns, first[1], count[1], weights[1],
-            start, start + narrow, start + finished, pitch,
-        )  # fmt: skip
+            middle, row_size, size_y, columns, first[1], count[1], weights[1], block, narrow, finished, pitch
+        )
     else:
-        finished = middle + _whole(height, 16) * pitch
-        _horizontal(
-            source, stride, height, columns, first[1], count[1], weights[1],
-            start, start + narrow, start + middle, pitch,
-        )  # fmt: skip
-        _vertical(start + middle, pitch, rows[0], pitch, first[0], count[0], weights[0], start + finished)
-    _split(scratch[finished:], pitch, planes)
+        finished = middle + _whole(rows[1] - rows[0], 16) * pitch
+        target = middle + (y - rows[0]) * pitch
+        _horizontal(source, stride, height, columns, first[1], count[1], weights[1], block, narrow, target, pitch)
+        if y + height < rows[1]:
+            return
+        _vertical(middle, pitch, rows[0], pitch, first[0], count[0], weights[0], finished)
+    _split(lanes.values(finished, size_y * pitch), pitch, planes)
 
 
 @kernel

@@ -161,9 +161,10 @@ class Lamb(torch.optim.Optimizer):
             divisor = (self.grad_norm / self.clip_norm).clamp(min=1.0).float()
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
             steps = [self._state_of(p)["step"] for p in params]
-            if params:
-                torch._foreach_add_(steps, 1)
+            torch._foreach_add_(steps, 1)
             if group["weight_decay"] == 0:
                 self._adam(local(params), params, group, group["lr"], divisor)
             else:
@@ -173,7 +174,7 @@ class Lamb(torch.optim.Optimizer):
                     torch._foreach_mul_(updates, group["weight_decay"])
                     self._adam(updates, some, group, -1.0, divisor)
                     torch._foreach_addcmul_(local(some), updates, self._ratios(some, updates), value=-group["lr"])
-            if params and self.found_inf is not None:
+            if self.found_inf is not None:
                 torch._foreach_sub_(steps, [self.found_inf] * len(steps))
 
     def _state_of(self, parameter):
@@ -186,24 +187,23 @@ class Lamb(torch.optim.Optimizer):
         """Updates the moments of `params` by their gradients / `divisor` and moves `targets`, tensors like `params`:
         torch's kernel, without the bookkeeping that torch.optim does around it, as it is called many times here."""
         state = [self.state[p] for p in params]
-        if params:
-            torch._fused_adam_(
-                targets,
-                local(p.grad for p in params),
-                local(s["exp_avg"] for s in state),
-                local(s["exp_avg_sq"] for s in state),
-                [],
-                [s["step"] for s in state],
-                lr=lr,
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                weight_decay=0.0,
-                eps=group["eps"],
-                amsgrad=False,
-                maximize=False,
-                grad_scale=divisor,
-                found_inf=self.found_inf,
-            )
+        torch._fused_adam_(
+            targets,
+            local(p.grad for p in params),
+            local(s["exp_avg"] for s in state),
+            local(s["exp_avg_sq"] for s in state),
+            [],
+            [s["step"] for s in state],
+            lr=lr,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=0.0,
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+            grad_scale=divisor,
+            found_inf=self.found_inf,
+        )
 
     def _ratios(self, params, updates):
         """|p| / |u| of each tensor; 1 if either is 0, and 0 where the step is left out."""
@@ -221,19 +221,18 @@ class Lamb(torch.optim.Optimizer):
 
 def _together(params):
     """(parameters, space for their updates) that LAMB handles at once. On a GPU many, so that its kernels are long; on
-    a CPU few, so that all passes but the first find them in its cache. The space is the same for all."""
-    most = CPU_TOGETHER if params and params[0].device.type == "cpu" else GPU_TOGETHER
-    lists, size, largest = [], 0, 0
+    a CPU few, so that all passes but the first find them in its cache. The space is the same for all; the lists are
+    the same on all ranks, which share norms."""
+    most = CPU_TOGETHER if params[0].device.type == "cpu" else GPU_TOGETHER
+    lists, size = [], 0
     for parameter in params:
-        count = local([parameter])[0].numel()
-        if not lists or size + count > most:
+        if not lists or size + parameter.numel() > most:
             lists.append([])
             size = 0
         lists[-1].append(parameter)
-        size += count
-        largest = max(largest, size)
-    space = torch.empty(largest, dtype=params[0].dtype, device=params[0].device) if params else None
-    for some in lists:
-        parts = local(some)
-        updates = space[: sum(part.numel() for part in parts)].split([part.numel() for part in parts])
-        yield some, [update.as_strided(part.shape, part.stride()) for update, part in zip(updates, parts, strict=True)]
+        size += parameter.numel()
+    sizes = [[part.numel() for part in local(some)] for some in lists]
+    space = torch.empty(max(map(sum, sizes)), dtype=torch.float32, device=params[0].device)
+    for some, counts in zip(lists, sizes, strict=True):
+        pairs = zip(space[: sum(counts)].split(counts), local(some), strict=True)
+        yield some, [update.as_strided(part.shape, part.stride()) for update, part in pairs]

@@ -13,9 +13,13 @@ import signal
 import sys
 from pathlib import Path
 
-import submitit
-
 from ffcv_ops.errors import BadInput, exits_cleanly
+
+try:
+    import submitit
+except ModuleNotFoundError:
+    print("error: training.slurm needs submitit; install it with ./setup.sh slurm", file=sys.stderr)
+    raise SystemExit(2) from None
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -33,7 +37,7 @@ class Training(submitit.helpers.Checkpointable):
 
         place = submitit.helpers.TorchDistributedEnvironment()
         place.export(set_cuda_visible_devices=False, overwrite=True)
-        warning = submitit.JobEnvironment()._usr_sig()
+        warning = submitit.JobEnvironment()._usr_sig()  # USR2, unless the cluster's settings say another
         requeue = signal.getsignal(warning)  # submitit's handler: in the first process it submits the job again
 
         def heed(number, frame):

@@ -6,8 +6,6 @@ so that each sample runs one operation. Jitter is color_twist, DALI's one fused 
 instead of the image's mean, in fixed order. Both are in this peer's favour.
 """
 
-import itertools
-
 import numpy as np
 
 from bench.peers import Unavailable
@@ -18,20 +16,30 @@ try:
 except ImportError as error:
     raise Unavailable(f"DALI is not installed (pip install nvidia-dali-cuda130): {error}") from error
 
-PREFETCHED = 2  # batches that DALI works on ahead, its default
+PREFETCHED = 2  # batches that DALI works on at a time, its default
 
 
 def prepare(task, corpus, *, batch, workers):
     pipeline = _pipeline(task, [str(file) for file in corpus.files[task.split]])
     pipeline = pipeline(batch_size=batch, num_threads=workers, device_id=None, prefetch_queue_depth=PREFETCHED, seed=0)
     pipeline.build()
-    ahead = itertools.chain([0], itertools.repeat(PREFETCHED + 1))
+    first = True
 
     def epoch(batches):
-        """DALI never stops working ahead: what it made since the last epoch, which is not timed, is thrown away."""
-        for _ in range(next(ahead)):
-            pipeline.run()
-        return (np.asarray(pipeline.run()[0].as_tensor()) for _ in range(batches))
+        """Scheduled by hand: left to itself, DALI goes on working after the last batch, in the time of others."""
+        nonlocal first
+        scheduled = 0
+        for done in range(batches):
+            while scheduled < min(done + PREFETCHED, batches):
+                pipeline.schedule_run()
+                scheduled += PREFETCHED if first else 1  # the first call of all schedules the whole queue
+                first = False
+            (images,) = pipeline.share_outputs()
+            yield np.asarray(images.as_tensor())
+            pipeline.release_outputs()
+        for _ in range(scheduled - batches):
+            pipeline.share_outputs()
+            pipeline.release_outputs()
 
     return epoch
 

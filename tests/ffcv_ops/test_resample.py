@@ -9,8 +9,10 @@ from ffcv_ops import resample
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
-def resampled(image, *, size, box=None, limits=None, full=None, window=(0, 0), flip=False, interpolation="bicubic"):
-    """Our resampler on `image` uint8 [height, width, 3] -> [size_y, size_x, 3]; box and limits as (t, l, b, r)."""
+def resampled(image, *, size, box=None, limits=None, full=None, window=(0, 0), flip=False, interpolation="bicubic",
+              at_once=None):  # fmt: skip
+    """Our resampler on `image` uint8 [height, width, 3] -> [size_y, size_x, 3]; box and limits as (t, l, b, r).
+    at_once: rows of the image that come at a time."""
     filter_number = resample.NAMES[interpolation]
     height, width, _ = image.shape
     top, left, bottom, right = box or (0, 0, height, width)
@@ -25,15 +27,18 @@ def resampled(image, *, size, box=None, limits=None, full=None, window=(0, 0), f
     resample.axis_weights(
         left, right, limit[1], limit[3], full[1], window[1], flip, filter_number, first[1], count[1], weights[1]
     )
-    rgbx = np.full(((height + 16) * width + 16, 4), 99, np.uint8)  # what follows the image must not matter
-    rgbx[: height * width, :3] = image.reshape(-1, 3)
     planes = np.empty((3, *size), np.uint8)
     rows, columns = [(int(f.min()), int((f + c).max())) for f, c in zip(first, count, strict=True)]
     scratch = np.empty(resample.scratch_size(max(height, width), max(size)), np.uint8)
     down_first = resample.vertical_first(bottom - top, right - left, *full)
-    pixels = rgbx.view(np.uint32)[:, 0]
     axes = tuple(first), tuple(count), tuple(weights)
-    resample.resample(pixels, width, down_first, rows, columns, *axes, scratch, planes)
+    step = rows[1] - rows[0] if down_first or at_once is None else at_once
+    for y in range(rows[0], rows[1], step):
+        n = min(step, rows[1] - y)
+        rgbx = np.full(((n + 16) * width + 16, 4), 99, np.uint8)  # what follows the image must not matter
+        rgbx[: n * width, :3] = image[y : y + n].reshape(-1, 3)
+        pixels = rgbx.view(np.uint32)[:, 0]
+        resample.take_rows(pixels, width, y, n, down_first, rows, columns, *axes, scratch, planes)
     return planes.transpose(1, 2, 0)
 
 
@@ -41,9 +46,10 @@ def assert_equal(ours, pillow):
     np.testing.assert_array_equal(ours, np.asarray(pillow))
 
 
+@pytest.mark.parametrize("at_once", [None, 16, 48])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("size", [(224, 224), (64, 64), (600, 500), (33, 97), (20, 250), (1, 1)])
-def test_crop_then_resize(photos, odd_images, interpolation, size):
+def test_crop_then_resize(photos, odd_images, interpolation, size, at_once):
     for image in [*photos.values(), *odd_images.values()]:
         height, width, _ = image.shape
         box = (
@@ -54,7 +60,8 @@ def test_crop_then_resize(photos, odd_images, interpolation, size):
         )
         pillow = Image.fromarray(image).crop((box[1], box[0], box[3], box[2]))
         expected = pillow.resize(size[::-1], FILTERS[interpolation])
-        assert_equal(resampled(image, size=size, box=box, interpolation=interpolation), expected)
+        ours = resampled(image, size=size, box=box, interpolation=interpolation, at_once=at_once)
+        assert_equal(ours, expected)
 
 
 @pytest.mark.parametrize("box", [(0.0, 0.0, 100.0, 120.0), (10.25, 20.5, 110.75, 151.125), (3.0, 4.0, 5.5, 5.0)])

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-submitit = pytest.importorskip("submitit")
+pytest.importorskip("submitit")
 
-from ffcv_ops.errors import BadInput  # noqa: E402
-from training import slurm  # noqa: E402
+from ffcv_ops.errors import BadInput
+from training import slurm
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCAL = ["--local", "--gpus-per-node=0"]
