@@ -13,6 +13,7 @@ Everything goes to runs/NAME. The same command again goes on where the last one 
 import copy
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -163,6 +164,7 @@ def begin_stage(job: Job, number: int, given: dict | None, step: int, *, say=pri
         classes=job.sets[stage.data].classes,
         drop_path=stage.drop_path,
         layer_scale=job.run.model.layer_scale,
+        blur_pool=job.run.model.blur_pool,
     )
     if given is not None:
         head = head or stage.head
@@ -172,6 +174,9 @@ def begin_stage(job: Job, number: int, given: dict | None, step: int, *, say=pri
         model.load(network, model.grow(given, network, head=head, rows=rows))
     if job.run.speed.drop_path == "subset" and not depth.has_subsets(network):
         raise BadInput(f"speed.drop_path subset is for deit3 models; for {job.run.model.name} use exact")
+    if model.tokens(network) is not None and (stage.ramp or stage.eval_side != stage.resolution):
+        fault = f"{job.run.model.name} has one resolution; leave out ramp and eval_resolution"
+        raise BadInput(f"stage {stage.name}: {fault}")
     network.to(device)
     if job.run.speed.channels_last and model.tokens(network) is None:
         network.to(memory_format=torch.channels_last)
@@ -211,7 +216,9 @@ def train_stage(job: Job, state: State, folder: RunFolder, log: Log, *, so_far: 
     log.begin_stage(stage, steps=steps * stage.epochs, done=steps * state.epoch + state.batch)
     while state.epoch < stage.epochs:
         means = so_far
-        for reading in train_epoch(job, state, stage, forward, batches, seed=seed, piece=piece, log=log, asked=asked):
+        shown = replace(stage, resolution=schedule.resolution(stage, state.epoch))
+        batches.decoder.resolution = shown.resolution
+        for reading in train_epoch(job, state, shown, forward, batches, seed=seed, piece=piece, log=log, asked=asked):
             means += reading.means
             save_if_it_ends_here(job, state, stage, folder, log, reading, means)
         so_far = Means()
@@ -219,12 +226,12 @@ def train_stage(job: Job, state: State, folder: RunFolder, log: Log, *, so_far: 
         lr = state.optimizer.param_groups[0]["lr"]
         row = {"stage": stage.name, "epoch": state.epoch, "step": state.step, "lr": lr, **means.row()}
         if state.epoch % run.log.eval_every == 0 or state.epoch == stage.epochs:
-            result = evaluated(job, state.model, val_batches)
+            result = evaluated(job, stage, state.model, val_batches)
             row |= {"top1": result.top1, "top5": result.top5, "val_loss": result.loss, "val_images": result.images}
         if state.average is not None and state.epoch == stage.epochs:
-            averaged = evaluated(job, state.average, val_batches)
+            averaged = evaluated(job, stage, state.average, val_batches)
             row |= {"ema_top1": averaged.top1, "ema_top5": averaged.top5}
-        log.row(kind="epoch", epochs=stage.epochs, resolution=stage.resolution, **row)
+        log.row(kind="epoch", epochs=stage.epochs, resolution=shown.resolution, **row)
         if state.epoch == stage.epochs:
             folder.save_weights(stage.name, state.model, first=ranks.first)
         folder.save(state, so_far, first=ranks.first)
@@ -280,11 +287,13 @@ def save_if_it_ends_here(job: Job, state: State, stage: Stage, folder: RunFolder
         raise stop.Stopped
 
 
-def evaluated(job: Job, network: nn.Module, batches) -> Result:
+def evaluated(job: Job, stage: Stage, network: nn.Module, batches) -> Result:
     """All of the validation set. Its batches have other shapes than training's, so nothing is compiled for them."""
     eager = torch.compiler.set_stance("force_eager") if job.run.speed.compile else nullcontext()
     with parallel.gathered(network), eager:
-        return evaluate(network, batches.epoch(0), device=job.ranks.device, autocast=job.autocast)
+        return evaluate(
+            network, batches.epoch(0), device=job.ranks.device, autocast=job.autocast, flip=stage.eval_flip
+        )
 
 
 def stage_seed(seed: int, number: int) -> int:
@@ -321,11 +330,11 @@ def evaluate_weights(job: Job, init: str | None) -> Result:
         val.path, val.samples, stage, batch=64, rank=job.ranks.rank, world=job.ranks.world,
         workers=job.run.data.workers, device=job.ranks.device, cache=job.run.data.cache,
     )  # fmt: skip
-    result = evaluated(job, state.model, batches)
+    result = evaluated(job, stage, state.model, batches)
     if job.ranks.first:
         print(
             f"{val.path}: top-1 {100 * result.top1:.3f} %  top-5 {100 * result.top5:.3f} %  loss {result.loss:.4f}"
-            f"  ({result.images} images at {stage.resolution} px)"
+            f"  ({result.images} images at {stage.eval_side} px)"
         )
     return result
 

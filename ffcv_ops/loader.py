@@ -22,7 +22,7 @@ from ffcv.reader import Reader
 from ffcv.transforms import ToDevice, ToTensor
 from numba import typeof
 
-from ffcv_ops import crops, order, policies, randaugment, resample
+from ffcv_ops import crops, erasing, order, policies, randaugment, resample
 from ffcv_ops.decoders import ImageDecoder, LabelDecoder, Plan, SampleError
 from ffcv_ops.errors import BadInput
 from ffcv_ops.fields import column, image_pages, levels_of, pages_of, source_of
@@ -216,6 +216,7 @@ def plan_of(stage) -> Plan:
         **{f"rand_{name}": value for name, value in randaugment.parse(stage.rand_config)._asdict().items()},
         jitter=float(stage.jitter or 0.0),
         erase=float(stage.erasing),
+        erase_mode=erasing.NAMES[stage.erasing_mode],
     )
 
 
@@ -258,11 +259,11 @@ def train_loader(
 def eval_loader(
     path, num_samples, stage, *, batch, rank=0, world=1, workers="auto", device=None, cache="os"
 ) -> Loader:
-    """Each image once over all ranks: shortest side to resolution / eval_crop, centre crop, nothing random."""
+    """Each image once over all ranks: shortest side to eval_side / eval_crop, centre crop, nothing random."""
     plan = Plan(
         crop=crops.CENTRE, ratio=float(stage.eval_crop), interpolation=resample.NAMES[stage.interpolation]
     )
-    decoder = ImageDecoder(plan=plan, resolution=stage.resolution, seed=0, workers=worker_count(workers))
+    decoder = ImageDecoder(plan=plan, resolution=stage.eval_side, seed=0, workers=worker_count(workers))
     return Loader(
         path, decoder=decoder, of_epoch=lambda epoch: order.evaluation_share(num_samples, rank=rank, world=world),
         batch=batch, device=device or torch.device("cpu"), cache=cache,

@@ -76,12 +76,16 @@ def two_sets(tmp_path_factory, jpg_beton):
 def test_every_recipe_trains_a_step_is_saved_and_reloaded(path, two_sets, tmp_path, capsys):
     """Each stage of each recipe at tiny size, for one epoch of two steps in two pieces; then what was saved is
     evaluated and found to be finished."""
-    stages = recipe.load(path).stages
+    run = recipe.load(path)
+    stages = run.stages
     shrunk = [*SMALL, "--stage.batch=48", "--speed.micro_batch=24", "--stage.epochs=1", "--stage.warmup_epochs=0",
               f"--log.out={tmp_path}", "--log.name=run"]  # fmt: skip
     shrunk += [f"--data.{part}={two_sets / 'main.beton'}" for part in ("train", "val")]
     if any(stage.data == "finetune" for stage in stages):
         shrunk += [f"--data.finetune_{part}={two_sets / 'finetune.beton'}" for part in ("train", "val")]
+    if run.model.name == "resnet50":
+        shrunk += ["--model.name=test_resnet", "--stage.eval_resolution=48"]
+        shrunk += ["--stage.ramp=32,0,0"] if stages[0].ramp else []
     start = [] if stages[0].head == "keep" else [f"--init={two_sets / 'init.safetensors'}"]
     train_imagenet.main(["--cfg", str(path), *shrunk, *start])
     epochs = rows(tmp_path / "run")
@@ -90,11 +94,35 @@ def test_every_recipe_trains_a_step_is_saved_and_reloaded(path, two_sets, tmp_pa
     said = capsys.readouterr().out
     assert said.count("3 of 5 classes keep their weights") == sum(stage.head == "map" for stage in stages)
     first, last = (load_file(tmp_path / "run" / f"{s.name}.safetensors") for s in (stages[0], stages[-1]))
-    assert [len(w["head.bias"]) for w in (first, last)] == [7, 5 if stages[-1].data == "finetune" else 7]
+    bias = "fc.bias" if run.model.name == "resnet50" else "head.bias"
+    assert [len(w[bias]) for w in (first, last)] == [7, 5 if stages[-1].data == "finetune" else 7]
     train_imagenet.main(["--cfg", str(path), *shrunk, "--eval-only", f"--init={tmp_path / 'run'}"])
     assert f"top-1 {100 * epochs[-1]['top1']:.3f} %" in capsys.readouterr().out
     train_imagenet.main(["--cfg", str(tmp_path / "run" / "recipe.yaml"), "--log.name=run"])
     assert rows(tmp_path / "run") == epochs, "a finished run was trained again"
+
+
+@pytest.mark.usefixtures("no_report")
+def test_the_resolution_rises_within_a_stage(data, tmp_path):
+    """FFCV's ResNet recipe in small: the images' size, SGD's rates, the blurred weights."""
+    shrunk = ["--cfg", ROOT / "recipes" / "rn50_ffcv_16ep.yaml", *SMALL, *data, "--model.name=test_resnet",
+              "--stage.resolution=96", "--stage.ramp=32,0,3", "--stage.eval_resolution=64", "--stage.epochs=4",
+              "--stage.warmup_epochs=1", "--stage.repeats=1", "--stage.batch=32", "--speed.micro_batch=32"]  # fmt: skip
+    train_imagenet.main([*map(str, shrunk), f"--log.out={tmp_path}", "--log.name=whole"])
+    epochs = rows(tmp_path / "whole")
+    assert [row["resolution"] for row in epochs] == [32, 64, 64, 96]
+    ends = (2.00003 / 3, 7 / 9, 4 / 9, 1 / 9)  # of each epoch's three steps the last
+    assert [row["lr"] for row in epochs] == pytest.approx([1.7 * part for part in ends], rel=1e-4)
+    weights = load_file(tmp_path / "whole" / "model.safetensors")
+    assert any(name.endswith(".blur") for name in weights)
+
+
+def test_a_vit_has_one_resolution(data, tmp_path, capsys):
+    for key in ("--stage.ramp=16,0,1", "--stage.eval_resolution=48"):
+        with pytest.raises(SystemExit, match="2"):
+            train_imagenet.main(["--cfg", str(ROOT / "recipes" / "smoke.yaml"), *SMALL, *data, key,
+                                 "--stage.epochs=2", f"--log.out={tmp_path}"])  # fmt: skip
+        assert "has one resolution; leave out ramp and eval_resolution" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("no_report")

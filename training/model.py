@@ -63,11 +63,14 @@ def deit3_micro_patch16_224(pretrained=False, **arguments) -> VisionTransformer:
     return _deit3("deit3_micro_patch16_224", shape, pretrained, arguments)
 
 
-def create(name: str, *, resolution: int, classes: int, drop_path: float, layer_scale: float | None) -> nn.Module:
+def create(
+    name: str, *, resolution: int, classes: int, drop_path: float, layer_scale: float | None, blur_pool: bool = False
+) -> nn.Module:
     """A freshly initialised model; its random weights come from torch's global generator.
 
     `layer_scale` is for deit3 models, None builds them without it. A resolution that the patch does not divide leaves
     the last rows and columns of the image unused, as in the official code: ViT-H/14 at 160 has an 11 x 11 grid.
+    `blur_pool`: strided convolutions of 16 channels or more become `BlurredConv2d`.
     """
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
@@ -91,7 +94,33 @@ def create(name: str, *, resolution: int, classes: int, drop_path: float, layer_
         for name, module in list(model.named_modules()):
             if isinstance(module, DropPath):
                 model.set_submodule(name, StochasticDepth(module.drop_prob))
+    if blur_pool:
+        for name, module in list(model.named_modules()):
+            if isinstance(module, nn.Conv2d) and max(module.stride) > 1 and module.in_channels >= 16:
+                model.set_submodule(name, BlurredConv2d(module))
     return model
+
+
+class BlurredConv2d(nn.Conv2d):
+    """A strided convolution of an image that is blurred before, by [1 2 1] in both directions, zeros beyond its border:
+    BlurPool (Zhang 2019) as FFCV's ResNets have it.
+
+    It takes over `conv`, also its weights' names. The kernel is saved with them: weights that were trained with the
+    blur do not load into a network without it.
+    """
+
+    def __init__(self, conv: nn.Conv2d):
+        super().__init__(
+            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
+            conv.groups, device="meta",
+        )  # fmt: skip
+        self.weight, self.bias = conv.weight, conv.bias
+        line = torch.tensor([1.0, 2.0, 1.0], device=conv.weight.device) / 4
+        self.register_buffer("blur", line[:, None] * line)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = self.blur.to(x.dtype).expand(self.in_channels, 1, 3, 3)
+        return super().forward(F.conv2d(x, kernel, padding=1, groups=self.in_channels))
 
 
 def _start_officially(model, drop_path):

@@ -42,6 +42,7 @@ class Model:
     name: str = key("timm's name of the architecture")
     layer_scale: float | None = key("LayerScale's initial value; none: without it", above=0)
     classes: int | Literal["auto"] = key("size of the head; auto: the classes of the .beton", low=1)
+    blur_pool: bool = key("blur before each strided convolution of 16 channels or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Stage:
     name: str = key("name in logs and files")
     data: Literal["main", "finetune"] = key("data.train and data.val, or data.finetune_train and data.finetune_val")
     resolution: int = key("side of the square training image, pixels", low=8, high=4096)
+    ramp: tuple[int, int, int] | None = key("pixels at first; epochs between which they rise to resolution", low=0)
     epochs: int = key("passes of as many samples as there are images", low=1)
     batch: int = key("samples per optimizer step, over all devices", low=1)
     crop: Literal["rrc", "src", "centre"] = key("random resized crop, simple random crop, or the evaluation crop")
@@ -67,6 +69,7 @@ class Stage:
     rand_config: str = key("rand: strength, in timm's notation")
     jitter: float | None = key("colour jitter: brightness, contrast and saturation in 1 -+ this", above=0, high=1)
     erasing: float = key("probability of random erasing", low=0, high=1)
+    erasing_mode: Literal["const", "rand", "pixel"] = key("erase with the mean colour, one random colour, or noise")
     repeats: int = key("views of an image in an epoch (repeated augmentation)", low=1)
     mixup: float = key("alpha of mixup; 0: no mixup", low=0)
     cutmix: float = key("alpha of CutMix; 0: no CutMix", low=0)
@@ -79,7 +82,9 @@ class Stage:
     min_lr: float = key("learning rate at the cosine's end", low=0)
     warmup_epochs: int = key("epochs of linear warm-up, part of the cosine's epochs", low=0)
     warmup_lr: float = key("learning rate at the warm-up's start", low=0)
-    schedule: Literal["epoch", "step"] = key("when the learning rate moves: once an epoch or each step")
+    schedule: Literal["epoch", "step", "linear"] = key(
+        "how the learning rate falls: cosine, moving once an epoch or each step; or a straight line, each step"
+    )
     weight_decay: float = key("on weight matrices only", low=0)
     betas: tuple[float, float] = key("lamb, adamw: decay of the two moments", low=0, below=1)
     eps: float = key("lamb, adamw: added to the denominator", above=0)
@@ -88,11 +93,17 @@ class Stage:
     ema: float | None = key("decay per step of the averaged weights", above=0, below=1)
     start: Literal["last", "ema"] = key("which weights of the stage before to start from")
     head: Literal["keep", "new", "map"] = key("the classifier: kept, begun anew, or rows of the same class names kept")
+    eval_resolution: int | None = key("evaluation: side of the image, pixels; none: resolution", low=8, high=4096)
     eval_crop: float = key("evaluation: share of the short side inside the centre crop", above=0, high=1)
+    eval_flip: bool = key("evaluation: mean of the logits of each image and its mirror image")
 
     @property
     def mixing(self) -> bool:
         return self.mixup > 0 or self.cutmix > 0
+
+    @property
+    def eval_side(self) -> int:
+        return self.eval_resolution or self.resolution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,6 +312,11 @@ def _check_stage(stage, before, micro_batch, where):
             not stage.mixing or micro_batch % 2 == 0,
             f"speed.micro_batch {micro_batch} must be even: samples are mixed in pairs",
         )
+    if stage.ramp is not None:
+        pixels, begins, ends = stage.ramp
+        fits = 8 <= pixels <= stage.resolution
+        need(fits, f"ramp begins at {pixels} px; it must be 8 to resolution {stage.resolution}")
+        need(begins <= ends < stage.epochs, f"ramp {keys.spell(stage.ramp)} must end within {stage.epochs} epochs")
     low, high = stage.rrc_scale
     need(low <= high, f"rrc_scale {keys.spell(stage.rrc_scale)} must be [smallest, largest]")
     need(

@@ -1,5 +1,6 @@
 """The report of a run, made from its log alone: a table of the stages (report.md) and its curves (curves.png)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -45,10 +46,14 @@ def _percent(rows: list[dict], key: str) -> str:
 
 
 def table(summaries: list[dict]) -> str:
-    """A Markdown table, padded so that it also reads well on a console."""
-    cells = [list(COLUMNS)] + [[str(row[column]) for column in COLUMNS] for row in summaries]
-    widths = [max(len(line[k]) for line in cells) for k in range(len(COLUMNS))]
-    lines = ["| " + " | ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in cells]
+    """A Markdown table of them."""
+    return padded([COLUMNS, *([str(row[column]) for column in COLUMNS] for row in summaries)])
+
+
+def padded(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, headings first, padded so that it also reads well on a console."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["| " + " | ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in rows]
     lines.insert(1, "|" + "|".join("-" * (w + 1) + ":" for w in widths) + "|")
     return "\n".join(lines)
 

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from ffcv_ops.errors import BadInput, exits_cleanly
-from training import datasets, model, recipe, summary
+from training import datasets, model, recipe, schedule, summary
 
 RECIPES = recipe.BASE.parent
 PUBLISHED, CURVES = "published.json", "official_curves.json"
@@ -55,7 +55,9 @@ def _rows(run, published, curves):
     for stage in run.stages:
         count, gmacs = _size(run.model, stage.resolution, sets[stage.data].classes)
         steps, _ = summary.length(stage, sets)
-        hours = steps * stage.batch * gmacs * 6e9 / OPERATIONS_PER_S / 3600
+        sides = [schedule.resolution(stage, epoch) for epoch in range(stage.epochs)]
+        mean = sum(_size(run.model, side, sets[stage.data].classes)[1] for side in sides) / stage.epochs
+        hours = steps * stage.batch * mean * 6e9 / OPERATIONS_PER_S / 3600
         said, curve = published.get(stage.name, {}), curves.get(stage.name, {})
         top1 = f"{said['top1']:.1f} ({said['source']})" if said else "-"
         others = (f"{said[key]:.1f}" if key in said else "-" for key in ("v2", "real"))

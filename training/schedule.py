@@ -1,10 +1,11 @@
-"""The learning rate of a step: a pure function. Warm-up is linear and is followed by half a cosine.
+"""What changes during a stage, as pure functions: the learning rate of a step and the resolution of an epoch.
 
-In: the step within its stage (0 is the first) and the stage's keys. Out: the learning rate of that step.
+In: the step or epoch within its stage (0 is the first) and the stage's keys. Warm-up is linear; what follows it:
 
-epoch: as the official loop does it. The rate stands still for an epoch and comes one epoch late, so that epochs 0 and 1
-       both run at `warmup_lr` and epoch e at f(e - 1); the cosine counts from epoch 0, warm-up included.
+epoch: half a cosine, as the official loop does it: the rate stands still for an epoch and comes one epoch late. Epochs
+       0 and 1 both run at `warmup_lr` and epoch e at f(e - 1); the cosine counts from epoch 0, warm-up included.
 step:  the rate moves each step; the cosine starts at `lr` where warm-up ends, and reaches `min_lr` as the stage ends.
+linear: the same with a straight line.
 
 Without warm-up the rate starts at `lr`; a stage no longer than its warm-up ends inside it.
 """
@@ -22,7 +23,7 @@ def learning_rate(
     min_lr: float,
     warmup_epochs: float,
     warmup_lr: float,
-    schedule: Literal["epoch", "step"],
+    schedule: Literal["epoch", "step", "linear"],
 ) -> float:
     if schedule == "epoch":
         time = max(step // steps_per_epoch - 1, 0)  # epochs
@@ -35,10 +36,26 @@ def learning_rate(
     if time >= epochs:
         return min_lr
     progress = (time - cosine_start) / (epochs - cosine_start)
-    return min_lr + (lr - min_lr) * (1 + math.cos(math.pi * progress)) / 2
+    left = 1 - progress if schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    return min_lr + (lr - min_lr) * left
 
 
 def of_stage(stage, step: int, steps_per_epoch: int) -> float:
     """The learning rate of a step of `stage`, a row of a recipe."""
     names = ("epochs", "lr", "min_lr", "warmup_epochs", "warmup_lr", "schedule")
     return learning_rate(step, steps_per_epoch=steps_per_epoch, **{name: getattr(stage, name) for name in names})
+
+
+RAMP_PIXELS = 32  # what ResNets halve to whole pixels five times
+
+
+def resolution(stage, epoch: int) -> int:
+    """Side of the training images of this epoch, pixels. `stage.ramp` (pixels, begins, ends): in between the nearest
+    multiple of 32 to a straight line, of two equally near the one that is even times 32, as FFCV's recipes have it."""
+    if stage.ramp is None or epoch >= stage.ramp[2]:
+        return stage.resolution
+    pixels, begins, ends = stage.ramp
+    if epoch <= begins:
+        return pixels
+    line = pixels + (stage.resolution - pixels) * (epoch - begins) / (ends - begins)
+    return round(line / RAMP_PIXELS) * RAMP_PIXELS

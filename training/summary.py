@@ -65,7 +65,8 @@ def on_shapes(wanted: Model, resolution: int, classes: int, *, drop_path: float)
     """The model of a stage without contents."""
     with torch.device("meta"):
         return model.create(
-            wanted.name, resolution=resolution, classes=classes, drop_path=drop_path, layer_scale=wanted.layer_scale
+            wanted.name, resolution=resolution, classes=classes, drop_path=drop_path, layer_scale=wanted.layer_scale,
+            blur_pool=wanted.blur_pool,
         )
 
 

@@ -51,7 +51,11 @@ def is_floor(name: str) -> bool:
 def takes_part(name: str, task: Task) -> bool:
     """Whether this contender has anything to do in a task."""
     if name == "ffcv-tuned":
-        return task.augment  # elsewhere it is ffcv
+        return task.augment == "three"  # elsewhere it is ffcv
+    if task.augment in ("rand", "auto", "trivial") and (name.startswith("ffcv") or name == "dali"):
+        return False  # they have none of these
+    if task.augment == "trivial" and name == "timm":
+        return False
     if name == "floor-decode":
         return True  # to compare with in the same minute
     return is_floor(name) == (task is DECODE)

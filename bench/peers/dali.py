@@ -51,7 +51,7 @@ def _pipeline(task, files):
         images = _cropped(task, encoded)
         if task.flip:
             images = fn.flip(images, horizontal=fn.random.coin_flip(probability=0.5))
-        if task.augment:
+        if task.augment == "three":
             images = _augmented(images)
         return images
 

@@ -20,7 +20,8 @@ def stage_of(task, batch, keys):
             raise Unavailable(f"there is no key stage.{key}")
     return dataclasses.replace(
         stage, resolution=task.size, batch=batch, crop=task.crop, flip=0.5 if task.flip else 0.0,
-        augment="three" if task.augment else "none", jitter=JITTER if task.augment else None,
+        augment={"auto": "auto-original"}.get(task.augment, task.augment),
+        jitter=JITTER if task.augment == "three" else None,
         repeats=1, mixup=0, cutmix=0, **keys,
     )  # fmt: skip
 

@@ -41,9 +41,12 @@ def transform_of(task):
     steps = crop_of(task)
     if task.flip:
         steps.append(transforms.RandomHorizontalFlip())
-    if task.augment:
+    if task.augment == "three":
         three = transforms.RandomChoice([transforms.Grayscale(3), solarize, gaussian_blur])
         steps += [three, transforms.ColorJitter(JITTER, JITTER, JITTER)]
+    elif task.augment != "none":
+        steps.append({"rand": transforms.RandAugment, "auto": transforms.AutoAugment,
+                      "trivial": transforms.TrivialAugmentWide}[task.augment]())  # fmt: skip
     return transforms.Compose([*steps, transforms.PILToTensor()])
 
 

@@ -42,7 +42,7 @@ def _loader(path, task, batch, workers, kernels):
         "centre": lambda: CenterCropRGBImageDecoder(size, ratio=1.0),
     }[task.crop]()
     flip = [RandomHorizontalFlip()] if task.flip else []
-    augment = [ThreeAugment(kernels), ColorJitter(JITTER, kernels)] if task.augment else []
+    augment = [ThreeAugment(kernels), ColorJitter(JITTER, kernels)] if task.augment == "three" else []
     pipelines = {"image": [decoder, *flip, *augment, ToTensor()], "label": [IntDecoder(), ToTensor()]}
     loader = Loader(
         path, batch_size=batch, num_workers=workers, os_cache=True, order=OrderOption.RANDOM,

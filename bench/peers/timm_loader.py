@@ -1,8 +1,8 @@
 """timm's create_loader with its own transforms; the batches are those before its prefetcher normalises them: uint8
 [n, 3, size, size].
 
-3-Augment is timm's policy `3a`. The simple random crop is its crop mode `rkrr` with scale and ratio fixed at 1: the
-short side to the size and a random window, without the paper's 4 reflected border pixels.
+3-Augment is timm's policy `3a`; there is no TrivialAugment. The simple random crop is its crop mode `rkrr` with scale
+and ratio fixed at 1: the short side to the size and a random window, without the paper's 4 reflected border pixels.
 """
 
 import torch
@@ -11,6 +11,8 @@ from timm.data import create_loader
 from bench.peers.files import Files, restarting
 from bench.peers.reference_pillow import read
 from bench.tasks import JITTER
+
+POLICIES = {"none": None, "three": "3a", "rand": "rand-m9-mstd0.5-inc1", "auto": "original"}
 
 
 def prepare(task, corpus, *, batch, workers):
@@ -23,8 +25,7 @@ def prepare(task, corpus, *, batch, workers):
     }[task.crop]
     loader = create_loader(
         dataset, input_size=(3, task.size, task.size), batch_size=batch, is_training=task.crop != "centre",
-        interpolation="bicubic", hflip=0.5, color_jitter=JITTER if task.augment else None,
-        auto_augment="3a" if task.augment else None, num_workers=workers, device=torch.device("cpu"),
-        **crop,
+        interpolation="bicubic", hflip=0.5, color_jitter=JITTER if task.augment == "three" else None,
+        auto_augment=POLICIES[task.augment], num_workers=workers, device=torch.device("cpu"), **crop,
     )  # fmt: skip
     return restarting(loader.loader, dataset, batch)

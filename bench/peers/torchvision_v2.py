@@ -30,13 +30,15 @@ def transform_of(task):
     steps = crop_of(task)
     if task.flip:
         steps.append(v2.RandomHorizontalFlip())
-    if task.augment:
+    if task.augment == "three":
         three = [
             v2.Grayscale(3),
             v2.RandomSolarize(128, p=1.0),
             v2.GaussianBlur(13, sigma=(0.1, 2.0)),
         ]
         steps += [v2.RandomChoice(three), v2.ColorJitter(JITTER, JITTER, JITTER)]
+    elif task.augment != "none":
+        steps.append({"rand": v2.RandAugment, "auto": v2.AutoAugment, "trivial": v2.TrivialAugmentWide}[task.augment]())
     return v2.Compose(steps)
 
 

@@ -18,7 +18,7 @@ from bench import corpus, loader, loader_views, report
 from bench.contender import Contender, Failed
 from bench.ffcv_tuned_ops import TUNED
 from bench.ffcv_user_ops import STRAIGHTFORWARD, get_simple_random_crop
-from bench.peers import reference_pillow, torchvision_v2
+from bench.peers import CONTENDERS, ours, reference_pillow, takes_part, torchvision_v2
 from bench.tasks import TASKS
 from ffcv_ops.errors import BadInput
 
@@ -128,7 +128,7 @@ def test_torchvision_and_pillow_evaluate_alike(images):
     assert np.abs(first - second).mean() < 2
 
 
-@pytest.mark.parametrize("task", "ABCD")
+@pytest.mark.parametrize("task", "ABCDFGH")
 @pytest.mark.parametrize("peer", [torchvision_v2, reference_pillow])
 def test_training_transforms_are_random_and_of_the_right_size(images, peer, task):
     image = peer.read(str(next(images.rglob("*.jpg"))))
@@ -136,6 +136,24 @@ def test_training_transforms_are_random_and_of_the_right_size(images, peer, task
     assert first.shape == second.shape == (3, TASKS[task].size, TASKS[task].size)
     assert first.dtype == np.uint8
     assert (first != second).any()
+
+
+def test_who_has_which_policy():
+    have = {task.name: {name for name in CONTENDERS if takes_part(name, task)} for task in TASKS.values()}
+    assert have["F"] == have["G"] == have["H"] | {"timm"}
+    usual = {"ours", "ours-fast", "ours-pyramid", "ours-raw", "torchvision-v2", "pillow", "timm", "floor-decode"}
+    assert have["F"] == usual
+    assert have["B"] - have["F"] == {"ffcv", "ffcv-tuned", "ffcv-raw", "dali"}
+
+
+def test_our_tasks_are_stages_of_those_policies():
+    stages = {name: ours.stage_of(TASKS[name], 8, {}) for name in "ABFGH"}
+    found = {name: (stage.augment, stage.jitter) for name, stage in stages.items()}
+    assert found == {
+        "A": ("none", None), "B": ("three", 0.3), "F": ("rand", None), "G": ("auto-original", None),
+        "H": ("trivial", None),
+    }  # fmt: skip
+    assert stages["F"].rand_config == "rand-m9-mstd0.5-inc1"
 
 
 # --- a small run ---------------------------------------------------------------------------------------------------

@@ -37,10 +37,12 @@ class Stage:
     rand_config: str = "rand-m9-mstd0.5-inc1"
     jitter: float | None = 0.3
     erasing: float = 0.0
+    erasing_mode: str = "pixel"
     repeats: int = 3
     mixup: float = 0.8
     cutmix: float = 1.0
     mix_chunk: int = 8
+    eval_side: int = 48
     eval_crop: float = 1.0
 
 

@@ -39,6 +39,28 @@ def test_words_name_the_operation_of_the_draw(photos):
     assert seen == {"gray", "solarize", "blur"}
 
 
+def test_words_name_the_operations_of_randaugment(photos):
+    """Where nothing is named, nothing happens, and the crops are those of no policy."""
+    image = photos["cat"]
+    height, width, _ = image.shape
+    plan = decoders.Plan(crop=crops.CENTRE, augment=policies.RAND, rand_probability=0.3)
+    plain = decoders.show(image, plan=plan._replace(augment=policies.NONE), resolution=64, seed=0, draw=0)
+    named = 0
+    for draw in range(40):
+        said = preview.words(plan, height, width, 64, seed=0, draw=draw)
+        same = np.array_equal(decoders.show(image, plan=plan, resolution=64, seed=0, draw=draw), plain)
+        assert said or same
+        named += bool(said) and not same
+    assert 15 < named < 32  # about half of them: 1 - .7^2
+
+
+def test_all_policies_on_one_photograph(jpg_beton, tmp_path, capsys):
+    path = tmp_path / "sheet.png"
+    preview.main([str(jpg_beton), "--cfg", RECIPE, "--out", str(path), "--all-policies", "--draws", "2"])
+    assert "10 policies, 2 draws each" in capsys.readouterr().out
+    assert Image.open(path).size == (round(1.65 * 3 * 100), round(2.35 * 10 * 100))
+
+
 def test_rubbish_is_refused(tmp_path, capsys):
     (tmp_path / "x.jpg").write_bytes(b"nothing")
     with pytest.raises(SystemExit) as ended:

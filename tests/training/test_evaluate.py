@@ -43,3 +43,33 @@ def test_counts_equal_numpys(classes, batch):
     assert result.loss == pytest.approx(loss, rel=1e-5)
     assert result.images == 50
     assert network.training
+
+
+class FirstRow(nn.Module):
+    """Logits are the red values along the first row, times 1 to 8: not the same for a mirror image."""
+
+    def forward(self, images):
+        return images[:, 0, 0, :] * torch.arange(1, 9)
+
+
+def test_mirror_images_count_half():
+    """Against the same logits in NumPy; without `flip` the result is another one."""
+    generator = np.random.default_rng(1)
+    images = generator.integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
+    labels = generator.integers(0, 8, 60)
+    batches = [(torch.from_numpy(images), torch.from_numpy(labels))]
+    red = (images[:, 0, :, 0].astype(np.float64) / 255 - 0.485) / 0.229
+    one, other = red * np.arange(1, 9), red[:, ::-1] * np.arange(1, 9)
+    results = {}
+    for flip, logits in ((False, one), (True, (one + other) / 2)):
+        result = evaluate(FirstRow(), batches, device=torch.device("cpu"), autocast=nullcontext, flip=flip)
+        ranking = np.argsort(-logits, axis=1)
+        assert result.top1 == (ranking[:, 0] == labels).mean()
+        assert result.top5 == (ranking[:, :5] == labels[:, None]).any(1).mean()
+        loss = (np.log(np.exp(logits).sum(1)) - logits[np.arange(60), labels]).mean()
+        assert result.loss == pytest.approx(loss, rel=1e-5)
+        results[flip] = result
+    assert results[True] != results[False]
+    mirrored = [(batches[0][0].flip(2), batches[0][1])]
+    again = evaluate(FirstRow(), mirrored, device=torch.device("cpu"), autocast=nullcontext, flip=True)
+    assert again == results[True], "an image and its mirror image count the same"

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import timm
 import torch
+from scipy.ndimage import correlate
 from timm.layers import DropPath
 from torch import nn
+from torch.nn import functional as F
 from torchvision.models import ResNet50_Weights
 
 from ffcv_ops.errors import BadInput
@@ -229,6 +231,30 @@ def test_other_timm_models_are_built_as_timm_builds_them():
     rates = [module.rate for module in residual.modules() if isinstance(module, StochasticDepth)]
     assert rates == [module.drop_prob for module in timms.modules() if isinstance(module, DropPath)]
     assert len(rates) == 15
+
+
+def test_blur_pool_blurs_before_the_six_strided_convolutions():
+    """Against SciPy's correlation and timm's own convolution of the result; everything else is timm's network."""
+    plain, blurred = (
+        model.create("resnet50", resolution=64, classes=10, drop_path=0.0, layer_scale=None, blur_pool=blur)
+        for blur in (False, True)
+    )
+    kinds = {name: type(module) for name, module in blurred.named_modules() if isinstance(module, nn.Conv2d)}
+    found = {name for name, kind in kinds.items() if kind is model.BlurredConv2d}
+    assert found == {f"layer{k}.0.{part}" for k in (2, 3, 4) for part in ("conv2", "downsample.0")}
+    own = dict(blurred.state_dict())
+    assert own.keys() - plain.state_dict().keys() == {f"{name}.blur" for name in found}
+    with pytest.raises(BadInput, match="6 of the weights do not fit"):
+        model.load(plain, own)
+    x = torch.randn(2, 128, 9, 12, generator=torch.Generator().manual_seed(0))
+    kernel = np.outer([1, 2, 1], [1, 2, 1]) / 16
+    planes = x.double().numpy().reshape(-1, 9, 12)
+    expected = np.stack([correlate(plane, kernel, mode="constant") for plane in planes]).reshape(x.shape)
+    conv = blurred.get_submodule("layer2.0.conv2")
+    with torch.no_grad():
+        reference = F.conv2d(torch.from_numpy(expected), conv.weight.double(), stride=2, padding=1)
+        torch.testing.assert_close(conv(x).double(), reference, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(conv(x), F.conv2d(x, conv.weight, stride=2, padding=1), atol=1e-3)
 
 
 def test_an_unknown_name_is_answered_with_near_ones():

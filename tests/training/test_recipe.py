@@ -14,13 +14,14 @@ RECIPES = sorted((ROOT / "recipes").glob("**/*.yaml"))
 # The vocabulary of recipes and command lines. A key added here needs a recipe that sets it.
 FROZEN = """
 seed on_nonfinite
-data.train data.val data.finetune_train data.finetune_val data.workers data.cache
-model.name model.layer_scale model.classes
-stage.name stage.data stage.resolution stage.epochs stage.batch stage.crop stage.rrc_scale stage.interpolation
-stage.flip stage.augment stage.three_ops stage.rand_config stage.jitter stage.erasing stage.repeats stage.mixup
-stage.cutmix stage.mix_chunk stage.smoothing stage.loss stage.drop_path stage.optimizer stage.lr stage.min_lr
-stage.warmup_epochs stage.warmup_lr stage.schedule stage.weight_decay stage.betas stage.eps stage.momentum
-stage.clip_norm stage.ema stage.start stage.head stage.eval_crop
+data.train data.val data.finetune_train data.finetune_val data.workers data.cache data.shuffle_pages
+model.name model.layer_scale model.classes model.blur_pool
+stage.name stage.data stage.resolution stage.ramp stage.epochs stage.batch stage.crop stage.rrc_scale
+stage.interpolation stage.least_downscale stage.flip stage.augment stage.three_ops stage.rand_config stage.jitter
+stage.erasing stage.erasing_mode stage.repeats stage.mixup stage.cutmix stage.mix_chunk stage.smoothing stage.loss
+stage.drop_path stage.optimizer stage.lr stage.min_lr stage.warmup_epochs stage.warmup_lr stage.schedule
+stage.weight_decay stage.betas stage.eps stage.momentum stage.clip_norm stage.ema stage.start stage.head
+stage.eval_resolution stage.eval_crop stage.eval_flip
 speed.device speed.precision speed.compile speed.cuda_graphs speed.drop_path speed.parallel speed.micro_batch
 speed.channels_last
 log.out log.name log.every log.eval_every log.tensorboard
@@ -61,11 +62,13 @@ def test_the_papers_vit_s_in_400_epochs():
     assert (run.model.name, run.model.layer_scale) == ("deit3_small_patch16_224", 1e-4)
     pretrain, finetune = (dataclasses.asdict(stage) for stage in run.stages)
     shared = {
-        "data": "main", "crop": "rrc", "rrc_scale": (0.08, 1.0), "interpolation": "bicubic", "flip": 0.5,
-        "three_ops": ("gray", "solarize", "blur"),
-        "rand_config": "rand-m9-mstd0.5-inc1", "erasing": 0, "mixup": 0.8, "cutmix": 1.0, "drop_path": 0,
+        "data": "main", "ramp": None, "crop": "rrc", "rrc_scale": (0.08, 1.0), "interpolation": "bicubic", "flip": 0.5,
+        "least_downscale": None, "three_ops": ("gray", "solarize", "blur"),
+        "rand_config": "rand-m9-mstd0.5-inc1", "erasing": 0, "erasing_mode": "pixel",
+        "mixup": 0.8, "cutmix": 1.0, "drop_path": 0,
         "min_lr": 1e-5, "warmup_epochs": 5, "warmup_lr": 1e-6, "schedule": "epoch", "betas": (0.9, 0.999),
-        "eps": 1e-8, "momentum": 0.9, "ema": 0.99996, "start": "last", "head": "keep", "eval_crop": 1.0,
+        "eps": 1e-8, "momentum": 0.9, "ema": 0.99996, "start": "last", "head": "keep",
+        "eval_resolution": None, "eval_crop": 1.0, "eval_flip": False,
     }  # fmt: skip
     assert pretrain == shared | {
         "name": "pretrain_224", "resolution": 224, "epochs": 400, "batch": 2048, "augment": "three", "jitter": 0.3,
@@ -134,13 +137,14 @@ def test_a_rendered_run_loads_as_an_equal_run(path, write):
 
 def test_stages_that_share_nothing_are_rendered_too(write):
     other = {
-        "name": "b", "data": "finetune", "resolution": 64, "epochs": 3, "batch": 8, "crop": "src",
-        "rrc_scale": (0.5, 0.6), "interpolation": "bilinear", "flip": 0.1, "augment": "none",
+        "name": "b", "data": "finetune", "resolution": 64, "ramp": (32, 1, 2), "epochs": 3, "batch": 8, "crop": "src",
+        "rrc_scale": (0.5, 0.6), "interpolation": "bilinear", "least_downscale": 1.2, "flip": 0.1, "augment": "none",
         "three_ops": ("blur",), "rand_config": "rand-m1", "jitter": None, "erasing": 0.5,
+        "erasing_mode": "const",
         "repeats": 1, "mixup": 0.1, "cutmix": 0.1, "mix_chunk": 4, "smoothing": 0.2, "loss": "ce", "drop_path": 0.1,
         "optimizer": "sgd", "lr": 1.5, "min_lr": 0.1, "warmup_epochs": 1, "warmup_lr": 0.1, "schedule": "step",
         "weight_decay": 0.0, "betas": (0.1, 0.2), "eps": 1e-6, "momentum": 0.1, "clip_norm": None, "ema": None,
-        "start": "ema", "head": "new", "eval_crop": 0.875,
+        "start": "ema", "head": "new", "eval_resolution": 96, "eval_crop": 0.875, "eval_flip": True,
     }  # fmt: skip
     run = recipe.load(recipe.BASE)
     data = dataclasses.replace(run.data, finetune_train="a.beton", finetune_val="b.beton")
@@ -239,6 +243,9 @@ BAD_RECIPES = {
     "stage: {rrc_scale: [0.9, 0.1]}": "stage train: rrc_scale [0.9, 0.1] must be [smallest, largest]",
     "stage: {three_ops: [gray, gray]}": "stage train: three_ops [gray, gray] names an operation twice",
     "stage: {rand_config: strong}": "stage train: rand_config 'strong' must read like rand-m9-mstd0.5-inc1",
+    "stage: {ramp: [160, 1]}": "stage.ramp is ['160', '1']; it must be a list of 3",
+    "stage: {ramp: [256, 1, 2]}": "stage train: ramp begins at 256 px; it must be 8 to resolution 224",
+    "stage: {ramp: [160, 3, 2]}": "stage train: ramp [160, 3, 2] must end within 400 epochs",
     "stage: {warmup_epochs: 401}": "stage train: warmup_epochs 401 is more than epochs 400",
     "stage: {min_lr: 0.1}": "stage train: min_lr 0.1 is above lr 0.003",
     "stage: {warmup_lr: 0.1}": "stage train: warmup_lr 0.1 is above lr 0.003",

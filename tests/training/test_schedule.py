@@ -1,10 +1,14 @@
-"""References: the rates of the official loop, to their printed digits, and timm's scheduler."""
+"""References: the rates of the official loop, to their printed digits, timm's scheduler, and NumPy's interpolation as
+FFCV's ImageNet recipes use it."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 from timm.scheduler import CosineLRScheduler
 
-from training.schedule import learning_rate
+from training.schedule import learning_rate, resolution
 
 OFFICIAL = {"min_lr": 1e-5, "warmup_epochs": 5, "warmup_lr": 1e-6}
 PER_EPOCH = 625  # steps: 1,280,000 samples in batches of 2,048
@@ -80,3 +84,31 @@ def test_step_schedule_may_end_inside_its_warmup(epochs, warmup):
         for s in range(10 * epochs)
     ]
     assert rates == pytest.approx([0.5 + 0.5 * s / (10 * warmup) for s in range(10 * epochs)])
+
+
+@pytest.mark.parametrize(("epochs", "peak"), [(16, 2), (5, 0), (3, 3)])
+def test_linear_schedule_is_ffcvs(epochs, peak):
+    """FFCV interpolates within each epoch between the rates at its ends; the knots are whole epochs."""
+    law = {"lr": 1.7, "min_lr": 0.0, "warmup_epochs": peak, "warmup_lr": 1.7e-4}
+    knots = ([0, peak, epochs], [1.7e-4, 1.7, 0]) if peak else ([0, epochs], [1.7, 0])
+    of_epoch = np.interp(np.arange(epochs + 1), *knots)
+    expected = np.concatenate([np.interp(np.arange(7), [0, 7], of_epoch[e : e + 2]) for e in range(epochs)])
+    if peak == epochs:
+        expected = np.linspace(1.7e-4, 1.7, 7 * epochs, endpoint=False)
+    rates = [
+        learning_rate(step, steps_per_epoch=7, epochs=epochs, schedule="linear", **law) for step in range(7 * epochs)
+    ]
+    assert rates == pytest.approx(expected.tolist(), rel=1e-12, abs=1e-15)
+
+
+@pytest.mark.parametrize("ramp", [(160, 11, 13), (160, 65, 76), (128, 0, 9), (96, 4, 4), (192, 2, 5)])
+def test_the_ramp_is_ffcvs(ramp):
+    low, begins, ends = ramp
+    stage = SimpleNamespace(resolution=192, ramp=ramp)
+    for epoch in range(100):
+        line = np.interp(epoch, [begins, ends], [low, 192]) if begins < ends else (192 if epoch >= ends else low)
+        expected = int(np.round(line / 32)) * 32
+        assert resolution(stage, epoch) == expected, epoch
+    assert resolution(stage, 0) == low
+    assert resolution(stage, ends) == 192
+    assert resolution(SimpleNamespace(resolution=224, ramp=None), 0) == 224

@@ -1,0 +1,105 @@
+"""Runs a grid of networks x augmentations x seeds, or what is left of it, and reports what is there.
+
+    python -m rn_vs_vit --cfg rn_vs_vit/small.yaml
+    python -m rn_vs_vit --cfg rn_vs_vit/grid.yaml --data.train=train.beton --data.val=val.beton
+    python -m rn_vs_vit --cfg rn_vs_vit/grid.yaml --v2=v2.beton --real=real.json
+    python -m rn_vs_vit --cfg rn_vs_vit/grid.yaml --report
+
+Start it as often as there are GPUs or Slurm jobs, each with its own CUDA_VISIBLE_DEVICES and all with the same folder:
+a process takes the next cell that is neither finished nor another's. A finished cell is not run again, a killed one
+goes on from its checkpoint. Results go to LOG.OUT/GRID/: table.md, plot.png and a run folder for each cell.
+"""
+
+import fcntl
+import os
+from contextlib import contextmanager
+
+import train_imagenet
+from ffcv_ops.errors import BadInput, exits_cleanly
+from rn_vs_vit import grid, others, report
+from training import keys, recipe, state
+from training.datasets import open_sets
+
+train = train_imagenet.main.__wrapped__  # raises BadInput instead of ending the process
+
+
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    return keys.take(int, text, {"at least": 1})
+
+
+OPTIONS = (
+    ("--cfg", {"required": True, "metavar": "FILE", "help": "the grid"}),
+    ("--cells", {"metavar": "N", "type": positive, "help": "stop after so many cells, for jobs of limited time"}),
+    ("--v2", {"metavar": "BETON", "help": "evaluate finished cells on these images too, ImageNet-V2"}),
+    ("--real", {"metavar": "JSON", "help": "evaluate them on data.val with these labels too, ImageNet ReaL"}),
+    ("--report", {"action": "store_true", "help": "run nothing, report what is there"}),
+)
+
+
+@exits_cleanly
+def main(argv=None) -> bool:
+    """Returns whether it was asked to stop (SIGUSR1) before its end."""
+    options, overrides = keys.parse(__doc__, recipe.SECTIONS, recipe.base_values(), OPTIONS, argv)
+    wanted = grid.read(options.cfg, overrides)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise BadInput("a cell runs on one device; start this once for each device instead of with torchrun")
+    faults, stopped = [], False
+    if not options.report:
+        open_sets(wanted.cells[0].run)
+        faults, stopped = run_cells(wanted, most=options.cells)
+    for cell in filter(finished, wanted.cells):
+        others.evaluate(cell, v2=options.v2, real=options.real)
+    print(report.write(wanted))
+    if faults:
+        raise BadInput(f"{len(faults)} cells failed: {'; '.join(faults)}")
+    return stopped
+
+
+def run_cells(wanted: grid.Grid, *, most: int | None) -> tuple[list[str], bool]:
+    """Runs the cells that nobody else has, at most `most` of them. Returns what failed, and whether to stop."""
+    faults, left = [], len(wanted.cells) if most is None else most
+    for cell in wanted.cells:
+        if left == 0:
+            break
+        with claimed(cell) as free:
+            if not free or finished(cell):
+                continue
+            left -= 1
+            path = cell.folder / "recipe.yaml"
+            if not path.exists():
+                state.write_atomically(path, lambda file, run=cell.run: file.write_text(recipe.render(run)))
+            try:
+                if train(["--cfg", str(path)]):
+                    return faults, True
+            except BadInput as fault:
+                print(f"{cell.folder}: {fault}")
+                faults.append(cell.run.log.name)
+    return faults, False
+
+
+@contextmanager
+def claimed(cell: grid.Cell):
+    """Holds the cell's lock, or yields False where another process has it. A lock ends with its process, killed or not;
+    on a network file system that is up to its flock."""
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    with open(cell.folder / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def finished(cell: grid.Cell) -> bool:
+    """Whether the cell's run came to its end. BadInput where that was a run of another recipe."""
+    if not (cell.folder / "report.md").exists():
+        return False
+    if changed := state.science(recipe.load(cell.folder / "recipe.yaml"), cell.run):
+        raise BadInput(f"{cell.folder} holds a run of another recipe ({changed}); choose another --log.out")
+    return True
+
+
+if __name__ == "__main__":
+    raise SystemExit(1 if main() else 0)

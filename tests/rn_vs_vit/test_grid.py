@@ -1,0 +1,115 @@
+"""Cells differ in the allowed keys only, and what would break that is refused."""
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+import pytest
+
+from ffcv_ops.errors import BadInput
+from rn_vs_vit import grid
+
+ROOT = Path(__file__).resolve().parents[2]
+GRIDS = sorted((ROOT / "rn_vs_vit").glob("*.yaml"))
+
+SMALL = """
+recipe: {recipe}
+fixed: {{stage.epochs: 2, stage.warmup_epochs: 0}}
+networks:
+  a: {{model.name: deit3_micro_patch16_224, stage.lr: 1.0e-3}}
+  b: {{model.name: test_resnet}}
+augmentations:
+  three: {{augment: three}}
+  none: {{augment: none, jitter: none}}
+seeds: [3, 4]
+"""
+
+
+def flat(run):
+    """{"stage.lr": ..., ...} of a run of one stage."""
+    (stage,) = run.stages
+    values = {"seed": run.seed, "on_nonfinite": run.on_nonfinite}
+    for name, part in (("stage", stage), *((n, getattr(run, n)) for n in ("data", "model", "speed", "log"))):
+        values |= {f"{name}.{key}": value for key, value in dataclasses.asdict(part).items()}
+    return values
+
+
+def differing(one, other):
+    one, other = flat(one.run), flat(other.run)
+    return {name for name in one if one[name] != other[name]}
+
+
+@pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
+def test_cells_differ_in_the_allowed_keys_only(path):
+    """Written out once more by hand: what an augmentation is, what a network is."""
+    augmentation = {"stage.augment", "stage.three_ops", "stage.rand_config", "stage.jitter", "stage.erasing",
+                    "stage.erasing_mode"}  # fmt: skip
+    network = {"model.name", "model.layer_scale", "model.blur_pool", "stage.lr", "stage.weight_decay",
+               "stage.drop_path"}  # fmt: skip
+    cells = grid.read(path).cells
+    assert len(cells) == len({cell.folder for cell in cells}) == len({cell[:3] for cell in cells})
+    for one, other in itertools.combinations(cells, 2):
+        allowed = {"log.name"}
+        allowed |= augmentation if one.augmentation != other.augmentation else set()
+        allowed |= network if one.network != other.network else set()
+        allowed |= {"seed"} if one.seed != other.seed else set()
+        found = differing(one, other)
+        assert found <= allowed, (one.run.log.name, other.run.log.name)
+        assert ("seed" in found) == (one.seed != other.seed)
+        assert bool(found & augmentation) == (one.augmentation != other.augmentation)
+        assert ("model.name" in found) == (one.network != other.network)
+
+
+@pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
+def test_the_grids_ask_the_papers_question(path):
+    wanted = grid.read(path)
+    assert wanted.augmentations[0] == "3-Augment"
+    assert {"RandAugment", "AutoAugment", "none"} <= set(wanted.augmentations)
+    assert len(wanted.seeds) >= 3
+    first = wanted.cells[0].run.stages[0]
+    assert (first.augment, first.jitter, set(first.three_ops)) == ("three", 0.3, {"gray", "solarize", "blur"})
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text):
+        path = tmp_path / "g.yaml"
+        path.write_text(text.format(recipe=ROOT / "recipes" / "base.yaml"))
+        return path
+
+    return write
+
+
+def test_seeds_come_one_after_the_other_and_overrides_reach_every_cell(write):
+    wanted = grid.read(write(SMALL), {"data.train": "mine.beton", "stage.batch": "512", "log.out": "there"})
+    assert [cell[:3] for cell in wanted.cells] == [
+        (net, augment, seed) for seed in (3, 4) for net in "ab" for augment in ("three", "none")
+    ]
+    assert {(cell.run.data.train, cell.run.stages[0].batch) for cell in wanted.cells} == {("mine.beton", 512)}
+    assert wanted.cells[0].folder == Path("there/g/a_three_3")
+    assert [cell.run.stages[0].lr for cell in wanted.cells[:4]] == [1e-3, 1e-3, 3e-3, 3e-3]
+
+
+BAD = {
+    "{{}}": "a grid needs recipe:",
+    SMALL + "seed: 3\n": "'seed' is no part of a grid; the nearest is 'seeds'",
+    SMALL.replace("stage.lr", "stage.batch"): "a: stage.batch must be the same in all cells; free are model.name",
+    SMALL.replace("augment: three", "mixup: 0"): "three: mixup must be the same in all cells; free are augment",
+    SMALL.replace("stage.epochs", "seed"): "seed is what cells differ in",
+    SMALL.replace("stage.epochs", "stage.epoch"): "stage.epoch is not a key",
+    SMALL.replace("[3, 4]", "[3, 3]"): "a seed appears twice",
+    SMALL.replace("[3, 4]", "[3, x]"): "seeds must be a list of whole numbers",
+    SMALL.replace("a: {{model", "a/b: {{model"): "becomes part of a path",
+}
+
+
+@pytest.mark.parametrize(("text", "complaint"), BAD.items(), ids=BAD.values())
+def test_what_would_not_be_fair_is_refused(text, complaint, write):
+    with pytest.raises(BadInput, match=complaint.replace("(", r"\(")):
+        grid.read(write(text))
+
+
+def test_the_command_line_cannot_set_what_cells_differ_in(write):
+    for name in ("seed", "stage.augment", "stage.lr", "log.name"):
+        with pytest.raises(BadInput, match=f"{name} is what cells differ in"):
+            grid.read(write(SMALL), {name: "1"})

@@ -1,0 +1,167 @@
+"""A grid run as users run it: killed and started again, by several processes at a time, finished cells left alone."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+import train_imagenet
+from ffcv_ops.loader import eval_loader
+from rn_vs_vit import __main__ as command
+from rn_vs_vit import grid, others
+
+ROOT = Path(__file__).resolve().parents[2]
+
+TINY = """
+recipe: {root}/recipes/base.yaml
+fixed:
+  stage.resolution: 32
+  stage.epochs: {epochs}
+  stage.batch: 16
+  stage.mix_chunk: 8
+  stage.warmup_epochs: 0
+  speed.device: cpu
+  data.workers: 1
+  data.train: {beton}
+  data.val: {beton}
+  log.every: 1
+  log.tensorboard: false
+  log.out: {out}
+networks: {{ViT: {{model.name: deit3_micro_patch16_224}}}}
+augmentations:
+  3-Augment: {{augment: three}}
+  none: {{augment: none, jitter: none}}
+seeds: [0]
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path, jpg_beton):
+    def write(out="runs", epochs=1):
+        path = tmp_path / "tiny.yaml"
+        path.write_text(TINY.format(root=ROOT, beton=jpg_beton, out=tmp_path / out, epochs=epochs))
+        return path
+
+    return write
+
+
+def start(path, *arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", "rn_vs_vit", "--cfg", str(path), *arguments], cwd=ROOT, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def epochs(cell):
+    rows = map(json.loads, (cell.folder / "log.jsonl").read_text().splitlines())
+    return [row for row in rows if row["kind"] == "epoch"]
+
+
+def test_a_killed_grid_goes_on_where_it_was_and_ends_with_the_same_bits(tiny, capsys):
+    path = tiny(epochs=12)
+    cells = grid.read(path).cells
+    process = start(path)
+    checkpoint = cells[0].folder / "last.pt"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    done = len(epochs(cells[0]))
+    assert 1 <= done < 12
+    command.main(["--cfg", str(path)])
+    said = capsys.readouterr().out
+    assert "going on at stage train" in said
+    assert "ViT: 3-Augment minus none = " in said
+    assert all(command.finished(cell) and len(epochs(cell)) == 12 for cell in cells)
+    whole = tiny(out="whole", epochs=12)
+    command.main(["--cfg", str(whole), "--cells=1"])
+    one, other = (load_file(grid.read(p).cells[0].folder / "model.safetensors") for p in (whole, tiny(epochs=12)))
+    assert all((one[name] == other[name]).all() for name in one)
+
+
+def test_finished_cells_are_not_run_again_and_cells_are_counted(tiny, monkeypatch):
+    path, ran = tiny(), []
+    train = train_imagenet.main.__wrapped__
+    monkeypatch.setattr(command, "train", lambda argv: ran.append(argv[1]) or train(argv))
+    cells = grid.read(path).cells
+    for expected in (["3-Augment"], ["3-Augment", "none"], ["3-Augment", "none"]):
+        assert command.main(["--cfg", str(path), "--cells=1"]) is False
+        assert ran == [str(cell.folder / "recipe.yaml") for cell in cells if cell.augmentation in expected]
+    table = (grid.read(path).folder / "table.md").read_text()
+    assert table.count("1/1") == 2
+    assert (grid.read(path).folder / "plot.png").stat().st_size > 1000
+
+
+def test_other_labels_and_images_are_judged_too(tiny, tmp_path, jpg_beton, capsys):
+    """V2 is here the validation data itself, and so is ReaL, with two classes more for some images and none for others:
+    what a finished run then gets follows from the logits of timm's model."""
+    path = tiny()
+    command.main(["--cfg", str(path), "--cells=1"])
+    named = tmp_path / "named.beton"
+    named.symlink_to(jpg_beton)
+    order = [(index * 7) % 96 for index in range(96)]  # of the images among the public ones
+    names = "".join(f"val/n0/ILSVRC2012_val_{number + 1:08d}.JPEG\n" for number in order)
+    (tmp_path / "named.files.txt").write_text(names)
+    answers = {index: [] if index % 4 == 0 else [index % 5, (index + 1) % 5][: 1 + index % 2] for index in range(96)}
+    (tmp_path / "real.json").write_text(json.dumps([answers[order.index(number)] for number in range(96)]))
+    path.write_text(path.read_text().replace(f"data.val: {jpg_beton}", f"data.val: {named}"))
+    command.main(["--cfg", str(path), "--report", f"--v2={jpg_beton}", f"--real={tmp_path / 'real.json'}"])
+    cell = grid.read(path).cells[0]
+    found, top1 = others.read(cell), epochs(cell)[-1]["top1"]
+    assert found["V2"] == pytest.approx(top1, abs=1e-6)
+    network = timm.create_model("deit3_micro_patch16_224", img_size=32, num_classes=5, init_values=1e-4).eval()
+    network.load_state_dict(load_file(cell.folder / "model.safetensors"))
+    batches = eval_loader(jpg_beton, 96, cell.run.stages[0], batch=96)
+    images, _ = next(iter(batches.epoch(0)))
+    mean, std = (torch.tensor(values) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    said = network(((images / 255 - mean) / std).permute(0, 3, 1, 2)).argmax(1).tolist()
+    right = [said[index] in answer for index, answer in answers.items() if answer]
+    assert found["ReaL"] == sum(right) / len(right)
+    assert "top-1 % on ReaL" in capsys.readouterr().out
+    (tmp_path / "named.files.txt").write_text("other.jpg\n")
+    (cell.folder / "others.json").unlink()
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["--cfg", str(path), "--report", f"--real={tmp_path / 'real.json'}"])
+
+
+def test_a_cell_that_another_process_holds_is_left_to_it(tiny, monkeypatch):
+    path, ran = tiny(), []
+    monkeypatch.setattr(command, "train", lambda argv: ran.append(argv[1]))
+    first, second = grid.read(path).cells
+    with command.claimed(first) as free:
+        assert free
+        command.main(["--cfg", str(path)])
+    assert ran == [str(second.folder / "recipe.yaml")]
+
+
+def test_a_changed_grid_does_not_count_old_cells(tiny, capsys):
+    path = tiny()
+    command.main(["--cfg", str(path), "--cells=1"])
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["--cfg", str(path), "--stage.mixup=0.5"])
+    assert "holds a run of another recipe (stage train: mixup 0.8, not 0.5)" in capsys.readouterr().err
+
+
+def test_bad_input_is_one_line(tiny, capsys, monkeypatch):
+    for arguments, words in (
+        (["--data.train=none.beton"], "none.beton"),
+        (["--cells=0"], "--cells"),
+        (["--seed=3"], "seed is what cells differ in"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            command.main(["--cfg", str(tiny()), *arguments])
+        assert words in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["--cfg", str(tiny())])
+    assert "instead of with torchrun" in capsys.readouterr().err
