@@ -6,7 +6,8 @@ and ratio fixed at 1: the short side to the size and a random window, without th
 """
 
 import torch
-from timm.data import create_loader
+from PIL import Image
+from timm.data import auto_augment, create_loader
 
 from bench.peers.files import Files, restarting
 from bench.peers.reference_pillow import read
@@ -15,7 +16,14 @@ from bench.tasks import JITTER
 POLICIES = {"none": None, "three": "3a", "rand": "rand-m9-mstd0.5-inc1", "auto": "original"}
 
 
+def _posterize(image, bits_to_keep, **_):
+    """timm's own, but for the 0 bits that it sometimes asks of Pillow: since version 13 an error, before it black."""
+    return auto_augment.posterize(image, bits_to_keep) if bits_to_keep else Image.new("RGB", image.size)
+
+
 def prepare(task, corpus, *, batch, workers):
+    for name in ("Posterize", "PosterizeOriginal", "PosterizeIncreasing"):
+        auto_augment.NAME_TO_OP[name] = _posterize
     dataset = Files(corpus.files[task.split], read)
     dataset.length = batch
     crop = {

@@ -235,7 +235,7 @@ def test_closing_ends_the_process(small, tmp_path):
     assert contender.closed
 
 
-@pytest.mark.parametrize("options", [["--tasks=F"], ["--only=ours,tensorflow"], ["--images=8"], ["--table"]])
+@pytest.mark.parametrize("options", [["--tasks=Z"], ["--only=ours,tensorflow"], ["--images=8"], ["--table"]])
 def test_bad_options_end_with_one_line(options, capsys):
     with pytest.raises(SystemExit) as ended:
         loader.main(options)
