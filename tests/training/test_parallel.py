@@ -65,7 +65,8 @@ for optimizer in ("lamb", "adamw", "sgd"):
         for then in ("ddp", "fsdp"):
             found[f"{{optimizer}} {{how}} {{then}}"] = means + run(then, optimizer, steps=range(3, 6), saved=saved)[2]
         distributed.wait_for_all()
-found["evaluation"] = [train_imagenet.evaluated(job, network, Uneven()) for network in (state.model, state.average)]
+stage, networks = job.run.stages[0], (state.model, state.average)
+found["evaluation"] = [train_imagenet.evaluated(job, stage, network, Uneven()) for network in networks]
 if ranks.first:
     print(json.dumps(found), flush=True)
 distributed.leave()
