@@ -31,13 +31,13 @@ lint:
 	$(RUN) -m ruff check .
 
 bench:
-	@./setup.sh bench dali
+	@./setup.sh dali
 	$(RUN) -m bench.loader --json bench/results/loader.json --plot docs/loader.png --markdown README.md
 	$(RUN) -m bench.step --json bench/results/step.json
 	$(RUN) -m bench.table --write README.md
 
 gpu-bench:
-	@./setup.sh bench dali
+	@./setup.sh dali
 	$(RUN) -m bench.gpu
 
 clean:

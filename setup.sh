@@ -2,7 +2,7 @@
 # Sets up what the Makefile's targets need: the system libraries that ffcv is built against, a virtual environment, and
 # the packages of pyproject.toml in the versions of constraints.txt. Run again, it finds its stamp and does nothing.
 #
-#   [PYTHON=python3.12] [VENV=.venv] ./setup.sh [dev] [bench] [dali] [slurm]
+#   [PYTHON=python3.12] [VENV=.venv] ./setup.sh [dev] [dali] [onnx] [parquet] [slurm] [wandb]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
