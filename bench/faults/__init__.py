@@ -1,0 +1,1 @@
+"""What happens when machines, files and users fail: `python -m bench.faults`."""
