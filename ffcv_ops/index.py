@@ -28,6 +28,7 @@ class File(NamedTuple):
 
     path: Path
     start: int
+    data_end: int  # where the images end and the allocation table begins, counted in this file
     samples: int
     identity: tuple[int, ...]
 
@@ -127,7 +128,7 @@ def read(path: Path | str) -> Index:
             if isinstance(field, RGBImageField):
                 metadata[own][name]["data_ptr"] += np.uint64(start)
         places[its] += np.uint64(start)
-        files.append(File(head.path, start, head.samples, head.identity))
+        files.append(File(head.path, start, head.table, head.samples, head.identity))
         start += -(-head.length // head.page_size) * head.page_size
         samples, images = own.stop, its.stop
     return Index(
