@@ -55,7 +55,8 @@ def write(folder: Path) -> Path:
         file = folder / "images" / "train" / f"class {number % CLASSES}" / f"{number:02}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(file)
-    command = [sys.executable, "write_datasets.py", f"--data.source={folder / 'images'}", f"--data.out={folder / 'good'}"]
+    command = [sys.executable, "write_datasets.py", f"--data.source={folder / 'images'}"]
+    command.append(f"--data.out={folder / 'good'}")
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=60)
     return folder / "good_train.beton"
 

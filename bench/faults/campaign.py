@@ -62,7 +62,7 @@ class Child:
     """A forked process that leads a group of its own and runs `function(*arguments)`."""
 
     def __init__(self, function: Callable, *arguments):
-        self.answer, self.output = tempfile.TemporaryFile(), tempfile.TemporaryFile()
+        self.answer, self.output = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115
         sys.stdout.flush()
         sys.stderr.flush()
         self.pid = os.fork()

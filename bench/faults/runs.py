@@ -39,8 +39,8 @@ log: {every: 1, tensorboard: false, save_every: 1.0e-6, eval_every: 3}
 
 
 def write_recipe(folder: Path, *, epochs: int) -> Path:
-    """Three stages with everything in them that has a state or is drawn: repeated augmentation, mixing, stochastic depth,
-    averaged weights, accumulation; four steps an epoch on the 64 images."""
+    """Three stages with everything in them that has a state or is drawn: repeated augmentation, mixing, stochastic
+    depth, averaged weights, accumulation; four steps an epoch on the 64 images."""
     from training import recipe
 
     (folder / "base.yaml").write_bytes(recipe.BASE.read_bytes())
@@ -136,7 +136,7 @@ def _wait_for(child, reached: Callable[[], bool]):
         pass
 
 
-# --- from images to weights, killed all the way ------------------------------------------------------------------------
+# --- from images to weights, killed all the way ----------------------------------------------------------------------
 
 
 def run_kills(folder: Path, *, quick: bool) -> list[Fault]:
@@ -192,7 +192,7 @@ def _newest(run: Path) -> int:
     return int(names[-1].stem) if names else 0
 
 
-# --- evaluation on several ranks ---------------------------------------------------------------------------------------
+# --- evaluation on several ranks -------------------------------------------------------------------------------------
 
 
 def run_evaluation(folder: Path, *, quick: bool) -> list[Fault]:
@@ -211,7 +211,8 @@ def run_evaluation(folder: Path, *, quick: bool) -> list[Fault]:
             continue
         first = first or top1[1]
         right = int(images[1].replace(",", "")) == betons.SAMPLES and top1[1] == first
-        faults.append(Fault(OURS, f"{world} ranks", "harmless" if right else "silent", f"{images[1]} images, {top1[1]} %"))
+        outcome = "harmless" if right else "silent"
+        faults.append(Fault(OURS, f"{world} ranks", outcome, f"{images[1]} images, {top1[1]} %"))
     for world in () if quick else (1, 2, 3, 7):
         counts = [ended.value for ended in _ranks(world, _stock_share, data)]
         total = sum(count or 0 for count in counts)
@@ -248,7 +249,7 @@ def _stock_share(path: Path) -> int:
     return len(loader.next_traversal_order())
 
 
-# --- files that go away ------------------------------------------------------------------------------------------------
+# --- files that go away ----------------------------------------------------------------------------------------------
 
 
 def run_removals(folder: Path, *, quick: bool) -> list[Fault]:
@@ -325,7 +326,7 @@ def _remove(folder: Path, run: Path, what: str):
     elif what == "all checkpoints":
         shutil.rmtree(run / "checkpoints")
     elif what == "the run folder":
-        shutil.rmtree(run)
+        run.rename(folder / "elsewhere")
     elif what == "half of log.jsonl":
         os.truncate(run / "log.jsonl", (run / "log.jsonl").stat().st_size // 2)
     elif what == "room on the disk":

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import warnings
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -117,7 +116,7 @@ def kinds() -> dict[str, Kind]:
         "16-bit gray PNG": Kind("x.png", _png16(120, 90, 0, deep), gray),
         "16-bit RGB PNG": Kind("x.png", _png16(120, 90, 2, rgb.astype(np.uint16) * 257), rgb),
         "32-bit gray TIFF": Kind("x.tif", _stored(Image.fromarray(gray[..., 0].astype(np.int32)), "TIFF"), gray),
-        "32-bit float TIFF, 0 to 1": Kind("x.tif", _stored(Image.fromarray(gray[..., 0] / np.float32(255)), "TIFF"), gray),
+        "32-bit float TIFF": Kind("x.tif", _stored(Image.fromarray(gray[..., 0] / np.float32(255)), "TIFF"), gray),
         "turned by EXIF": Kind("x.jpg", _turned(), rgb),
         "PNG named .jpg": Kind("x.jpg", _stored(image, "PNG"), rgb),
         "WebP": Kind("x.webp", _stored(image, "WEBP", lossless=True), rgb),
@@ -209,9 +208,9 @@ def _stock(folder: Path, name: str):
     warnings.simplefilter("ignore")
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     fields = {"image": RGBImageField(write_mode="jpg", max_resolution=500, jpeg_quality=95), "label": IntField()}
-    path = folder / "x.beton"
+    path, images = folder / "x.beton", ImageFolder(str(folder / "images" / "train"))
     with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
-        DatasetWriter(str(path), fields, num_workers=1).from_indexed_dataset(ImageFolder(str(folder / "images" / "train")))
+        DatasetWriter(str(path), fields, num_workers=1).from_indexed_dataset(images)
     return _judged_picture(_stored_by_stock(path), kinds()[name])
 
 
