@@ -19,6 +19,7 @@ from ffcv_ops.errors import exits_cleanly
 from training import checkpoints, model, optim, recipe
 from training.state import Means, RunFolder, State
 
+
 def state_of(name: str, run: recipe.Run) -> State:
     """A model with its average after a step, so that its optimizer has moments."""
     network = model.create(name, resolution=224, classes=1000, drop_path=0.0, layer_scale=1e-4)

@@ -25,8 +25,8 @@ stage: {{resolution: 16, epochs: 2, batch: 32, mix_chunk: 16, warmup_epochs: 1, 
 stages:
 - {{name: one, lr: 1.0e-2}}
 - {{name: two, resolution: 32, start: ema, optimizer: adamw, schedule: step, lr: 1.0e-3, erasing: 0.5}}
-- {{name: three, resolution: 32, batch: 16, optimizer: sgd, ema: none, schedule: step, loss: ce, repeats: 1}}
-speed: {{device: cpu, micro_batch: 8}}
+- {{name: three, resolution: 16, batch: 16, optimizer: sgd, ema: none, schedule: step, loss: ce, repeats: 1}}
+speed: {{device: cpu, micro_batch: 16}}
 log: {{every: 2, tensorboard: false, keep: 3}}
 data: {{train: {beton}, val: {beton}, workers: 1}}
 """
@@ -38,6 +38,14 @@ def recipe_file(tmp_path_factory, jpg_beton):
     path = tmp_path_factory.mktemp("resuming") / "three.yaml"
     path.write_text(RECIPE.format(base=ROOT / "recipes" / "base.yaml", beton=jpg_beton))
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Two torch threads wait for each other on a busy machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -92,10 +100,10 @@ def unbroken(recipe_file, tmp_path_factory):
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_stopped_anywhere_it_ends_with_the_same_bits(seed, recipe_file, unbroken, tmp_path, monkeypatch, capsys):
-    """Stopped after 1 to 3 steps again and again until the end; together at more than 30 random points, the first run
-    after each single step: within epochs, on the borders of epochs and of stages."""
+    """Stopped again and again until the end: the first run after each single step, which are also all borders of epochs
+    and stages, the second after 1 to 3 steps."""
     draw, stops, points, reached = random.Random(seed), Stops(monkeypatch), [], 0
     while True:
         stops.left = 1 if seed == 0 else draw.randint(1, 3)
@@ -129,7 +137,8 @@ def test_a_checkpoint_within_an_epoch_is_as_good(recipe_file, unbroken, tmp_path
     with pytest.raises(SystemExit):
         train(recipe_file, tmp_path, "--log.save_every=1e-9")
     saved = [checkpoints.read(path) for path in checkpoints.saved(tmp_path / "run" / "checkpoints")]
-    assert [(s["stage"], s["epoch"], s["batch"], s["step"]) for s in saved] == [(0, 1, 2, 5), (0, 2, 0, 6), (1, 0, 2, 8)]
+    places = [(content["stage"], content["epoch"], content["batch"], content["step"]) for content in saved]
+    assert places == [(0, 1, 2, 5), (0, 2, 0, 6), (1, 0, 2, 8)]
     kill_at[0] = 0
     newest = checkpoints.saved(tmp_path / "run" / "checkpoints")[-1]
     newest.write_bytes(newest.read_bytes()[:-100])
@@ -240,8 +249,8 @@ def test_the_guards_are_used(recipe_file, tmp_path, monkeypatch, capsys):
     assert ended.value.code == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "stage one: cpu has too little memory for 8 samples at once (speed.micro_batch)" in said
-    assert "try --speed.micro_batch=4" in said
+    assert "stage one: cpu has too little memory for 16 samples at once (speed.micro_batch)" in said
+    assert "try --speed.micro_batch=8" in said
     monkeypatch.setattr(train_imagenet, "gradients", real)
-    assert train(recipe_file, tmp_path, "--speed.micro_batch=4") is None
+    assert train(recipe_file, tmp_path, "--speed.micro_batch=8") is None
     assert guards.Spikes().usual(1.0) is None

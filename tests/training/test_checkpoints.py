@@ -219,7 +219,7 @@ def test_kills_while_saving_lose_nothing_that_was_reported(tmp_path):
         time.sleep(draw.uniform(0, 0.1))
         child.send_signal(signal.SIGKILL)
         rest, _ = child.communicate()
-        reported = int(([reported] + rest.split())[-1])
+        reported = int([reported, *rest.split()][-1])
         step, right = endless_saves.newest(folder)
         assert right
         assert step in (reported, reported + 1)

@@ -83,7 +83,7 @@ def test_a_checkpoint_of_another_version_or_run_is_refused_in_one_line(run):
     good = {"format": 3, "stage": 0, "epoch": 0, "batch": 0, "step": 1}
     for content in (good | {"format": 2}, good | {"epoch": -1}, good | {"batch": "0"}, {"format": 3}):
         checkpoints.write(folder.checkpoints, 1, content, keep=1)
-        with pytest.raises(BadInput, match="000000001.pt: not a checkpoint of this version") as caught:
+        with pytest.raises(BadInput, match=r"000000001\.pt: not a checkpoint of this version") as caught:
             folder.load()
         assert "\n" not in str(caught.value)
     folder.save(trained(run), Means(), first=True)
