@@ -80,6 +80,11 @@ def least_over_ranks(number: int, device: torch.device) -> int:
     return int(least)
 
 
+def total_over_ranks(number: int, device: torch.device) -> int:
+    """The sum of the numbers that the processes give."""
+    return int(sum_over_ranks(torch.tensor(number, device=device)))
+
+
 def sent(tensor: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
     """A tensor of the host on the device; from pinned memory, so that the host need not wait for a GPU."""
     if tensor is None:
