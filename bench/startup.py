@@ -48,7 +48,8 @@ def write_hole(path: Path, samples: int, *, checksums: bool = True) -> None:
     with open(path, "wb") as file:
         file.write(np.array((beton.VERSION, 2, PAGE_SIZE, samples, data_end), beton.HEADER).tobytes())
         fields = np.zeros(2, beton.FIELD)
-        fields["type_id"], fields["name"][:, :5] = (beton.IMAGE_FIELD, beton.INT_FIELD), [list(b"image"), list(b"label")]
+        fields["type_id"] = beton.IMAGE_FIELD, beton.INT_FIELD
+        fields["name"][:, :5] = list(b"image"), list(b"label")
         file.write(fields.tobytes())
         table.tofile(file)
         file.seek(data_end)
@@ -91,8 +92,11 @@ def ffcv(path: Path) -> dict[str, float]:
     from ffcv.transforms import ToTensor
 
     clock("import")
-    pipelines = {"image": [RandomResizedCropRGBImageDecoder((224, 224)), ToTensor()], "label": [IntDecoder(), ToTensor()]}
-    Loader(str(path), batch_size=32, num_workers=1, os_cache=True, order=OrderOption.RANDOM, seed=0, pipelines=pipelines)
+    image, label = [RandomResizedCropRGBImageDecoder((224, 224)), ToTensor()], [IntDecoder(), ToTensor()]
+    Loader(
+        str(path), batch_size=32, num_workers=1, os_cache=True, order=OrderOption.RANDOM, seed=0,
+        pipelines={"image": image, "label": label},
+    )  # fmt: skip
     clock("loader")
     return clock.seconds
 
