@@ -13,6 +13,7 @@ from torch import nn
 import train_imagenet
 from ffcv_ops.errors import BadInput
 from ffcv_ops.fields import describe
+from ffcv_ops.index import source_names
 from ffcv_ops.loader import eval_loader
 from rn_vs_vit.grid import Cell
 from training import distributed, weights
@@ -69,7 +70,7 @@ def seen(real: str, beton: str, samples: int) -> list[set[int]]:
     """The classes of each image of `beton`, whose recorded names say which of the 50,000 lists of `real` is its own."""
     try:
         lists = json.loads(Path(real).read_text())
-        names = Path(beton).with_suffix(".files.txt").read_text().splitlines()
+        names = list(source_names(beton))
         numbers = [int(re.search(r"ILSVRC2012_val_(\d{8})", name)[1]) for name in names]
         answers = [set(lists[number - 1]) for number in numbers]
     except (OSError, ValueError, TypeError, IndexError) as error:
