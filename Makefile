@@ -6,7 +6,7 @@ VENV ?= .venv
 export PYTHON VENV
 RUN = "$(VENV)/bin/python"
 
-.PHONY: help demo test lint bench gpu-bench clean
+.PHONY: help demo test lint bench gpu-bench faults clean
 
 help:
 	@echo "make demo    set up, write the bundled photographs, train on them, report"
@@ -14,6 +14,7 @@ help:
 	@echo "make lint    set up, check the style"
 	@echo "make bench   set up, measure the loader and the training step beside others (20 minutes on 2 cores)"
 	@echo "make gpu-bench  the same on a GPU, into one file of bench/results/"
+	@echo "make faults  set up, inject faults and see what becomes of them (20 minutes on 2 cores)"
 	@echo "make clean   remove the virtual environment and caches; data/ and runs/ stay"
 
 demo:
@@ -39,6 +40,10 @@ bench:
 gpu-bench:
 	@./setup.sh dali
 	$(RUN) -m bench.gpu
+
+faults:
+	@./setup.sh
+	$(RUN) -m bench.faults --json bench/results/faults.json --markdown docs/reliability.md
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis

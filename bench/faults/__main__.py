@@ -72,7 +72,7 @@ def measure(names: list[str], *, quick: bool) -> tuple[list[dict], list[tuple[st
         rows += rows_of(name, found)
         bad = [fault for fault in found if _fails(fault)]
         failed += [(name, fault) for fault in bad]
-        ours = sum(fault.who == OURS for fault in found)
+        ours = sum(isinstance(item, Fault) and item.who == OURS for item in found)
         say(f"{name}: {ours} faults for ours, {len(bad)} failures, {time.monotonic() - began:.0f} s")
         for fault in bad:
             say(f"  {fault}")

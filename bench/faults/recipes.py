@@ -96,5 +96,5 @@ def _train(folder: Path, name: str):
     (folder / "base.yaml").write_bytes(recipe.BASE.read_bytes())
     path.write_text(text)
     extra = ON_THE_COMMAND_LINE[name][:1] if name in ON_THE_COMMAND_LINE else ()
-    train_imagenet.main(["--cfg", str(path), f"--log.out={folder}", *extra])
+    train_imagenet.main(["--cfg", str(path), f"--log.out={folder}", "--log.name=run", *extra])
     return "trained"
