@@ -55,12 +55,22 @@ class ImageKeys:
     mode: Literal["jpg", "raw"] = key("JPEG, or RGB bytes", default="jpg")
 
 
+OPTIONS = (
+    ("--verify", {"metavar": "FILE", "help": "check a .beton, or all shards of a pattern, and write nothing"}),
+)  # fmt: skip
+
+
 @exits_cleanly
 def main():
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends a conversion as Ctrl-C does
     jpeg.load()
-    _, given = keys.parse("Images -> .beton files.", {"data": DataKeys, "image": ImageKeys}, {})
+    options, given = keys.parse("Images -> .beton files.", {"data": DataKeys, "image": ImageKeys}, {}, OPTIONS)
     data = keys.build(DataKeys, keys.of_section(given, "data"), "--data.")
+    workers = available_cores() if data.workers == "auto" else data.workers
+    if options.verify:
+        from conversion.verify import verify  # decodes as the loader does, which takes seconds to import
+
+        raise SystemExit(1 if verify(options.verify, workers=workers) else 0)
     image = image_keys(keys.of_section(given, "image"))
     if data.source == "photos":
         from conversion.photos import photographs  # its draws are compiled by Numba, which takes a second to import
@@ -73,7 +83,6 @@ def main():
         source, page_size = image_folder(data.source), FOLDER_PAGE_SIZE
     encode = functools.partial(encode_item, **dataclasses.asdict(image))
     out = f"data/{Path(data.source).absolute().name}" if data.out == "auto" else data.out
-    workers = available_cores() if data.workers == "auto" else data.workers
     options = {"on_error": data.on_error, "workers": workers, "page_size": page_size}
     for name, split in source.splits.items():
         shards = data.shards
