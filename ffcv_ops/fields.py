@@ -14,6 +14,7 @@ from ffcv_ops import index
 from ffcv_ops.errors import BadInput
 from ffcv_ops.index import Index, column, levels_of
 
+MOST_PIXELS = 100_000_000  # of one image, as in a conversion; a thread that decodes takes four bytes for each
 _AT_ONCE = 1 << 20  # samples; bounds the memory of a check
 
 
@@ -80,6 +81,7 @@ def _damaged(image: np.ndarray, known: Index) -> np.ndarray:
         | (size.astype(np.uint64) > end - np.minimum(place, end))
         | (height == 0)
         | (width == 0)
+        | (height * width > MOST_PIXELS)
         | (image["mode"] > 1)
         | ((image["mode"] == 1) & (size != 3 * height * width))
     )

@@ -99,10 +99,11 @@ def source_names(path: Path | str) -> Iterator[str]:
 
 
 def source_of(index: Index, sample: int) -> str:
-    """The file that a sample was made from, or "" when it was not recorded."""
+    """The file that a sample was made from, for a message: printable. "" when it was not recorded."""
     for file in index.files:
         if sample < file.samples:
-            return next(itertools.islice(source_names(file.path), sample, None), "")
+            name = next(itertools.islice(source_names(file.path), sample, None), "")
+            return name if name.isprintable() else ascii(name)
         sample -= file.samples
     return ""
 
@@ -172,7 +173,7 @@ def _said(path: Path) -> tuple[dict, tuple[str, ...] | None]:
     try:
         said = json.loads(described.read_text(encoding="utf-8"))
         return said, tuple(str(name) for name in said["classes"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadInput(f"{described}: not the description of a .beton ({error!r}); write the data set again") from error
 
 

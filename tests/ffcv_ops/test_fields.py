@@ -189,3 +189,19 @@ def test_class_names_come_from_the_sidecar(copy):
     assert (beton.classes, beton.class_names) == (6, ("a", "b", "c", "d", "e", "f"))
     sidecar(path).write_text("[]")
     refused(path, "not the description of a .beton")
+
+
+def test_what_lies_beside_a_file_cannot_harm(copy):
+    """A description nested too deeply, an image that claims gigapixels, a name with control characters."""
+    path = copy(lambda data: None)
+    sidecar(path).write_text('{"classes": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    refused(path, "not the description of a .beton")
+    sidecar(path).unlink()
+
+    def huge(data):
+        record = data[layout.metadata_start() :][: layout.sample_type().itemsize].view(layout.sample_type())
+        record["image"]["height"] = record["image"]["width"] = 65_500
+
+    path = copy(huge)
+    path.with_suffix(".files.txt").write_text("\033[2Jgone\n" * 96)
+    assert refused(path, "the first is sample 0", "gone").isprintable()
