@@ -28,11 +28,12 @@ for library in ("OMP", "OPENBLAS", "MKL"):
     os.environ[f"{library}_NUM_THREADS"] = "1"  # read at import: this process forks, and must not have threads at work
 
 from bench import machine, report  # noqa: E402
-from bench.faults import betons, hostile, memory, recipes, runs, saving, sources, writer  # noqa: E402
+from bench.faults import betons, campaign, hostile, loading, memory, recipes, runs, saving, sources, writer  # noqa: E402
 from bench.faults.campaign import FAILURES, OURS, OUTCOMES, STOCK, Fault, Figure, say  # noqa: E402
 from ffcv_ops.errors import BadInput, exits_cleanly  # noqa: E402
 
 MARKER = "bench.faults"
+COMPILING = 900  # seconds; a minute on a quiet machine
 
 
 class Group(NamedTuple):
@@ -47,6 +48,8 @@ GROUPS = {
     "writer": Group("conversions killed, interrupted, out of space, two at once: nothing half-written, nothing left "
                     "behind, an older file kept, the same bytes after a restart", writer.run),
     "betons": Group("damaged .beton files: no wrong sample", betons.run),
+    "loading": Group("the same pixels from 1 and 2 threads, on 1, 2 and 4 ranks, again; an operation that raises is "
+                     "heard of within 5 s", loading.run),
     "saving": Group("kills while a checkpoint is saved, flipped bits in checkpoints: the one before is used",
                     saving.run),
     "stops": Group("a run stopped at random steps of all stages: the same bits in the end", runs.run_stops),
@@ -64,7 +67,7 @@ GROUPS = {
 def measure(names: list[str], *, quick: bool) -> tuple[list[dict], list[tuple[str, Fault]]]:
     """Rows of the groups `names`, and what failed of ours."""
     rows, failed = [], []
-    warm_up()
+    warm_up(quick=quick)
     for name in names:
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="faults") as folder:
@@ -79,10 +82,17 @@ def measure(names: list[str], *, quick: bool) -> tuple[list[dict], list[tuple[st
     return rows, failed
 
 
-def warm_up():
-    """What the cases would have to import and compile, without starting a thread."""
+def warm_up(*, quick: bool):
+    """What the cases would have to import and compile, without starting a thread: our kernels go to their cache on the
+    disk, and Numba has compiled FFCV's once, after which it does so faster."""
     for module in ("train_imagenet", "ffcv.writer", "torchvision.datasets"):
         importlib.import_module(module)
+    with tempfile.TemporaryDirectory(prefix="faults") as folder:
+        data = betons.write(Path(folder))
+        for read in (betons.read_ours, loading.read_ours):
+            campaign.forked(read, data, limit=COMPILING)
+        if not quick:
+            betons.stock_loader(data)
     threads = len(os.listdir("/proc/self/task"))
     if threads > 2:  # Numba's pool has one for two cores, which waits for work that never comes
         raise BadInput(f"this process has {threads} threads after its imports and must not fork")

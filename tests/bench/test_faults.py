@@ -82,7 +82,7 @@ def test_a_failure_is_in_the_table_and_in_the_status(tmp_path, monkeypatch, caps
                 Figure(OURS, "growth of memory", 1.5, "MiB", 50)]  # fmt: skip
 
     monkeypatch.setitem(faults.GROUPS, "betons", faults.GROUPS["betons"]._replace(run=run))
-    monkeypatch.setattr(faults, "warm_up", lambda: None)
+    monkeypatch.setattr(faults, "warm_up", lambda quick: None)
     table = tmp_path / "table.md"
     given = ["--quick", "--only=betons", f"--json={tmp_path / 'x.json'}", f"--markdown={table}"]
     with pytest.raises(SystemExit) as ended:
