@@ -109,22 +109,23 @@ def run_stops(folder: Path, *, quick: bool) -> list[Fault]:
 
 
 def _stopped_often(recipe, data, whole, total, count, number):
-    chance, name = random.Random(number), f"stopped{number}"
-    given, seen = words(recipe, data, whole.parent, name), []
+    chance, run = random.Random(number), whole.parent / f"stopped{number}"
+    given, seen = words(recipe, data, whole.parent, run.name), []
     for at in sorted(chance.sample(range(1, total), count)):
+        target = max(at, steps(run) + 1)  # of this start: the log tells of the steps before it too
         child = campaign.Child(train, *given)
-        _wait_for(child, lambda at=at: steps(whole.parent / name) >= at)
+        _wait_for(child, lambda target=target: steps(run) >= target)
         child.signal(chance.choice([signal.SIGTERM, signal.SIGUSR1]))
         child.wait(LIMIT)
         ended = child.end()
         if ended.status != 0:
-            seen.append(("hang" if ended.status is None else "crash", ended.last_line))
+            seen.append(("hang" if ended.status is None else "crash", f"status {ended.status}: {ended.last_line}"))
         else:
-            seen.append(("detected", f"stopped at step {steps(whole.parent / name)}"))
+            seen.append(("detected", f"stopped at step {steps(run)}"))
     last = campaign.forked(train, *given, limit=5 * LIMIT)
     if last.status != 0:
         return [("crash", last.last_line)] * count
-    if not same_weights(whole, whole.parent / name):
+    if not same_weights(whole, run):
         return [("silent", "other weights in the end")] * count
     return seen
 
