@@ -22,8 +22,8 @@ from training.stop import Stopped
 class Spikes:
     """Loss spikes: means of log intervals far above the last ones before them.
 
-    Far is ten standard deviations, and at least a tenth, above their median. The deviation is the robust one of the
-    differences from one interval to the next, which a loss that falls leaves small. A spike is no end: many runs recover.
+    Far is ten standard deviations, and at least a tenth, above their median. The deviation is a robust one of the
+    differences from one interval to the next, which a loss that falls leaves small. Many runs recover: no end.
     """
 
     LAST, FIRST, FAR = 20, 10, 10.0  # intervals that are looked back at, at most and at least; standard deviations
