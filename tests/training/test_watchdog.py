@@ -4,8 +4,10 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -33,10 +35,10 @@ CASES = {
     "silent after a failure": ([seen(0), seen(1, silent=11)], True, r"rank 1 .* gives no sign of life for 11 seconds"),
     "failing by itself": ([seen(0), seen(1, gone=True, silent=4, left="BadInput: x")], False, None),
     "failed": ([seen(0), seen(1, gone=True, silent=11, left="BadInput: x")], False, "rank 1 .* ended: BadInput: x"),
-    "stalled loader": ([seen(0, still=70), seen(1, "waiting for its loader, batch 8", still=62, waits=True),
-                        seen(2, still=65)], False, "rank 1 .* is waiting for its loader, batch 8 since .*, for 62"),
+    "stalled loader": ([seen(0, still=61), seen(1, "waiting for its loader, batch 8", still=59, waits=True),
+                        seen(2, still=55)], False, "rank 1 .* is waiting for its loader, batch 8 since .*, for 59"),
     "all loaders": ([seen(0, waits=True, still=70), seen(1, waits=True, still=150)], False, "rank 1 .* for 2 minutes"),
-    "stuck": ([seen(0, still=70), seen(1, still=70, moves=8), seen(2, still=70)], False, "rank 1 .* 2 others"),
+    "stuck": ([seen(0, still=70), seen(1, still=70, moves=8), seen(2, still=70)], False, "rank 1 .* is past"),
 }  # fmt: skip
 
 
@@ -78,50 +80,49 @@ def test_a_watched_loader_gives_the_same_and_says_where_it_is():
     assert watch.place[0] == 8
 
 
-# Trains a recipe as the command line does; rank STALLED's loader never gives its fourth batch.
+# A run without a model: batches, and a collective after each. Rank STALLED never gets its fourth batch.
 WORKER = """
 import sys, time
 sys.path.insert(0, {root!r})
-import train_imagenet
-real, stalled = train_imagenet.train_loader, {stalled}
+import torch
+from training import distributed
+from training.watchdog import Watchdog
 
-def train_loader(*given, rank, **named):
-    loader = real(*given, rank=rank, **named)
-    epoch = loader.epoch
+ranks, stalled = distributed.join("cpu"), {stalled}
 
-    def stalling(*given):
-        for number, batch in enumerate(epoch(*given)):
-            while rank == stalled and number == 3:
+
+class Loader:
+    decoder = None
+
+    def epoch(self, number, first=0):
+        for batch in range(10**9):
+            while ranks.rank == stalled and batch == 3:
                 time.sleep(1)
+            time.sleep(0.01)
             yield batch
 
-    loader.epoch = stalling
-    return loader
 
-train_imagenet.train_loader = train_loader
-train_imagenet.main(sys.argv[1:])
+with Watchdog({minutes}, ranks) as watch:
+    for batch in watch.watched(Loader(), "stage x").epoch(0):
+        distributed.sum_over_ranks(torch.ones(1))
+        if batch == 2:
+            print("moving", flush=True)
 """
 
 
 @pytest.fixture
-def start(tmp_path, jpg_beton):
-    """start(world, stalled, minutes): the processes of a run, without torchrun, which would end them itself."""
+def start(tmp_path):
+    """start(world, command): processes that are a world, without torchrun, which would end them itself."""
     started = []
 
-    def start(world, *, stalled=-1, minutes=0.05):
-        (tmp_path / "worker.py").write_text(WORKER.format(root=str(ROOT), stalled=stalled))
-        keys = ["--cfg", ROOT / "recipes/smoke.yaml", "--stage.resolution=32", "--stage.batch=12",
-                "--stage.mix_chunk=4", "--stage.epochs=500", "--log.every=1", "--data.workers=1",
-                f"--data.train={jpg_beton}", f"--data.val={jpg_beton}", f"--log.out={tmp_path}", "--log.name=run",
-                f"--watchdog={minutes}"]  # fmt: skip
-        port = 20000 + (os.getpid() + len(started) + world) % 20000
+    def start(world, command):
+        place = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": 1,
+                 "MASTER_PORT": 20000 + (os.getpid() + 7 * world) % 20000}  # fmt: skip
         for rank in range(world):
-            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world,
-                     "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}  # fmt: skip
+            own = place | {"RANK": rank, "LOCAL_RANK": rank}
             started.append(subprocess.Popen(
-                [sys.executable, tmp_path / "worker.py", *map(str, keys)], text=True, cwd=ROOT,
-                env=os.environ | {key: str(value) for key, value in place.items()},
-                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                [sys.executable, *map(str, command)], text=True, cwd=ROOT, stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE, env=os.environ | {key: str(value) for key, value in own.items()},
             ))  # fmt: skip
         return started
 
@@ -131,54 +132,86 @@ def start(tmp_path, jpg_beton):
         process.communicate()
 
 
-def wait_for_steps(folder, processes, steps=2):
-    log, deadline = folder / "run" / "log.jsonl", time.time() + 120
-    while not log.exists() or log.read_text().count('"kind": "step"') < steps:
-        assert time.time() < deadline
-        assert all(process.poll() is None for process in processes), processes[0].communicate()
-        time.sleep(0.05)
+def plain(tmp_path, *, stalled=-1, minutes=0.05):
+    (tmp_path / "worker.py").write_text(WORKER.format(root=str(ROOT), stalled=stalled, minutes=minutes))
+    return [tmp_path / "worker.py"]
 
 
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("victim", [1, 0])
-def test_a_killed_rank_is_named_and_the_others_end(victim, start, tmp_path):
-    processes = start(3, minutes=5)
-    wait_for_steps(tmp_path, processes)
+def last_line(process):
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1, errors
+    return errors.splitlines()[-1]
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("world, victim", [(3, 1), (2, 0)])
+def test_a_killed_rank_is_named_and_the_others_end(world, victim, start, tmp_path):
+    processes = start(world, plain(tmp_path, minutes=5))
+    for process in processes:
+        assert process.stdout.readline() == "moving\n"
     processes[victim].send_signal(signal.SIGKILL)
     processes[victim].wait()
-    for rank in {0, 1, 2} - {victim}:
-        _, errors = processes[rank].communicate(timeout=60)
-        assert processes[rank].returncode == 1
-        line = errors.splitlines()[-1]
+    for rank in set(range(world)) - {victim}:
+        line = last_line(processes[rank])
         assert line.startswith(f"error: rank {rank} ends: rank {victim} (")
         assert f"process {processes[victim].pid}) " in line
         assert "is gone" in line
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(200)
 def test_a_rank_that_stands_still_is_named_and_all_end(start, tmp_path):
-    processes = start(2)
-    wait_for_steps(tmp_path, processes)
+    processes = start(2, plain(tmp_path))
+    for process in processes:
+        assert process.stdout.readline() == "moving\n"
     processes[1].send_signal(signal.SIGSTOP)
-    _, errors = processes[0].communicate(timeout=60)
-    assert processes[0].returncode == 1
-    assert "error: rank 0 ends: rank 1 (" in errors.splitlines()[-1]
-    assert "gives no sign of life for" in errors.splitlines()[-1]
+    line = last_line(processes[0])
+    assert "error: rank 0 ends: rank 1 (" in line
+    assert "gives no sign of life for" in line
     processes[1].send_signal(signal.SIGCONT)
-    _, errors = processes[1].communicate(timeout=60)
-    assert processes[1].returncode == 1
+    last_line(processes[1])
+
+
+@pytest.mark.timeout(200)
+def test_a_stalled_loader_is_named_and_all_end(start, tmp_path):
+    for rank, process in enumerate(start(2, plain(tmp_path, stalled=1, minutes=0.1))):
+        line = last_line(process)
+        assert line.startswith(f"error: rank {rank} ends: rank 1 (")
+        assert "is waiting for its loader, stage x, epoch 1, batch 4 since " in line
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("world", [1, 2])
-def test_a_stalled_loader_is_named_and_all_end(world, start, tmp_path):
-    processes = start(world, stalled=world - 1, minutes=0.1)
-    for rank, process in enumerate(processes):
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 1
-        line = errors.splitlines()[-1]
-        assert line.startswith(f"error: rank {rank} ends: rank {world - 1} (")
-        assert "is waiting for its loader, stage first_32, epoch 1, batch 4 since " in line
+def test_a_run_has_a_watchdog(start, tmp_path, jpg_beton):
+    """The command line itself, one rank of two killed in training."""
+    processes = start(2, [
+        ROOT / "train_imagenet.py", "--cfg", ROOT / "recipes/smoke.yaml", "--stage.resolution=32", "--stage.batch=16",
+        "--stage.mix_chunk=8", "--stage.epochs=500", "--log.every=1", "--data.workers=1", f"--log.out={tmp_path}",
+        f"--data.train={jpg_beton}", f"--data.val={jpg_beton}", "--log.name=run",
+    ])  # fmt: skip
+    log, deadline = tmp_path / "run" / "log.jsonl", time.time() + 120
+    while not log.exists() or '"kind": "step"' not in log.read_text():
+        assert time.time() < deadline
+        assert all(process.poll() is None for process in processes), processes[0].communicate()
+        time.sleep(0.05)
+    processes[1].send_signal(signal.SIGKILL)
+    processes[1].wait()
+    assert f"rank 1 ({socket.gethostname()}, process {processes[1].pid}) is gone" in last_line(processes[0])
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_single_process_is_watched_too(monkeypatch, capsys):
+    ended = threading.Event()
+    monkeypatch.setattr(os, "_exit", lambda status: ended.set() or sys.exit(status))
+    with Watchdog(0.01, distributed.Ranks(0, 0, 1, CPU)) as watch:
+        for _ in range(12):  # longer than the limit, but moving
+            watch.at("moving")
+            time.sleep(0.1)
+        assert not ended.is_set()
+        watch.at("waiting for its loader, batch 3", waits=True)
+        assert ended.wait(10)
+    said = capsys.readouterr().err
+    assert said.startswith("error: rank 0 ends: rank 0 (")
+    assert "is waiting for its loader, batch 3 since" in said
+    assert said.count("\n") == 1
 
 
 def test_beats_are_plain_values():
