@@ -30,7 +30,8 @@ def verify(path: Path | str, *, workers: int) -> int:
             bad += 1
     held = "decode; there are no checksums" if known.checksums is None else "decode and have their checksums"
     said = f"{bad:,} of them bad" if bad else f"all {held}"
-    print(f"{path}: {len(known.metadata):,} samples at {len(levels_of(known))} sizes, {said}".replace(" at 1 sizes", ""))
+    sizes = f" at {len(levels_of(known))} sizes" if len(levels_of(known)) > 1 else ""
+    print(f"{path}: {len(known.metadata):,} samples{sizes}, {said}")
     return bad
 
 

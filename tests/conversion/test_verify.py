@@ -27,10 +27,11 @@ def shards(tmp_path, tiles):
         samples = []
         for number, tile in enumerate(tiles[20 * shard : 20 * shard + 20]):
             full = encode_rgb(tile, mode="jpg", quality=90)
-            small = full if number % 5 == 0 else encode_rgb(np.ascontiguousarray(tile[::2, ::2]), mode="raw", quality=90)
+            half = encode_rgb(np.ascontiguousarray(tile[::2, ::2]), mode="raw", quality=90)
+            small = full if number % 5 == 0 else half
             samples.append(((full, small), number % 3))
         path = tmp_path / f"x-{shard:05}-of-00002.beton"
-        table, sums = beton.write(path, samples, capacity=20, page_size=2**21, images=("image", "image_50"))
+        _, sums = beton.write(path, samples, capacity=20, page_size=2**21, images=("image", "image_50"))
         path.with_suffix(".xxh64").write_bytes(sums.tobytes())
         said = {
             "classes": list("abc"), "shard": shard, "shards": 2, "bytes": path.stat().st_size,
