@@ -12,7 +12,7 @@ Everything goes to runs/NAME. The same command again goes on where the last one 
 
 import copy
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -30,6 +30,8 @@ from training import (
     model,
     optim,
     parallel,
+    predictions,
+    progress,
     recipe,
     report,
     schedule,
@@ -117,7 +119,8 @@ def train_run(job: Job, *, init: str | None, first: int, asked) -> None:
         folder.prepare(run)
     distributed.wait_for_all()
     saved = folder.load()
-    log = Log(folder, run, first=ranks.first, world=ranks.world, step=saved["step"] if saved else -1)
+    parts = progress.plan(run, job.sets, first) if ranks.first else []
+    log = Log(folder, run, parts, first=ranks.first, world=ranks.world, step=saved["step"] if saved else -1)
     try:
         log.say(native.describe())
         given = weights.read(init) if init and not saved else None
@@ -138,7 +141,7 @@ def train_run(job: Job, *, init: str | None, first: int, asked) -> None:
         log.close_bar()
         folder.save_weights("model", state.model, first=ranks.first)
         if ranks.first:
-            log.say(report.write(folder, run))
+            log.say(report.write(folder.path))
     finally:
         log.close()
 
@@ -213,7 +216,7 @@ def train_stage(job: Job, state: State, folder: RunFolder, log: Log, *, so_far: 
     if run.speed.compile:
         compiling.compile_stage(job, state, stage, piece, say=log.say)
     forward = parallel.distribute(state, stage, ranks, run.speed.parallel, accumulates=piece < job.share(stage))
-    log.begin_stage(stage, steps=steps * stage.epochs, done=steps * state.epoch + state.batch)
+    log.begin_stage(stage, done=steps * state.epoch + state.batch)
     while state.epoch < stage.epochs:
         means = so_far
         shown = replace(stage, resolution=schedule.resolution(stage, state.epoch))
@@ -234,7 +237,14 @@ def train_stage(job: Job, state: State, folder: RunFolder, log: Log, *, so_far: 
         log.row(kind="epoch", epochs=stage.epochs, resolution=shown.resolution, **row)
         if state.epoch == stage.epochs:
             folder.save_weights(stage.name, state.model, first=ranks.first)
+            log.end_stage(f"top-1 {100 * result.top1:.2f} %")
+            with evaluating(job, state.model):
+                made = predictions.collect(job, stage, state.model, val_batches.epoch(0))
+            if ranks.first:
+                predictions.save(folder.path / predictions.FILE, made)
         folder.save(state, so_far, first=ranks.first)
+        if ranks.first:
+            report.refresh(folder.path, say=log.say)
 
 
 def train_epoch(job: Job, state: State, stage: Stage, forward, batches, *, seed, piece, log: Log, asked):
@@ -257,8 +267,7 @@ def train_epoch(job: Job, state: State, stage: Stage, forward, batches, *, seed,
             row = reading.means.row()
             if meter.steps == run.log.every:
                 log.row(kind="step", stage=stage.name, epoch=state.epoch, step=state.step, lr=lr, **row)
-            log.advance(meter.steps, f"epoch {state.epoch + 1}/{stage.epochs}  loss {row['loss']:.4f}  "
-                        f"{row['images_per_s']:.0f} images/s  waited {100 * row['wait']:.0f} %")  # fmt: skip
+            log.advance(meter.steps, state.epoch + 1, row)
             yield reading
             meter = Meter(ranks.device)
         waiting = time.perf_counter()
@@ -287,10 +296,17 @@ def save_if_it_ends_here(job: Job, state: State, stage: Stage, folder: RunFolder
         raise stop.Stopped
 
 
-def evaluated(job: Job, stage: Stage, network: nn.Module, batches) -> Result:
-    """All of the validation set. Its batches have other shapes than training's, so nothing is compiled for them."""
+@contextmanager
+def evaluating(job: Job, network: nn.Module):
+    """Evaluation's batches have other shapes than training's, so nothing is compiled for them."""
     eager = torch.compiler.set_stance("force_eager") if job.run.speed.compile else nullcontext()
     with parallel.gathered(network), eager:
+        yield
+
+
+def evaluated(job: Job, stage: Stage, network: nn.Module, batches) -> Result:
+    """All of the validation set."""
+    with evaluating(job, network):
         return evaluate(
             network, batches.epoch(0), device=job.ranks.device, autocast=job.autocast, flip=stage.eval_flip
         )

@@ -129,6 +129,7 @@ class Log:
     every: int = key("steps between two lines of the log", low=1)
     eval_every: int = key("epochs between two evaluations; the last epoch always has one", low=1)
     tensorboard: bool = key("write TensorBoard events too")
+    tracker: Literal["none", "wandb", "trackio"] = key("send the numbers to Weights & Biases or trackio too")
 
 
 @dataclasses.dataclass(frozen=True)
