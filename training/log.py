@@ -1,8 +1,8 @@
 """What a run says: JSON lines (the record), trackers (views of it) and the console (for whoever is watching).
 
-A row is a flat dict with `kind`: step | epoch | warning, `stage`, `epoch`, `step`, and, added here, `wall`: seconds that
-the run has taken until then, restarts included, and `at`: when it was written, seconds since 1970. Losses are in nats,
-times in seconds, `wait` is the share of time that the training loop waited for data. A warning says its `text`.
+A row is a flat dict with `kind`: step | epoch | warning, `stage`, `epoch`, `step`, and, added here, `wall`: seconds
+that the run has taken until then, restarts included, and `at`: when it was written, seconds since 1970. Losses are in
+nats, times in seconds, `wait` is the share of time that the training loop waited for data. A warning says its `text`.
 """
 
 import dataclasses

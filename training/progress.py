@@ -4,6 +4,7 @@ The plan is written when a run begins (plan.json): for each stage the steps of a
 image, by which the speed of the stage under way is carried over to those that follow.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -70,7 +71,7 @@ def words(seconds: float) -> str:
     """A time in two units: 40 s, 3 min 20 s, 5 h 10 min, 3 d 4 h."""
     seconds = round(seconds)
     units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
-    for (unit, size), (smaller, part) in zip(units, units[1:], strict=False):
+    for (unit, size), (smaller, part) in itertools.pairwise(units):
         if seconds >= size:
             rest = seconds % size // part
             return f"{seconds // size} {unit}" + (f" {rest} {smaller}" if rest else "")

@@ -19,7 +19,7 @@ EVERY = 60.0  # seconds at least between two reports of a running run
 
 
 def refresh(folder: Path, *, say) -> None:
-    """report.html anew while the run goes on, unless it is still fresh. What goes wrong with it costs a line, no run."""
+    """report.html anew while the run goes on, unless it is fresh. What goes wrong with it costs a line, not the run."""
     made = folder / "report.html"
     if made.exists() and 0 <= time.time() - made.stat().st_mtime < EVERY:
         return

@@ -30,7 +30,7 @@ def main(argv=None) -> None:
     runs = [collect(folder) for folder in options.runs]
     print(tables.padded(compare.numbers(runs)))
     differing = compare.differences(runs)
-    print("\n" + (tables.padded(differing) if differing else "The recipes differ in nothing that could change the runs."))
+    print("\n" + (tables.padded(differing) if differing else "The recipes differ in nothing that changes a run."))
     page = compare.render(runs)
     write_atomically(options.out, lambda path: path.write_text(page, encoding="utf-8"))
     print(f"\ncomparison: {options.out}")

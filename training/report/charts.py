@@ -50,7 +50,7 @@ def chart(
     panel: Panel, across: tuple[float, float], stages: Sequence[Border], *, colours: Sequence[int] | None = None
 ) -> Chart:
     """`across`: the epochs from left to right. `colours`: of the lines, for a comparison of runs."""
-    shown = [line._replace(points=[p for p in line.points if across[0] <= p[0] <= across[1]]) for line in panel.lines]
+    shown = [line.within(across) for line in panel.lines]
     up = _limits([y for line in shown for _, y in line.points], from_zero=panel.from_zero)
     colours = colours or [0] * len(shown)
     traces = [_trace(line, across, up, panel.form, colour)
@@ -70,19 +70,18 @@ def _limits(values: list[float], *, from_zero: bool) -> tuple[float, float]:
 def _ticks(limits: tuple[float, float], most: int, *, whole: bool = False) -> list[Tick]:
     places = MaxNLocator(most, integer=whole, steps=[1, 2, 2.5, 5, 10]).tick_values(*limits)
     inside = [place for place in places if limits[0] <= place <= limits[1] * (1 + 1e-9)]
-    return [Tick(_percent(place, limits), _short(place, places[1] - places[0])) for place in inside]
+    digits = next((n for n in range(7) if all(math.isclose(p, round(p, n), abs_tol=1e-9) for p in inside)), 7)
+    return [Tick(_percent(place, limits), _short(place, digits)) for place in inside]
 
 
-def _short(value: float, step: float) -> str:
-    """A tick's number, with no more digits than the ticks need."""
-    if value == 0:
-        return "0"
-    if abs(value) >= 1000:
+def _short(value: float, digits: int) -> str:
+    """A tick's number, with no more digits after the point than the ticks of its axis need."""
+    if abs(value) >= 10_000:
         return f"{value / 1000:g}k"
-    if abs(step) < 1e-3:
+    if digits > 4 and value:
         mantissa, exponent = f"{value:.2e}".split("e")
         return f"{float(mantissa):g}e{int(exponent)}"
-    return f"{value:.{max(0, -math.floor(math.log10(step) + 1e-9) + (1 if f'{step:.0e}'[0] == '2' else 0))}f}".rstrip()
+    return f"{value:,.{digits}f}" if value else "0"
 
 
 def _percent(value, limits):
@@ -90,10 +89,14 @@ def _percent(value, limits):
 
 
 def _trace(line: Line, across, up, form, colour) -> Trace:
-    places = [(UNITS * _percent(x, across) / 100, UNITS - UNITS * _percent(y, up) / 100) for x, y in line.points]
-    path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
-    few = line.kind != "official" and line.kind != "faint" and len(places) <= DOTS
-    dots = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in places) if few else ""
+    strokes = [
+        [f"{UNITS * _percent(x, across) / 100:.1f} {UNITS - UNITS * _percent(y, up) / 100:.1f}" for x, y in stroke]
+        for stroke in line.strokes
+    ]
+    path = "".join("M" + "L".join(stroke) for stroke in strokes)
+    places = [place for stroke in strokes for place in stroke]
+    few = line.kind in ("main", "second") and len(places) <= DOTS
+    dots = "".join(f"M{place}h0" for place in places) if few else ""
     return Trace(line.kind, line.label, path, dots, _last(line.points, form), colour)
 
 

@@ -36,29 +36,30 @@ def numbers(runs: Sequence[Facts]) -> list[tuple[str, ...]]:
 
 
 def differences(runs: Sequence[Facts]) -> list[tuple[str, ...]]:
-    """The keys that are not the same in all runs, with their values; `log` is left out. [] where nothing differs."""
-    flat = [flattened(facts.run) for facts in runs]
-    names = list(dict.fromkeys(name for one in flat for name in one))
-    rows = [(name, *(one.get(name, "-") for one in flat)) for name in names]
+    """The keys that are not the same in all runs, with their values; stages are compared by their place, as far as all
+    runs have one there. `log` is left out. [] where nothing differs."""
+    common = min(len(facts.run.stages) for facts in runs)
+    flat = [_flat(facts.run, common) for facts in runs]
+    rows = [(name, *(one[name] for one in flat)) for name in flat[0]]
     rows = [row for row in rows if len(set(row[1:])) > 1]
     return [("key", *(facts.name for facts in runs)), *rows] if rows else []
 
 
-def flattened(run: Run) -> dict[str, str]:
-    """Every key that may change the run, spelled as in a recipe: model.name, stages.NAME.lr."""
+def _flat(run: Run, stages: int) -> dict[str, str]:
+    """Every key that may change the run, spelled as in a recipe, of the first `stages` stages."""
+    sections = {"data": run.data, "model": run.model, "speed": run.speed}
+    sections |= {f"stage {number + 1}": run.stages[number] for number in range(stages)}
     made = {"seed": keys.spell(run.seed), "on_nonfinite": keys.spell(run.on_nonfinite)}
-    sections = [(name, getattr(run, name)) for name in ("data", "model", "speed")]
-    sections += [(f"stages.{stage.name}", stage) for stage in run.stages]
-    for name, section in sections:
-        values = dataclasses.asdict(section).items()
-        made |= {f"{name}.{key}": keys.spell(value) for key, value in values if not name.startswith("stages") or key != "name"}
+    made["stages"] = str(len(run.stages))
+    for name, section in sections.items():
+        made |= {f"{name}: {key}": keys.spell(value) for key, value in dataclasses.asdict(section).items()}
     return made
 
 
 def overlaid(runs: Sequence[Facts]) -> list[charts.Chart]:
     """A chart for each kind of curve, with a line of a colour of its own for each run that has one."""
     of_each = [{panel.key: panel for panel in curves.panels(facts)} for facts in runs]
-    across = max((curves.span(facts, list(some.values())) for facts, some in zip(runs, of_each, strict=True)))
+    across = max(curves.span(facts, list(some.values())) for facts, some in zip(runs, of_each, strict=True))
     alike = all(curves.borders(facts) == curves.borders(runs[0]) for facts in runs)
     made = []
     for key in SHOWN:

@@ -10,15 +10,24 @@ from typing import Literal, NamedTuple
 from training.report.collect import Facts
 
 Points = list[tuple[float, float]]
-FAINT_POINTS = 400  # of a line of log points at most; more are averaged
+FAINT_POINTS = 400  # of a line of log points, about, at most; more are averaged
 
 
 class Line(NamedTuple):
-    """A curve, or a few dots."""
+    """A curve, in one stroke for each stage."""
 
     label: str
     kind: Literal["main", "second", "official", "faint"]
-    points: Points
+    strokes: list[Points]
+
+    @property
+    def points(self) -> Points:
+        return [point for stroke in self.strokes for point in stroke]
+
+    def within(self, across: tuple[float, float]) -> "Line":
+        """What of it lies between two epochs."""
+        inside = ([point for point in stroke if across[0] <= point[0] <= across[1]] for stroke in self.strokes)
+        return self._replace(strokes=[stroke for stroke in inside if stroke])
 
 
 class Panel(NamedTuple):
@@ -66,15 +75,22 @@ def borders(facts: Facts) -> list[Border]:
 def panels(facts: Facts) -> list[Panel]:
     """All panels that have something to show."""
     stages = {border.stage: border for border in borders(facts)}
+    if not stages:
+        return []
     made = []
     for key, (title, factor, form, from_zero) in SCALES.items():
         lines = []
         if key in OF_STEPS:
-            lines.append(Line("log points", "faint", _thinned(_step_points(facts, stages, key, factor))))
-        lines.append(Line("", "main", _epoch_points(facts, stages, key, factor)))
+            most = FAINT_POINTS // len(stages) + 1
+            faint = [_thinned(stroke, most) for stroke in _of_steps(facts, stages, key, factor)]
+            lines.append(Line("", "faint", faint))
+        strokes = _of_epochs(facts, stages, key, factor)
+        if key == "resolution":  # constant within an epoch
+            strokes = [[(x - before, y) for x, y in stroke for before in (1, 0)] for stroke in strokes]
+        lines.append(Line("", "main", strokes))
         if key == "top1":
             lines[-1] = lines[-1]._replace(label="raw weights")
-            lines.append(Line("averaged weights (EMA)", "second", _epoch_points(facts, stages, "ema_top1", factor)))
+            lines.append(Line("averaged weights (EMA)", "second", _of_epochs(facts, stages, "ema_top1", factor)))
             lines += [Line(f"official, {course.recipe}", "official", _official(course, stages[stage]))
                       for stage, course in facts.courses.items() if stage in stages]  # fmt: skip
         lines = [line for line in lines if line.points]
@@ -83,36 +99,33 @@ def panels(facts: Facts) -> list[Panel]:
     return made
 
 
-def _epoch_points(facts, stages, key, factor) -> Points:
+def _of_epochs(facts, stages, key, factor) -> list[Points]:
     return [
-        (stages[row["stage"]].start + row["epoch"], factor * row[key])
-        for row in facts.epochs
-        if key in row and math.isfinite(row[key])
-    ]
-
-
-def _step_points(facts, stages, key, factor) -> Points:
-    steps_of, first_step, before = {}, {}, 0
-    for part in facts.parts:
-        steps_of[part.stage], first_step[part.stage] = part.steps, before
-        before += part.steps * len(part.work)
-    return [
-        (stages[row["stage"]].start + (row["step"] - first_step[row["stage"]]) / steps_of[row["stage"]],
-         factor * row[key])
-        for row in facts.steps
-        if row["stage"] in steps_of and math.isfinite(row[key])
+        [(stage.start + row["epoch"], factor * row[key]) for row in facts.epochs
+         if row["stage"] == stage.stage and key in row and math.isfinite(row[key])]
+        for stage in stages.values()
     ]  # fmt: skip
 
 
-def _thinned(points: Points) -> Points:
-    """Means of neighbours."""
-    size = math.ceil(len(points) / FAINT_POINTS) or 1
+def _of_steps(facts, stages, key, factor) -> list[Points]:
+    strokes, before = [], 0
+    for part in facts.parts:
+        rows = [row for row in facts.steps if row["stage"] == part.stage and math.isfinite(row[key])]
+        strokes.append([(stages[part.stage].start + (row["step"] - before) / part.steps, factor * row[key])
+                        for row in rows])  # fmt: skip
+        before += part.steps * len(part.work)
+    return strokes
+
+
+def _thinned(points: Points, most: int) -> Points:
+    """Means of neighbours, where there are more than `most`."""
+    size = math.ceil(len(points) / most) or 1
     groups = [points[k : k + size] for k in range(0, len(points), size)]
     return [tuple(sum(values) / len(group) for values in zip(*group, strict=True)) for group in groups]
 
 
-def _official(course, border) -> Points:
-    return [(border.start + epoch, top1) for epoch, top1 in zip(course.epochs, course.top1, strict=True)]
+def _official(course, border) -> list[Points]:
+    return [[(border.start + epoch, top1) for epoch, top1 in zip(course.epochs, course.top1, strict=True)]]
 
 
 def span(facts: Facts, some: Sequence[Panel]) -> tuple[float, float]:

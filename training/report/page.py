@@ -81,12 +81,12 @@ def state(facts: Facts) -> str:
     """Where the run stands, in one line."""
     last = facts.last
     if last is None:
-        return "begun; nothing logged yet"
+        return "Begun; nothing logged yet"
     number = 1 + [stage.name for stage in facts.run.stages].index(last["stage"])
     stage = facts.run.stages[number - 1]
-    where = f"epoch {min(_epoch(last), stage.epochs)} of {stage.epochs}, stage {number} of {len(facts.run.stages)}"
+    where = f"Epoch {min(_epoch(last), stage.epochs)} of {stage.epochs}, stage {number} of {len(facts.run.stages)}"
     when = f", {moment(last['at'])}" if "at" in last else ""
-    return f"finished{when}" if facts.finished else f"{where} ({stage.name}); last line of the log{when}"
+    return f"Finished{when}" if facts.finished else f"{where} ({stage.name}); last line of the log{when}"
 
 
 def _epoch(row):
@@ -212,6 +212,6 @@ def environment(facts: Facts) -> list[tuple[str, str]]:
     rows = [(name, str(about[name])) for name in ("commit", "python", "system", "cores", "memory", "ranks", "cuda")
             if name in about]  # fmt: skip
     devices = about.get("devices", [])
-    counted = [f"{devices.count(name)} x {name}" if devices.count(name) > 1 else name for name in dict.fromkeys(devices)]
+    counted = [f"{devices.count(name)} x {name}".removeprefix("1 x ") for name in dict.fromkeys(devices)]
     versions = [f"{name} {version}" for name, version in about.get("packages", {}).items()]
     return [*rows, ("devices", ", ".join(counted)), ("packages", ", ".join(versions))] if about else []

@@ -39,14 +39,16 @@ def draw(facts: Facts, path: Path) -> None:
 
 
 def _panel(axes, panel: Panel, across: Sequence[float]) -> None:
-    labelled = [line for line in panel.lines if line.label and line.kind != "faint"]
+    labelled = [line for line in panel.lines if line.label]
     for line in panel.lines:
-        shown = [point for point in line.points if across[0] <= point[0] <= across[1]]
-        few = line.kind in ("main", "second") and len(shown) < 60
-        axes.plot(
-            *zip(*shown, strict=True), linewidth=1.5 if line.kind != "faint" else 0.8, color=COLOURS[line.kind],
-            marker="." if few else "", linestyle="--" if line.kind == "official" else "-", label=line.label,
-        )  # fmt: skip
+        shown = line.within(across)
+        few = line.kind in ("main", "second") and len(shown.points) < 60
+        for number, stroke in enumerate(shown.strokes):
+            axes.plot(
+                *zip(*stroke, strict=True), linewidth=1.5 if line.kind != "faint" else 0.8, color=COLOURS[line.kind],
+                marker="." if few else "", linestyle="--" if line.kind == "official" else "-",
+                label=line.label if number == 0 and line.label else "_",
+            )  # fmt: skip
     axes.set_title(panel.title, fontsize=10, loc="left")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
@@ -54,6 +56,4 @@ def _panel(axes, panel: Panel, across: Sequence[float]) -> None:
     if panel.from_zero:
         axes.set_ylim(bottom=0)
     if len(labelled) > 1:
-        axes.legend(*zip(*((line, line.get_label()) for line in axes.get_lines()
-                           if line.get_label() in {one.label for one in labelled}), strict=True),
-                    frameon=False, fontsize=8)  # fmt: skip
+        axes.legend(frameon=False, fontsize=8)
