@@ -56,7 +56,7 @@ def rows(folder, kind="epoch"):
 @pytest.fixture
 def no_report(monkeypatch):
     """Drawing curves takes longer than the two steps that they would show; test_it_learns has a report."""
-    monkeypatch.setattr(train_imagenet.report, "write", lambda folder, run: "")
+    monkeypatch.setattr(train_imagenet.report, "write", lambda folder: "")
 
 
 @pytest.fixture(scope="module")

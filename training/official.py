@@ -1,8 +1,9 @@
 """Is a run on track? Its top-1 beside the official log of the same recipe, after as many epochs.
 
 In: a run and its plan; recipes/official_curves.json. Out: the stages that have an official curve, and how far a value
-is from it. A stage has one when it is called as in a published recipe, trains the same model for as many epochs and is
-evaluated on as many images as ImageNet's validation set has; any other differing key is named, not hidden.
+is from it. A stage has one when it and those before it are called as in a published recipe, train the same model for as
+many epochs, and it is evaluated on as many images as ImageNet's validation set has; any other key of the stage that
+differs is named, not hidden.
 """
 
 import dataclasses
@@ -63,12 +64,12 @@ def courses(run: Run, parts: Sequence[Part]) -> dict[str, Course]:
     """The official curve of each planned stage that has one, by the stage's name."""
     sizes = {part.stage: part.val_images for part in parts}
     found = {}
-    for stage in run.stages:
+    for number, stage in enumerate(run.stages):
         if sizes.get(stage.name) == VAL_IMAGES:
             alike = [
                 course._replace(changed=_changed(stage, theirs))
-                for model, theirs, course in _published()
-                if (model, theirs.name, theirs.epochs) == (run.model.name, stage.name, stage.epochs)
+                for way, theirs, course in _published()
+                if way == _way(run, number)
             ]
             if alike:
                 found[stage.name] = min(alike, key=lambda course: len(course.changed))
@@ -91,14 +92,19 @@ def _changed(stage: Stage, theirs: Stage) -> tuple[str, ...]:
     return tuple(name for name in names if getattr(stage, name) != getattr(theirs, name))
 
 
+def _way(run: Run, number: int) -> tuple:
+    """How a run came to its stage of that number."""
+    return (run.model.name, *((stage.name, stage.epochs) for stage in run.stages[: number + 1]))
+
+
 @functools.cache
-def _published() -> tuple[tuple[str, Stage, Course], ...]:
-    """(model, stage, its curve) of all that have one."""
+def _published() -> tuple[tuple[tuple, Stage, Course], ...]:
+    """(way, stage, its curve) of all that have one."""
     found = []
     for name, stages in json.loads(CURVES.read_text(encoding="utf-8")).items():
         run = recipe.load(CURVES.with_name(f"{name}.yaml"))
-        for stage in run.stages:
+        for number, stage in enumerate(run.stages):
             if stage.name in stages:
                 points = sorted((int(epoch), top1) for epoch, top1 in stages[stage.name].items())
-                found.append((run.model.name, stage, Course(name, *zip(*points, strict=True), ())))
+                found.append((_way(run, number), stage, Course(name, *zip(*points, strict=True), ())))
     return tuple(found)

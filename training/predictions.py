@@ -7,6 +7,8 @@ network saw, cropped, not the files.
 
 import heapq
 import itertools
+import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,5 +96,5 @@ def load(path: Path) -> Predictions | None:
     try:
         with np.load(path, allow_pickle=False) as file:
             return Predictions(*(file[name] for name in Predictions._fields))
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None

@@ -22,7 +22,7 @@ def draw(facts: Facts, path: Path) -> None:
     columns = 3
     rows = max(1, -(-len(some) // columns))
     figure = Figure(figsize=(13, 2.7 * rows + 0.5), layout="constrained")
-    axes_of = figure.subplots(rows, columns, sharex=True, squeeze=False).flat
+    axes_of = figure.subplots(rows, columns, sharex=True, squeeze=False).ravel()
     for axes, panel in zip(axes_of, some, strict=False):
         _panel(axes, panel, across)
         for stage in stages[1:]:
@@ -31,7 +31,7 @@ def draw(facts: Facts, path: Path) -> None:
             for stage in stages:
                 axes.annotate(stage.stage, (stage.start, 0.02), xycoords=("data", "axes fraction"), fontsize=8,
                               color="0.35", rotation=90, ha="left", va="bottom")  # fmt: skip
-    for axes in list(axes_of)[len(some) :]:
+    for axes in axes_of[len(some) :]:
         axes.set_visible(False)
     figure.supxlabel("epoch, over all stages", fontsize=9)
     figure.suptitle(f"{facts.name}: {facts.run.model.name}", fontsize=11)
