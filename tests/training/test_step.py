@@ -47,7 +47,7 @@ class Silent:
     def row(self, **values):
         self.rows.append(values)
 
-    def advance(self, steps, said):
+    def advance(self, steps, epoch, row):
         pass
 
     def say(self, text):
