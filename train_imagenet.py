@@ -4,7 +4,7 @@
     python train_imagenet.py --cfg recipes/vit_s_400ep.yaml --data.train=train.beton --data.val=val.beton
     torchrun --nproc-per-node=8 train_imagenet.py --cfg recipes/vit_s_400ep.yaml
     python train_imagenet.py --cfg recipes/vit_s_400ep.yaml --print --at-throughput=1500
-    python train_imagenet.py --cfg recipes/demo.yaml --eval-only --init=runs/demo
+    python train_imagenet.py --cfg recipes/demo.yaml --eval-only --init=runs/demo --eval.data=other.beton
     python train_imagenet.py --cfg recipes/transfer/cars.yaml --init=timm:deit3_base_patch16_224.fb_in1k
 
 Everything goes to runs/NAME. The same command again goes on where the last one stopped, bit for bit.
@@ -25,6 +25,7 @@ from training import (
     compiling,
     depth,
     distributed,
+    judge,
     keys,
     micro,
     model,
@@ -58,15 +59,19 @@ OPTIONS = (
     ("--measure", {"action": "store_true", "help": "with --print: hours at this device's speed, on random images"}),
     ("--init", {"metavar": "WEIGHTS", "help": f"weights to start from: {weights.SOURCES}"}),
     ("--start-at", {"metavar": "STAGE", "help": "leave out the stages before this one (with --init)"}),
-    ("--eval-only", {"action": "store_true", "help": "evaluate --init at the last stage's resolution and stop"}),
+    ("--eval-only", {"action": "store_true", "help": "evaluate --init as the last stage does, record it and stop"}),
 )  # fmt: skip
 
 
 @exits_cleanly
 def main(argv=None) -> bool:
     """Returns whether the run was asked to stop (SIGUSR1) before its end."""
-    options, overrides = keys.parse(__doc__, recipe.SECTIONS, recipe.base_values(), OPTIONS, argv)
-    run = recipe.load(options.cfg, overrides)
+    sections = recipe.SECTIONS | {"eval": judge.Asked}
+    options, given = keys.parse(__doc__, sections, recipe.base_values(), OPTIONS, argv)
+    of_eval = keys.of_section(given, "eval")
+    run = recipe.load(options.cfg, {path: text for path, text in given.items() if not path.startswith("eval.")})
+    if of_eval and not options.eval_only:
+        raise BadInput(f"--eval.{next(iter(of_eval))} belongs to --eval-only")
     if (options.measure or options.at_throughput) and not options.print:
         raise BadInput("--measure and --at-throughput belong to --print")
     if options.print:
@@ -74,14 +79,14 @@ def main(argv=None) -> bool:
         return False
     ranks = distributed.join(run.speed.device)
     try:
-        first = stage_number(run, options.start_at) if options.start_at else 0
-        sets = open_sets(run, first=len(run.stages) - 1 if options.eval_only else first)
-        job = Job(run, ranks, sets, precision(run.speed.precision, ranks.device))
+        forward = precision(run.speed.precision, ranks.device)
         if options.eval_only:
-            evaluate_weights(job, options.init)
-        else:
-            with stop.on_request() as asked:
-                train_run(job, init=options.init, first=first, asked=asked)
+            judge.judge(Job(run, ranks, {}, forward), options.init, keys.build(judge.Asked, of_eval, "--eval."))
+            return False
+        first = stage_number(run, options.start_at) if options.start_at else 0
+        job = Job(run, ranks, open_sets(run, first=first), forward)
+        with stop.on_request() as asked:
+            train_run(job, init=options.init, first=first, asked=asked)
         return False
     except stop.Stopped:
         return True
@@ -137,6 +142,8 @@ def train_run(job: Job, *, init: str | None, first: int, asked) -> None:
             given = distributed.whole(source.state_dict(), first=True)
         log.close_bar()
         folder.save_weights("model", state.model, first=ranks.first)
+        if state.average is not None:
+            folder.save_weights("model_ema", state.average, first=ranks.first)
         if ranks.first:
             log.say(report.write(folder, run))
     finally:
@@ -151,11 +158,8 @@ def stage_number(run: Run, name: str) -> int:
     return names.index(name)
 
 
-def begin_stage(job: Job, number: int, given: dict | None, step: int, *, say=print, head: str | None = None) -> State:
-    """A fresh model at the stage's resolution, grown from the weights `given` if there are any, and a fresh optimizer.
-
-    `head`, if not None, stands in for the stage's: what is evaluated keeps its own.
-    """
+def begin_stage(job: Job, number: int, given: dict | None, step: int, *, say=print) -> State:
+    """A fresh model at the stage's resolution, grown from the weights `given` if there are any, and a new optimizer."""
     stage, device = job.run.stages[number], job.ranks.device
     torch.manual_seed(job.run.seed)
     network = model.create(
@@ -167,11 +171,10 @@ def begin_stage(job: Job, number: int, given: dict | None, step: int, *, say=pri
         blur_pool=job.run.model.blur_pool,
     )
     if given is not None:
-        head = head or stage.head
-        rows = rows_of_head(job, number, given, network) if head == "map" else None
+        rows = rows_of_head(job, number, given, network) if stage.head == "map" else None
         if rows is not None:
             say(f"stage {stage.name}: {sum(row >= 0 for row in rows)} of {len(rows)} classes keep their weights")
-        model.load(network, model.grow(given, network, head=head, rows=rows))
+        model.load(network, model.grow(given, network, head=stage.head, rows=rows))
     if job.run.speed.drop_path == "subset" and not depth.has_subsets(network):
         raise BadInput(f"speed.drop_path subset is for deit3 models; for {job.run.model.name} use exact")
     if model.tokens(network) is not None and (stage.ramp or stage.eval_side != stage.resolution):
@@ -317,26 +320,6 @@ def measure(job: Job) -> list[float]:
 
         speeds.append(summary.measured(step, piece, job.ranks.device))
     return speeds
-
-
-def evaluate_weights(job: Job, init: str | None) -> Result:
-    """Top-1 and top-5 of some weights on the validation data, at the last stage's resolution."""
-    if init is None:
-        raise BadInput(f"--eval-only needs --init: {weights.SOURCES}")
-    state = begin_stage(job, len(job.run.stages) - 1, weights.read(init), 0, head="keep")
-    stage = job.run.stages[-1]
-    val = job.sets[stage.data].val
-    batches = eval_loader(
-        val.path, val.samples, stage, batch=64, rank=job.ranks.rank, world=job.ranks.world,
-        workers=job.run.data.workers, device=job.ranks.device, cache=job.run.data.cache,
-    )  # fmt: skip
-    result = evaluated(job, stage, state.model, batches)
-    if job.ranks.first:
-        print(
-            f"{val.path}: top-1 {100 * result.top1:.3f} %  top-5 {100 * result.top5:.3f} %  loss {result.loss:.4f}"
-            f"  ({result.images} images at {stage.eval_side} px)"
-        )
-    return result
 
 
 if __name__ == "__main__":

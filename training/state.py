@@ -3,7 +3,8 @@
     runs/NAME/recipe.yaml         the resolved recipe            environment.json   commit, versions, machine
               log.jsonl           a line per log point, per epoch and per stage
               last.pt             where the run stands: weights, averages, optimizer, position
-              STAGE.safetensors   the weights that stage STAGE ended with; model.safetensors: the last stage's
+              STAGE.safetensors   the weights that stage STAGE ended with; model.safetensors: the last stage's;
+                                  model_ema.safetensors: their average, where the last stage has one
               report.md, curves.png, tensorboard/
 
 A checkpoint holds tensors and plain values only, and is read with `weights_only=True`. Random numbers are no part of
