@@ -84,7 +84,7 @@ def judge(job: Job, init: str | None, asked: Asked) -> list[dict]:
         print(table(rows))
         if folder is not None:
             for row, one in zip(rows, judged, strict=True):
-                row["by_class"] = _by_class(folder, one, Path(init).stem, stage.eval_side)
+                row["by_class"] = _by_class(folder, one, init, stage.eval_side)
             record(folder, rows)
             print(f"\n{folder / RECORD}, by class: {', '.join(row['by_class'] for row in rows)}")
     return rows
@@ -255,10 +255,11 @@ def record(folder: Path, rows: list[dict]) -> None:
     write_atomically(folder / RECORD, lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def _by_class(folder, judged, weights_name, side):
+def _by_class(folder, judged, init, side):
     """A CSV line for each class of the data, shares of its images, empty where it has none; returns the file's name."""
     names = judged.data.class_names or tuple(map(str, range(judged.data.classes)))
-    name = f"by_class_{judged.data.path.stem}_{judged.labels}_{weights_name}_{side}px.csv"
+    of = "model" if Path(init).is_dir() else re.sub(r"[^\w.-]", "_", Path(init).stem)
+    name = f"by_class_{judged.data.path.stem}_{judged.labels}_{of}_{side}px.csv"
 
     def write(path):
         with path.open("w", encoding="utf-8", newline="") as file:
