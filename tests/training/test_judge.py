@@ -21,9 +21,9 @@ from ffcv_ops.loader import eval_loader
 from training import judge, recipe, weights
 
 ROOT = Path(__file__).resolve().parents[2]
-SMOKE = ["--cfg", str(ROOT / "recipes/smoke.yaml"), "--stage.resolution=32", "--stage.batch=16", "--stage.mix_chunk=8", "--data.workers=1",
-         "--log.tensorboard=false"]  # fmt: skip
-NAMES = json.loads((Path(timm.__file__).parent / "data/_info/imagenet_real_labels.json").read_text())
+SMOKE = ["--cfg", str(ROOT / "recipes/smoke.yaml"), "--stage.resolution=32", "--stage.batch=16",
+         "--stage.mix_chunk=8", "--data.workers=1", "--log.tensorboard=false"]  # fmt: skip
+SHOWN = json.loads((Path(timm.__file__).parent / "data/_info/imagenet_real_labels.json").read_text())
 
 
 def made(tmp_path, outputs, seed=0):
@@ -111,7 +111,7 @@ def real_names(logits):
         fits = (lambda shown: not shown) if number % 5 == 0 else (
             (lambda shown, r=ranked: shown and not set(shown) & set(r[:5])) if number % 3 == 0
             else (lambda shown, w=wanted: w <= set(shown)))  # fmt: skip
-        names.append(next(n for n in range(50_000) if fits(NAMES[n])))
+        names.append(next(n for n in range(50_000) if fits(SHOWN[n])))
     return names
 
 
@@ -124,7 +124,7 @@ def test_real_labels_are_deduced_from_the_files_names_also_on_three_ranks(tmp_pa
     arguments = [f"--init={weights_file}", f"--data.val={val}", "--data.train=none.beton"]
     own, real = evaluated(*arguments, out=tmp_path / "out")
     assert (own["labels"], real["labels"]) == ("own", "ReaL")
-    answers = [set(NAMES[number]) for number in numbers]
+    answers = [set(SHOWN[number]) for number in numbers]
     assert (real["top1"], real["top5"]) == shares(logits, answers)
     assert 0.2 < real["top1"] < real["top5"] < 0.9
     assert real["images"] == sum(map(bool, answers)) == 76
@@ -133,7 +133,8 @@ def test_real_labels_are_deduced_from_the_files_names_also_on_three_ranks(tmp_pa
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=3",
                f"--master-port={20000 + os.getpid() % 20000}", str(ROOT / "train_imagenet.py"), *SMOKE, "--eval-only",
                *arguments, f"--eval.out={tmp_path / 'three'}"]  # fmt: skip
-    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=200)
+    alone = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=alone, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("top-1 %") == 1
     three = json.loads((tmp_path / "three" / "evaluations.json").read_text())
@@ -188,7 +189,7 @@ def test_what_cannot_be_matched_is_refused(tmp_path, jpg_beton):
     guessed = judge.names_of_outputs(1000, None, "missing.beton")
     assert guessed == judge.Names(tuple(weights.synsets(1000)), False)
     words = beton._replace(class_names=tuple(f"word {number}" for number in range(1000)))
-    assert judge.columns(words, guessed, 1000) is None, "a thousand classes in words are taken to be in ImageNet's order"
+    assert judge.columns(words, guessed, 1000) is None, "a thousand words are taken to be in ImageNet's order"
 
 
 def test_record_that_is_none(tmp_path):
