@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import train_imagenet
-from training import model, recipe
+from training import checkpoints, model, recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(path for path in (ROOT / "recipes").glob("**/*.yaml") if path.name != "base.yaml")
@@ -242,7 +242,7 @@ def test_stopped_with_two_ranks_it_goes_on_with_one_and_then_with_two(tmp_path, 
         os.kill(int(children[-1]) if ranks == 2 else running.pid, signal.SIGUSR1)
         output, errors = running.communicate(timeout=200)
         assert running.returncode == 0, errors
-        saved = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+        saved = torch.load(checkpoints.saved(tmp_path / "run" / "checkpoints")[-1], weights_only=True)
         assert f"stopped at step {saved['step']}, as asked" in output
         assert reached < saved["step"] < 24
         reached = saved["step"]

@@ -9,9 +9,9 @@ import re
 import shutil
 from pathlib import Path
 
-from ffcv_ops.fields import sidecar
-from training import judge, recipe, report
-from training.log import read_rows
+from ffcv_ops import index
+from training import judge, recipe
+from training.report import padded
 
 CITATION = """@inproceedings{touvron2022deit3,
   title     = {{DeiT III}: Revenge of the {ViT}},
@@ -55,9 +55,10 @@ def _parts(trained, folder):
         shape = f"(n, 3, {stage.eval_side}, {stage.eval_side})"
         yield f"{' and '.join(graphs)}: float32 images {shape}, normalised by ImageNet's mean and deviation -> logits."
     yield f"## Results\n\n{_results(trained)}"
-    log = report.stages(read_rows(trained.folder / "log.jsonl"), run)
-    if log:
-        yield f"## Training\n\n{report.table(log)}"
+    report = trained.folder / "report.md"
+    stages = [line for line in report.read_text(encoding="utf-8").splitlines() if line[:1] == "|"] if report.exists() else []
+    if stages:
+        yield "## Training\n\n" + "\n".join(stages)
     if (folder / "curves.png").exists():
         yield "![curves](curves.png)"
     yield f"## Data\n\n{_data(run)}"
@@ -87,13 +88,13 @@ def _data(run):
     lines = [("file", "images", "classes", "stored")]
     for value in dataclasses.asdict(run.data).values():
         if isinstance(value, str) and value.endswith(".beton"):
-            described = sidecar(value)
-            content = json.loads(described.read_text(encoding="utf-8")) if described.is_file() else {}
-            settings = content.get("settings", {})
+            files = [index.sidecar(file) for file in index.files_of(value)] if index.exists(value) else []
+            shards = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()] or [{}]
+            settings = shards[0].get("settings", {})
             stored = ", ".join(f"{key} {settings[key]}" for key in ("mode", "quality", "max_side") if key in settings)
-            counts = (content.get("samples"), len(content.get("classes", ())))
+            counts = (sum(shard.get("samples", 0) for shard in shards), len(shards[0].get("classes", ())))
             lines.append((Path(value).name, *(f"{count:,}" if count else "-" for count in counts), stored or "-"))
-    return report.padded(lines)
+    return padded(lines)
 
 
 def _recipe(run):

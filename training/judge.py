@@ -24,7 +24,7 @@ import torch
 from timm.data import RealLabelsImagenet
 from torch import Tensor, nn
 
-from ffcv_ops import order
+from ffcv_ops import index, order
 from ffcv_ops.errors import BadInput
 from ffcv_ops.fields import Beton, describe
 from ffcv_ops.loader import eval_loader
@@ -117,7 +117,7 @@ def load(job: Job, given: dict[str, Tensor]) -> nn.Module:
 def names_of_outputs(count: int, given: Sequence[str] | None, *files: str) -> Names:
     """The names of `count` outputs: those `given`, those of the first of the `files` that is there and names so many,
     or ImageNet's. Names that are numbers are not taken from files, see above."""
-    for found in (given, *(describe(path).class_names for path in files if Path(path).is_file())):
+    for found in (given, *(describe(path).class_names for path in files if index.exists(path))):
         if found is not None and len(found) == count and (found is given or not _are_numbers(found)):
             return Names(tuple(found), True)
     synsets = weights.synsets(count)
@@ -152,11 +152,8 @@ def _are_numbers(names):
 def real(beton: Beton) -> Tensor | None:
     """ReaL's classes of each image, int64 (images, most), filled up with -1; None where the files' names do not say
     which of ImageNet's validation images these are."""
-    listed = beton.path.with_suffix(".files.txt")
-    if not listed.is_file():
-        return None
-    found = [re.search(r"ILSVRC2012_val_\d{8}", line) for line in listed.read_text(encoding="utf-8").splitlines()]
-    if not found or not all(found) or len(found) != beton.samples:
+    found = [re.search(r"ILSVRC2012_val_\d{8}", name) for name in index.source_names(beton.path)]
+    if not all(found) or len(found) != beton.samples:
         return None
     lists = RealLabelsImagenet([""] * 50_000).real_labels
     answers = [lists.get(f"{match[0]}.JPEG", ()) for match in found]
@@ -258,8 +255,8 @@ def record(folder: Path, rows: list[dict]) -> None:
 def _by_class(folder, judged, init, side):
     """A CSV line for each class of the data, shares of its images, empty where it has none; returns the file's name."""
     names = judged.data.class_names or tuple(map(str, range(judged.data.classes)))
-    of = "model" if Path(init).is_dir() else re.sub(r"[^\w.-]", "_", Path(init).stem)
-    name = f"by_class_{judged.data.path.stem}_{judged.labels}_{of}_{side}px.csv"
+    of = "model" if Path(init).is_dir() else Path(init).stem
+    name = re.sub(r"[^\w.-]", "_", f"by_class_{judged.data.path.stem}_{judged.labels}_{of}_{side}px.csv")
 
     def write(path):
         with path.open("w", encoding="utf-8", newline="") as file:

@@ -1,7 +1,7 @@
 """Weights from anywhere -> a state dict in timm's names, on the CPU, that `model.grow` and `model.load` then fit.
 
     runs/NAME, or any folder       its model.safetensors (or pytorch_model.bin): a finished run, or a timm model folder
-    x.safetensors, last.pt         a file of weights, a checkpoint of ours
+    x.safetensors, 000001234.pt    a file of weights, a checkpoint of ours
     deit_3_*.pth                   an official file, whose gamma_1 and gamma_2 are timm's ls1.gamma and ls2.gamma
     timm:NAME                      downloaded by timm, or taken from its cache
     hf-hub:ORG/NAME[@REVISION]     its model.safetensors, and the class names in its config.json; nothing else

@@ -19,6 +19,7 @@ from ffcv_ops.errors import BadInput
 from ffcv_ops.fields import describe
 from ffcv_ops.loader import eval_loader
 from training import judge, recipe, weights
+from training.state import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = ["--cfg", str(ROOT / "recipes/smoke.yaml"), "--stage.resolution=32", "--stage.batch=16",
@@ -162,10 +163,10 @@ def test_a_vit_is_evaluated_at_another_resolution(tmp_path, jpg_beton):
 
 def test_a_run_remembers_its_evaluations_raw_and_averaged(tmp_path, jpg_beton):
     data = [f"--data.{part}={jpg_beton}" for part in ("train", "val")]
-    train_imagenet.main([*SMOKE, *data, f"--log.out={tmp_path}", "--log.name=run"])
     run = tmp_path / "run"
+    train_imagenet.main([*SMOKE, *data, f"--log.out={tmp_path}", "--log.name=run"])
     epochs = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines() if '"epoch"' in line]
-    average = torch.load(run / "last.pt", weights_only=True)["average"]
+    average = RunFolder(recipe.load(run / "recipe.yaml")).load()["average"]
     saved = load_file(run / "model_ema.safetensors")
     assert all(torch.equal(saved[key], value) for key, value in average.items())
     for source in (run, run / "model_ema.safetensors", run):
