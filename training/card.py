@@ -55,10 +55,9 @@ def _parts(trained, folder):
         shape = f"(n, 3, {stage.eval_side}, {stage.eval_side})"
         yield f"{' and '.join(graphs)}: float32 images {shape}, normalised by ImageNet's mean and deviation -> logits."
     yield f"## Results\n\n{_results(trained)}"
-    report = trained.folder / "report.md"
-    stages = [line for line in report.read_text(encoding="utf-8").splitlines() if line[:1] == "|"] if report.exists() else []
-    if stages:
-        yield "## Training\n\n" + "\n".join(stages)
+    if (report := trained.folder / "report.md").is_file():
+        lines = report.read_text(encoding="utf-8").splitlines()
+        yield "## Training\n\n" + "\n".join(line for line in lines if line.startswith("|"))
     if (folder / "curves.png").exists():
         yield "![curves](curves.png)"
     yield f"## Data\n\n{_data(run)}"

@@ -178,13 +178,15 @@ def test_the_card_shows_results_and_no_paths(tmp_path, jpg_beton, capsys):
     run_folder(run, {**MICRO, "log.out": str(tmp_path / "secret")}, data=data)
     (run / "environment.json").write_text(json.dumps({"commit": "abc123", "packages": {"timm": "9.9"}, "host": "h"}))
     (run / "curves.png").write_bytes(b"PNG")
+    (run / "report.md").write_text(f"# run in {tmp_path}\n\n| stage | minutes |\n|---|---|\n| first | 7 |\n")
     train_imagenet.main(["--cfg", str(run / "recipe.yaml"), "--eval-only", f"--init={run}"])
     (row,) = json.loads((run / judge.RECORD).read_text())
     judge.record(run, [{**row, "weights": "other.safetensors", "top1": 0.123456}])
     export.main([str(run), f"--out={tmp_path / 'out'}"])
     card = (tmp_path / "out" / "README.md").read_text()
     for words in (f" {100 * row['top1']:.3f} |", "| set.beton |     96 |       5 |", "commit abc123, timm 9.9",
-                  "name: deit3_micro_patch16_224", "curves.png", "library_name: timm", "Revenge of the"):  # fmt: skip
+                  "name: deit3_micro_patch16_224", "curves.png", "| first | 7 |", "library_name: timm",
+                  "Revenge of the"):  # fmt: skip
         assert words in card
     assert "12.346" not in card
     for path in (tmp_path / "out").iterdir():
