@@ -2,7 +2,8 @@
 
 A row is a flat dict with `kind`: step | epoch | warning, `stage`, `epoch`, `step`, and, added here, `wall`: seconds
 that the run has taken until then, restarts included, and `at`: when it was written, seconds since 1970. Losses are in
-nats, times in seconds, `wait` is the share of time that the training loop waited for data. A warning says its `text`.
+nats, times in seconds, `wait` is the share of time that the training loop waited for data. What a warning
+says is in `said`.
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -76,7 +78,7 @@ class Log:
         before = read_rows(folder.log)
         text = "".join(json.dumps(row) + "\n" for row in before if row["step"] <= step)
         write_atomically(folder.log, lambda path: path.write_text(text, encoding="utf-8"))
-        self.lines = folder.log.open("a", encoding="utf-8")
+        self.lines, self.unwritten = folder.log.open("ab", buffering=0), b""
         for name, content in (("environment", environment(world)), ("plan", [part._asdict() for part in parts])):
             described = json.dumps(content, indent=1 if isinstance(content, dict) else None) + "\n"
             write_atomically(folder.path / f"{name}.json", lambda path, text=described: path.write_text(text))
@@ -103,17 +105,18 @@ class Log:
             return
         values |= {"wall": self.spent + time.monotonic(), "at": int(time.time())}
         values = {key: round(value, 6) if isinstance(value, float) else value for key, value in values.items()}
-        self.lines.write(json.dumps(values) + "\n")
-        self.lines.flush()
+        self.unwritten += json.dumps(values).encode() + b"\n"
+        with suppress(OSError):  # a full disk: tried again with the next row
+            self.unwritten = self.unwritten[self.lines.write(self.unwritten) :]
         self.trackers.row(values)
         if values["kind"] == "epoch":
             self.say(f"{epoch_line(values)}  {self.watch.remaining()}".rstrip())
             self.compare(values)
 
-    def warn(self, text: str, **where) -> None:
+    def warn(self, said: str, **where) -> None:
         """A line on the console that the report will show too. `where`: stage, epoch, step."""
-        self.say(f"warning: {text}")
-        self.row(kind="warning", text=text, **where)
+        self.row(kind="warning", said=said, **where)
+        self.say(f"warning: {said}")
 
     def compare(self, row: dict) -> None:
         """Warns when an epoch's top-1 leaves the official curve of the recipe, once until it is back."""
@@ -146,6 +149,8 @@ class Log:
         if self.first:
             self.trackers.close()
             self.lines.close()
+            if self.unwritten:
+                self.say(f"{self.lines.name}: the disk did not take the last {len(self.unwritten)} bytes")
 
 
 def epoch_line(row: dict) -> str:
@@ -163,17 +168,24 @@ class Reading(NamedTuple):
 
     means: Means
     first_bad: tuple[int, float, float] | None  # step, loss, gradient norm
-    stop: bool  # whether a rank was asked to stop
+    bad_in_a_row: int  # at most, also counting those before the last log point
+    stop: object  # what the run was asked to stop by, or None
+    save: bool  # whether the first rank finds a checkpoint due
 
 
 class Meter:
     """Sums between two log points. They stay on the device until they are read; times are the host's."""
 
     def __init__(self, device: torch.device):
-        self.sums = torch.zeros(2, device=device)  # of loss and gradient norm, where they are finite
-        self.counts = torch.zeros(2, device=device)
-        self.bad = torch.zeros((), device=device)
-        self.first_bad = torch.zeros(3, device=device)  # number of the step from 1 here, loss, gradient norm
+        self.in_a_row = torch.zeros((), device=device)  # bad steps, the last ones
+        self.begin()
+
+    def begin(self) -> None:
+        """Sums from here on."""
+        self.sums = self.in_a_row.new_zeros(2)  # of loss and gradient norm, where they are finite
+        self.counts = self.in_a_row.new_zeros(2)
+        self.bad, self.longest = self.in_a_row.new_zeros(()), self.in_a_row.new_zeros(())
+        self.first_bad = self.in_a_row.new_zeros(3)  # number of the step from 1 here, loss, gradient norm
         self.steps = self.images = 0
         self.waited = 0.0
         self.began = time.perf_counter()
@@ -189,14 +201,19 @@ class Meter:
         found = torch.cat([torch.full_like(values[:1], self.steps), values])
         self.first_bad = torch.where((bad > 0) & (self.bad == 0), found, self.first_bad)
         self.bad = self.bad + bad
+        self.in_a_row = (self.in_a_row + bad) * bad
+        self.longest = torch.maximum(self.longest, self.in_a_row)
 
-    def read(self, *, stop: bool) -> Reading:
-        """Means over steps and ranks; this waits for the device and for the other ranks. `stop`: whether this rank was
-        asked to stop."""
-        ends = torch.cat([(self.bad > 0)[None], self.bad.new_tensor([float(stop), 1.0])])
-        values = torch.cat([self.sums, self.counts, self.bad[None], self.first_bad, ends]).double()
-        *good, bad, number, bad_loss, bad_norm, hit, stops, ranks = distributed.sum_over_ranks(values).tolist()
+    def read(self, *, stop=None, due: bool = False) -> Reading:
+        """Means over steps and ranks, and a new beginning; this waits for the device and for the other ranks. `stop`
+        is the same in all ranks; `due`: whether this rank, if it is the first, wants a checkpoint."""
+        ends = torch.cat([(self.bad > 0)[None], self.bad.new_tensor([float(due), 1.0])])
+        values = torch.cat([self.sums, self.counts, torch.stack([self.bad, self.longest]), self.first_bad, ends])
+        summed = distributed.sum_over_ranks(values.double()).tolist()
+        *good, bad, longest, number, bad_loss, bad_norm, hit, save, ranks = summed
         loss, norm, losses, norms = (value / ranks for value in good)
         seconds, hit = time.perf_counter() - self.began, max(hit, 1.0)  # a loss may be bad in one rank only
         means = Means(self.steps, self.images, loss, losses, norm, norms, round(bad / hit), seconds, self.waited)
-        return Reading(means, (round(number / hit), bad_loss / hit, bad_norm / hit) if bad else None, stops > 0)
+        first_bad = (round(number / hit), bad_loss / hit, bad_norm / hit) if bad else None
+        self.begin()
+        return Reading(means, first_bad, round(longest / hit), stop, save > 0)

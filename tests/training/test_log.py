@@ -63,7 +63,7 @@ def test_leaving_the_official_curve_is_said_once(begin, capsys):
     said = re.sub(r"\s+", " ", capsys.readouterr().out)
     warnings = [row for row in logging.read_rows(begin.folder.log) if row["kind"] == "warning"]
     assert [(row["epoch"], row["step"]) for row in warnings] == [(55, 550), (80, 800)]
-    assert "50.00 % after epoch 55, 5.83 points below the official 55.83 %" in warnings[0]["text"]
+    assert "50.00 % after epoch 55, 5.83 points below the official 55.83 %" in warnings[0]["said"]
     assert said.count("warning: stage pretrain_224 is off the curve of vit_s_800ep") == 2
 
 

@@ -141,7 +141,7 @@ def _unit(facts):
 
 def warnings(facts: Facts) -> list[str]:
     """What went wrong, in sentences."""
-    said = [f"{row.get('stage', '')}, step {row.get('step', '?')}: {row.get('text', '')}" for row in facts.warnings]
+    said = [f"{row.get('stage', '')}, step {row.get('step', '?')}: {row.get('said', '')}" for row in facts.warnings]
     bad_steps = sum(row.get("bad_steps", 0) for row in facts.epochs)
     if bad_steps:
         said.append(f"{bad_steps} steps were left out because loss or gradient was no number")

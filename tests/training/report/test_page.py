@@ -126,7 +126,7 @@ def test_a_run_that_has_just_begun_has_a_page(make_run, tmp_path):
 def test_warnings_are_shown(make_run, tmp_path):
     folder = make_run(tmp_path / "warned")
     with (folder / "log.jsonl").open("a") as log:
-        log.write('{"kind": "warning", "stage": "second_48", "epoch": 1, "step": 9, "text": "loss spike"}\n')
+        log.write('{"kind": "warning", "stage": "second_48", "epoch": 1, "step": 9, "said": "loss spike"}\n')
     assert "second_48, step 9: loss spike" in render(collect(folder))
 
 
