@@ -53,6 +53,10 @@ class Silent:
     def say(self, text):
         self.said.append(text)
 
+    def warn(self, said, **where):
+        self.row(kind="warning", said=said, **where)
+        self.say(said)
+
 
 def epoch(job, state, batches, log):
     return train_imagenet.train_epoch(
