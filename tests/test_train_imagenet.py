@@ -178,22 +178,26 @@ def recipe_for_resuming(tmp_path, data):
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_killed_between_epochs_ends_with_the_same_bits(tmp_path, data, ranks):
-    base = recipe_for_resuming(tmp_path, data)
+@pytest.mark.parametrize("ranks, number", [(1, signal.SIGKILL), (2, signal.SIGTERM)])
+def test_killed_or_preempted_it_ends_with_the_same_bits(tmp_path, data, ranks, number):
+    """Two ranks: torchrun passes SIGTERM on and kills after 30 seconds; the next log point would be the epoch's end."""
+    base = [*recipe_for_resuming(tmp_path, data), "--log.every=100"]
     whole = finished(*base, f"--log.out={tmp_path}", "--log.name=whole", ranks=ranks)
     assert whole.returncode == 0, whole.stderr
     killed = subprocess.Popen(
         command(*base, f"--log.out={tmp_path}", "--log.name=killed", ranks=ranks),
-        env=environment(), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     log, deadline = tmp_path / "killed" / "log.jsonl", time.time() + 200
     while not (log.exists() and len(rows(tmp_path / "killed")) >= 2):
         assert time.time() < deadline
         assert killed.poll() is None, "it ended before it could be killed"
         time.sleep(0.02)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
+    killed.send_signal(number)
+    output, errors = killed.communicate(timeout=60)
+    if number == signal.SIGTERM:
+        step = checkpoints.read(checkpoints.saved(tmp_path / "killed" / "checkpoints")[-1])["step"]
+        assert f"stopped at step {step}, as asked" in output, errors
     assert not (tmp_path / "killed" / "model.safetensors").exists()
     again = finished(*base, f"--log.out={tmp_path}", "--log.name=killed", ranks=ranks)
     assert again.returncode == 0, again.stderr
