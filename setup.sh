@@ -80,6 +80,20 @@ install_system_packages() {
     fi
 }
 
+# The report's tests look at it in a browser, and are skipped without one.
+offer_browser() {
+    local name
+    for name in chromium chromium-browser google-chrome; do
+        if command -v "$name" >/dev/null; then return; fi
+    done
+    if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
+        say "installing chromium with apt"
+        apt-get update -qq </dev/null || true
+        if DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium </dev/null; then return; fi
+    fi
+    say "no chromium here: tests of the report in a browser will be skipped (sudo apt-get install chromium)"
+}
+
 create_environment() {
     [[ ! -e $VENV || -e $VENV/pyvenv.cfg ]] || fail "$VENV is there and is not a virtual environment; name another VENV"
     say "creating $VENV with $1 ($(version_of "$1"))"
@@ -126,6 +140,7 @@ else
 fi
 install_packages "$@"
 check_packages
+if [[ " $* " == *" dev "* ]]; then offer_browser; fi
 say "$("$VENV/bin/python" -m ffcv_ops.native)"
 is_stamped || : >"$stamp" # what another state of the files left behind
 printf "$key %s\n" base "$@" >>"$stamp"

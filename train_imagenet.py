@@ -4,7 +4,7 @@
     python train_imagenet.py --cfg recipes/vit_s_400ep.yaml --data.train=train.beton --data.val=val.beton
     torchrun --nproc-per-node=8 train_imagenet.py --cfg recipes/vit_s_400ep.yaml
     python train_imagenet.py --cfg recipes/vit_s_400ep.yaml --print --at-throughput=1500
-    python train_imagenet.py --cfg recipes/demo.yaml --eval-only --init=runs/demo
+    python train_imagenet.py --cfg recipes/demo.yaml --eval-only --init=runs/demo --eval.data=other.beton
     python train_imagenet.py --cfg recipes/transfer/cars.yaml --init=timm:deit3_base_patch16_224.fb_in1k
 
 Everything goes to runs/NAME. The same command again goes on where the last one stopped, bit for bit.
@@ -14,7 +14,7 @@ import copy
 import errno
 import signal
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -28,11 +28,14 @@ from training import (
     depth,
     distributed,
     guards,
+    judge,
     keys,
     micro,
     model,
     optim,
     parallel,
+    predictions,
+    progress,
     recipe,
     report,
     schedule,
@@ -62,15 +65,19 @@ OPTIONS = (
     ("--measure", {"action": "store_true", "help": "with --print: hours at this device's speed, on random images"}),
     ("--init", {"metavar": "WEIGHTS", "help": f"weights to start from: {weights.SOURCES}"}),
     ("--start-at", {"metavar": "STAGE", "help": "leave out the stages before this one (with --init)"}),
-    ("--eval-only", {"action": "store_true", "help": "evaluate --init at the last stage's resolution and stop"}),
+    ("--eval-only", {"action": "store_true", "help": "evaluate --init as the last stage does, record it and stop"}),
 )  # fmt: skip
 
 
 @exits_cleanly
 def main(argv=None) -> signal.Signals | None:
     """Returns the signal that stopped the run before its end, or None."""
-    options, overrides = keys.parse(__doc__, recipe.SECTIONS, recipe.base_values(), OPTIONS, argv)
-    run = recipe.load(options.cfg, overrides)
+    sections = recipe.SECTIONS | {"eval": judge.Asked}
+    options, given = keys.parse(__doc__, sections, recipe.base_values(), OPTIONS, argv)
+    of_eval = keys.of_section(given, "eval")
+    run = recipe.load(options.cfg, {path: text for path, text in given.items() if not path.startswith("eval.")})
+    if of_eval and not options.eval_only:
+        raise BadInput(f"--eval.{next(iter(of_eval))} belongs to --eval-only")
     if (options.measure or options.at_throughput) and not options.print:
         raise BadInput("--measure and --at-throughput belong to --print")
     if options.print:
@@ -78,14 +85,14 @@ def main(argv=None) -> signal.Signals | None:
         return None
     ranks = distributed.join(run.speed.device, patience=run.watchdog)
     try:
-        first = stage_number(run, options.start_at) if options.start_at else 0
-        sets = open_sets(run, first=len(run.stages) - 1 if options.eval_only else first)
-        job = Job(run, ranks, sets, precision(run.speed.precision, ranks.device))
+        forward = precision(run.speed.precision, ranks.device)
         if options.eval_only:
-            evaluate_weights(job, options.init)
-        else:
-            with Watchdog(run.watchdog, ranks) as watch, stop.on_request() as asked:
-                train_run(job, init=options.init, first=first, asked=asked, watch=watch)
+            judge.judge(Job(run, ranks, {}, forward), options.init, keys.build(judge.Asked, of_eval, "--eval."))
+            return None
+        first = stage_number(run, options.start_at) if options.start_at else 0
+        job = Job(run, ranks, open_sets(run, first=first), forward)
+        with Watchdog(run.watchdog, ranks) as watch, stop.on_request() as asked:
+            train_run(job, init=options.init, first=first, asked=asked, watch=watch)
         return None
     except stop.Stopped as stopped:
         return stopped.args[0]
@@ -125,7 +132,8 @@ def train_run(job: Job, *, init: str | None, first: int, asked, watch: Watchdog)
         folder.prepare(run)
     distributed.wait_for_all()
     saved = folder.load(first=ranks.first)
-    log = Log(folder, run, first=ranks.first, world=ranks.world, step=saved["step"] if saved else -1)
+    parts = progress.plan(run, job.sets, first) if ranks.first else []
+    log = Log(folder, run, parts, first=ranks.first, world=ranks.world, step=saved["step"] if saved else -1)
     try:
         log.say(native.describe())
         given = weights.read(init) if init and not saved else None
@@ -145,8 +153,10 @@ def train_run(job: Job, *, init: str | None, first: int, asked, watch: Watchdog)
             given = distributed.whole(source.state_dict(), first=True)
         log.close_bar()
         folder.save_weights("model", state.model, first=ranks.first)
+        if state.average is not None:
+            folder.save_weights("model_ema", state.average, first=ranks.first)
         if ranks.first:
-            log.say(report.write(folder, run))
+            log.say(report.write(folder.path))
     finally:
         log.close()
 
@@ -159,11 +169,8 @@ def stage_number(run: Run, name: str) -> int:
     return names.index(name)
 
 
-def begin_stage(job: Job, number: int, given: dict | None, step: int, *, say=print, head: str | None = None) -> State:
-    """A fresh model at the stage's resolution, grown from the weights `given` if there are any, and a fresh optimizer.
-
-    `head`, if not None, stands in for the stage's: what is evaluated keeps its own.
-    """
+def begin_stage(job: Job, number: int, given: dict | None, step: int, *, say=print) -> State:
+    """A fresh model at the stage's resolution, grown from the weights `given` if there are any, and a new optimizer."""
     stage, device = job.run.stages[number], job.ranks.device
     torch.manual_seed(job.run.seed)
     network = model.create(
@@ -175,11 +182,10 @@ def begin_stage(job: Job, number: int, given: dict | None, step: int, *, say=pri
         blur_pool=job.run.model.blur_pool,
     )
     if given is not None:
-        head = head or stage.head
-        rows = rows_of_head(job, number, given, network) if head == "map" else None
+        rows = rows_of_head(job, number, given, network) if stage.head == "map" else None
         if rows is not None:
             say(f"stage {stage.name}: {sum(row >= 0 for row in rows)} of {len(rows)} classes keep their weights")
-        model.load(network, model.grow(given, network, head=head, rows=rows))
+        model.load(network, model.grow(given, network, head=stage.head, rows=rows))
     if job.run.speed.drop_path == "subset" and not depth.has_subsets(network):
         raise BadInput(f"speed.drop_path subset is for deit3 models; for {job.run.model.name} use exact")
     if model.tokens(network) is not None and (stage.ramp or stage.eval_side != stage.resolution):
@@ -224,7 +230,7 @@ def train_stage(job: Job, state: State, folder: RunFolder, log: Log, *, so_far: 
     if run.speed.compile:
         compiling.compile_stage(job, state, stage, piece, say=log.say)
     forward = parallel.distribute(state, stage, ranks, run.speed.parallel, accumulates=piece < job.share(stage))
-    log.begin_stage(stage, steps=steps * stage.epochs, done=steps * state.epoch + state.batch)
+    log.begin_stage(stage, done=steps * state.epoch + state.batch)
     meter, spikes = Meter(ranks.device), guards.Spikes()
     while state.epoch < stage.epochs:
         means = so_far
@@ -254,7 +260,14 @@ def train_stage(job: Job, state: State, folder: RunFolder, log: Log, *, so_far: 
         log.row(kind="epoch", epochs=stage.epochs, resolution=shown.resolution, **row)
         if last:
             folder.save_weights(stage.name, state.model, first=ranks.first)
+            log.end_stage(f"top-1 {100 * result.top1:.2f} %")
+            with evaluating(job, state.model):
+                made = predictions.collect(job, stage, state.model, val_batches.epoch(0))
+            if ranks.first:
+                predictions.save(folder.path / predictions.FILE, made)
         guards.save(job, state, stage, folder, log, so_far, needed=last)
+        if ranks.first:
+            report.refresh(folder.path, say=log.say)
 
 
 def train_epoch(
@@ -283,17 +296,23 @@ def train_epoch(
             if regular:
                 row["bad_samples"] = distributed.total_over_ranks(batches.bad.replaced, job.ranks.device)
                 log.row(kind="step", stage=stage.name, epoch=state.epoch, step=state.step, lr=lr, **row)
-            log.advance(reading.means.steps, f"epoch {state.epoch + 1}/{stage.epochs}  loss {row['loss']:.4f}  "
-                        f"{row['images_per_s']:.0f} images/s  waited {100 * row['wait']:.0f} %")  # fmt: skip
+            log.advance(reading.means.steps, state.epoch + 1, row)
             yield reading
             meter.begin()
         waiting = time.perf_counter()
 
 
-def evaluated(job: Job, stage: Stage, network: nn.Module, batches) -> Result:
-    """All of the validation set. Its batches have other shapes than training's, so nothing is compiled for them."""
+@contextmanager
+def evaluating(job: Job, network: nn.Module):
+    """Evaluation's batches have other shapes than training's, so nothing is compiled for them."""
     eager = torch.compiler.set_stance("force_eager") if job.run.speed.compile else nullcontext()
     with parallel.gathered(network), eager:
+        yield
+
+
+def evaluated(job: Job, stage: Stage, network: nn.Module, batches) -> Result:
+    """All of the validation set."""
+    with evaluating(job, network):
         return evaluate(
             network, batches.epoch(0), device=job.ranks.device, autocast=job.autocast, flip=stage.eval_flip
         )
@@ -320,26 +339,6 @@ def measure(job: Job) -> list[float]:
 
         speeds.append(summary.measured(step, piece, job.ranks.device))
     return speeds
-
-
-def evaluate_weights(job: Job, init: str | None) -> Result:
-    """Top-1 and top-5 of some weights on the validation data, at the last stage's resolution."""
-    if init is None:
-        raise BadInput(f"--eval-only needs --init: {weights.SOURCES}")
-    state = begin_stage(job, len(job.run.stages) - 1, weights.read(init), 0, head="keep")
-    stage = job.run.stages[-1]
-    val = job.sets[stage.data].val
-    batches = eval_loader(
-        val.path, val.samples, stage, batch=64, rank=job.ranks.rank, world=job.ranks.world,
-        workers=job.run.data.workers, device=job.ranks.device, cache=job.run.data.cache,
-    )  # fmt: skip
-    result = evaluated(job, stage, state.model, batches)
-    if job.ranks.first:
-        print(
-            f"{val.path}: top-1 {100 * result.top1:.3f} %  top-5 {100 * result.top5:.3f} %  loss {result.loss:.4f}"
-            f"  ({result.images} images at {stage.eval_side} px)"
-        )
-    return result
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from scipy.stats import t as student
 from rn_vs_vit import others
 from rn_vs_vit.grid import Grid
 from training.log import read_rows
-from training.report import padded
+from training.report.tables import padded
 from training.state import write_atomically
 
 matplotlib.use("Agg")

@@ -182,6 +182,25 @@ def test_as_root_missing_libraries_are_installed_with_apt(machine):
     assert "venv" in calls[2]
 
 
+@pytest.mark.parametrize("present", ["chromium", "google-chrome", None])
+@pytest.mark.parametrize("root", [True, False])
+def test_a_browser_is_for_developers_and_no_condition(machine, root, present):
+    machine.python("python3", "3.11")
+    if root:
+        machine.command("id", "echo 0")
+        machine.command("apt-get", f'echo "apt-get $*" >>{machine.log}; exit 100')
+    if present:
+        machine.command(present, "exit 0")
+    ended, calls = machine.setup()
+    assert "chromium" not in ended.stdout + "".join(calls)
+    ended, calls = machine.setup("dev")
+    assert ended.returncode == 0, ended.stderr
+    assert any(call.startswith("apt-get install") and call.endswith(" chromium") for call in calls) == (
+        root and not present
+    )
+    assert ("(sudo apt-get install chromium)" in ended.stdout) == (not present)
+
+
 def test_a_torch_and_torchvision_that_do_not_match_are_explained(machine):
     machine.python("python3", "3.11")
     ended, _ = machine.setup(TORCHVISION="Traceback ...\nRuntimeError: operator torchvision::nms does not exist")

@@ -88,8 +88,7 @@ def _heed_bad_steps(job, state, stage, folder, log, reading, means):
 
 def warn(state: State, stage: Stage, log: Log, said: str) -> None:
     """A warning, on the console and in the log."""
-    log.row(kind="warning", stage=stage.name, epoch=state.epoch, step=state.step, said=said)
-    log.say(said)
+    log.warn(said, stage=stage.name, epoch=state.epoch, step=state.step)
 
 
 def save(

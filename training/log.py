@@ -1,27 +1,33 @@
-"""What a run says: JSON lines (the record), TensorBoard (a view of it) and the console (for whoever is watching).
+"""What a run says: JSON lines (the record), trackers (views of it) and the console (for whoever is watching).
 
-A row is a flat dict with `kind`: step | epoch | warning, `stage`, `epoch`, `step`. Losses are in nats, times in
-seconds, `wait` is the share of time that the training loop waited for data; what a warning says is in `said`.
+A row is a flat dict with `kind`: step | epoch | warning, `stage`, `epoch`, `step`, and, added here, `wall`: seconds
+that the run has taken until then, restarts included, and `at`: when it was written, seconds since 1970. Losses are in
+nats, times in seconds, `wait` is the share of time that the training loop waited for data. What a warning
+says is in `said`.
 """
 
+import dataclasses
 import json
 import os
 import platform
 import subprocess
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from training import distributed
+from training import distributed, official, recipe
+from training.console import Watch
+from training.progress import Part
 from training.recipe import Run, Stage
 from training.state import Means, RunFolder, write_atomically
+from training.trackers import Trackers
 
 
 def environment(world: int) -> dict:
@@ -34,10 +40,20 @@ def environment(world: int) -> dict:
         "commit": commit.stdout.strip() or "unknown",
         "python": platform.python_version(),
         "packages": {name: version(name) for name in packages},
-        "devices": devices or [platform.processor() or platform.machine()],
-        "cores": os.cpu_count(),
+        "devices": devices or [_processor()],
+        "cores": len(os.sched_getaffinity(0)),
+        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
+        "system": platform.platform(terse=True),
         "ranks": world,
+        **({"cuda": torch.version.cuda} if devices else {}),
     }
+
+
+def _processor():
+    """Its name; platform.processor() is empty on most Linux machines."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -54,82 +70,84 @@ def read_rows(path: Path) -> list[dict]:
 class Log:
     """Writes the rows of a run, in the first rank; in the others it does nothing."""
 
-    def __init__(self, folder: RunFolder, run: Run, *, first: bool, world: int, step: int):
+    def __init__(self, folder: RunFolder, run: Run, parts: Sequence[Part], *, first: bool, world: int, step: int):
         self.first = first
-        self.console = Console(quiet=not first, highlight=False)
-        self.progress = None
-        self.writer = None
+        self.watch = Watch(parts, quiet=not first)
         if not first:
             return
-        kept = [row for row in read_rows(folder.log) if row["step"] <= step]
-        text = "".join(json.dumps(row) + "\n" for row in kept)
+        before = read_rows(folder.log)
+        text = "".join(json.dumps(row) + "\n" for row in before if row["step"] <= step)
         write_atomically(folder.log, lambda path: path.write_text(text, encoding="utf-8"))
         self.lines, self.unwritten = folder.log.open("ab", buffering=0), b""
-        described = json.dumps(environment(world), indent=1) + "\n"
-        write_atomically(folder.path / "environment.json", lambda path: path.write_text(described, encoding="utf-8"))
-        if run.log.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # a second of import, only where it is wanted
+        for name, content in (("environment", environment(world)), ("plan", [part._asdict() for part in parts])):
+            described = json.dumps(content, indent=1 if isinstance(content, dict) else None) + "\n"
+            write_atomically(folder.path / f"{name}.json", lambda path, text=described: path.write_text(text))
+        self.spent = max((row.get("wall", 0.0) for row in before), default=0.0) - time.monotonic()
+        self.courses, self.off_course = official.courses(run, parts), set()
+        self.trackers = Trackers(
+            folder.path, tensorboard=run.log.tensorboard, tracker=run.log.tracker, recipe=recipe.render(run),
+            keys=dataclasses.asdict(run), step=step, say=self.say,
+        )  # fmt: skip
 
-            self.writer = SummaryWriter(str(folder.path / "tensorboard"), purge_step=step + 1)
+    def begin_stage(self, stage: Stage, *, done: int) -> None:
+        """`done`: the stage's steps that were taken before."""
+        if self.first:
+            self.watch.begin_stage(stage.name, done)
 
-    def begin_stage(self, stage: Stage, *, steps: int, done: int) -> None:
-        """A new bar; without a terminal, only the lines of `row` are printed."""
-        self.close_bar()
-        if self.first and self.console.is_terminal:
-            columns = ("[bold]{task.description}", BarColumn(), "{task.fields[said]}")
-            self.progress = Progress(
-                TextColumn(columns[0]), columns[1], TextColumn(columns[2]), TimeElapsedColumn(),
-                TextColumn("eta"), TimeRemainingColumn(), console=self.console,
-            )  # fmt: skip
-            self.task = self.progress.add_task(stage.name, total=steps, completed=done, said="")
-            self.progress.start()
-
-    def advance(self, steps: int, said: str) -> None:
-        """Moves the bar and says what is going on beside it."""
-        if self.progress is not None:
-            self.progress.update(self.task, advance=steps, said=said)
+    def advance(self, steps: int, epoch: int, row: dict) -> None:
+        """A log point: `steps` more of epoch number `epoch` (from 1), and what they were."""
+        if self.first:
+            self.watch.advance(steps, epoch, row)
 
     def row(self, **values) -> None:
-        """Writes one row: to the file, to TensorBoard, and, unless it is a `step`, to the console."""
+        """Writes one row: to the file, to the trackers, and, unless it is a `step`, to the console."""
         if not self.first:
             return
+        values |= {"wall": self.spent + time.monotonic(), "at": int(time.time())}
         values = {key: round(value, 6) if isinstance(value, float) else value for key, value in values.items()}
         self.unwritten += json.dumps(values).encode() + b"\n"
         with suppress(OSError):  # a full disk: tried again with the next row
             self.unwritten = self.unwritten[self.lines.write(self.unwritten) :]
-        self._draw(values)
+        self.trackers.row(values)
         if values["kind"] == "epoch":
-            self.console.print(epoch_line(values), soft_wrap=True)
+            self.say(f"{epoch_line(values)}  {self.watch.remaining()}".rstrip())
+            self.compare(values)
 
-    def _draw(self, values):
-        """The row's numbers in TensorBoard; without it from then on where the disk is full."""
-        if self.writer is None:
+    def warn(self, said: str, **where) -> None:
+        """A line on the console that the report will show too. `where`: stage, epoch, step."""
+        self.row(kind="warning", said=said, **where)
+        self.say(f"warning: {said}")
+
+    def compare(self, row: dict) -> None:
+        """Warns when an epoch's top-1 leaves the official curve of the recipe, once until it is back."""
+        course = self.courses.get(row["stage"])
+        if course is None or "top1" not in row:
             return
-        try:
-            for key, value in values.items():
-                if isinstance(value, int | float) and key not in ("step", "epoch"):
-                    self.writer.add_scalar(f"{values['kind']}/{key}", value, values["step"])
-        except OSError as error:
-            self.say(f"TensorBoard's file cannot be written ({error.strerror}); going on without it")
-            self.writer = None
+        standing = official.standing(course, row["epoch"], 100 * row["top1"])
+        if standing.on_track:
+            self.off_course.discard(row["stage"])
+        elif row["stage"] not in self.off_course:
+            self.off_course.add(row["stage"])
+            where = {name: row[name] for name in ("stage", "epoch", "step")}
+            self.warn(f"stage {row['stage']} is off the curve of {course.recipe}: {standing.words()}", **where)
+
+    def end_stage(self, said: str) -> None:
+        """What the stage came to, beside its bar."""
+        self.watch.end_stage(said)
 
     def say(self, text: str) -> None:
         """A line on the console."""
-        self.console.print(text, soft_wrap=True)
+        self.watch.say(text)
 
     def close_bar(self) -> None:
-        """Takes the bar away."""
-        if self.progress is not None:
-            self.progress.stop()
-            self.progress = None
+        """Takes the bars away."""
+        self.watch.close()
 
     def close(self) -> None:
-        """Ends the bar and the files."""
+        """Ends the bars and the files."""
         self.close_bar()
-        with suppress(OSError):
-            if self.writer is not None:
-                self.writer.close()
         if self.first:
+            self.trackers.close()
             self.lines.close()
             if self.unwritten:
                 self.say(f"{self.lines.name}: the disk did not take the last {len(self.unwritten)} bytes")

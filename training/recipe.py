@@ -131,6 +131,7 @@ class Log:
     every: int = key("steps between two lines of the log", low=1)
     eval_every: int = key("epochs between two evaluations; the last epoch always has one", low=1)
     tensorboard: bool = key("write TensorBoard events too")
+    tracker: Literal["none", "wandb", "trackio"] = key("send the numbers to Weights & Biases or trackio too")
     save_every: float | None = key("minutes between checkpoints within an epoch; none: after epochs only", above=0)
     keep: int = key("checkpoints that are kept, the newest ones", low=1)
 

@@ -3,8 +3,10 @@
     runs/NAME/recipe.yaml         the resolved recipe            environment.json   commit, versions, machine
               log.jsonl           a line per log point, per epoch and per stage
               checkpoints/        the last few of where the run stood: weights, averages, optimizer, position
-              STAGE.safetensors   the weights that stage STAGE ended with; model.safetensors: the last stage's
-              report.md, curves.png, tensorboard/
+              STAGE.safetensors   the weights that stage STAGE ended with; model.safetensors: the last stage's;
+                                  model_ema.safetensors: their average, where the last stage has one
+              report.html, curves.png, report.md (of a finished run); plan.json, predictions.npz, of which they are made
+              tensorboard/
 
 A checkpoint holds tensors and plain values only. Random numbers are no part of it: all of them follow from
 (seed, step), so the position is enough to go on bit for bit.

@@ -25,7 +25,7 @@ stage.weight_decay stage.betas stage.eps stage.momentum stage.clip_norm stage.em
 stage.eval_resolution stage.eval_crop stage.eval_flip
 speed.device speed.precision speed.compile speed.cuda_graphs speed.drop_path speed.parallel speed.micro_batch
 speed.channels_last
-log.out log.name log.every log.eval_every log.tensorboard log.save_every log.keep
+log.out log.name log.every log.eval_every log.tensorboard log.tracker log.save_every log.keep
 """
 
 

@@ -47,11 +47,15 @@ class Silent:
     def row(self, **values):
         self.rows.append(values)
 
-    def advance(self, steps, said):
+    def advance(self, steps, epoch, row):
         pass
 
     def say(self, text):
         self.said.append(text)
+
+    def warn(self, said, **where):
+        self.row(kind="warning", said=said, **where)
+        self.say(said)
 
 
 def epoch(job, state, batches, log):

@@ -1,0 +1,93 @@
+"""The record of a run: what a row holds, across restarts; where it leaves the official curve."""
+
+import json
+import re
+
+import pytest
+
+from training import log as logging
+from training import recipe
+from training.progress import Part
+from training.state import RunFolder
+
+
+@pytest.fixture
+def begin(tmp_path, monkeypatch):
+    """begin(step): a log of vit_s_800ep as a process that starts after `step` opens it; and its clock."""
+    now = [500.0]
+    monkeypatch.setattr(logging.time, "monotonic", lambda: now[0])
+    overrides = {"log.out": str(tmp_path), "log.name": "run", "log.tensorboard": "false"}
+    run = recipe.load(recipe.BASE.parent / "vit_s_800ep.yaml", overrides)
+    folder = RunFolder(run)
+    folder.prepare(run)
+    parts = [Part(stage.name, 10, (1.0,) * stage.epochs, 1_281_167, 50_000, 1000) for stage in run.stages]
+
+    def begin(step=-1, first=True):
+        return logging.Log(folder, run, parts, first=first, world=3, step=step), now
+
+    begin.folder, begin.stage = folder, run.stages[0]
+    return begin
+
+
+def epoch(number, top1):
+    return {"kind": "epoch", "stage": "pretrain_224", "epoch": number, "epochs": 800, "step": 10 * number, "lr": 0.004,
+            "resolution": 224, "loss": 1.0, "grad_norm": 1.0, "images_per_s": 7.0, "wait": 0.0, "seconds": 1.0,
+            "top1": top1 / 100, "top5": 0.9, "val_loss": 1.0, "val_images": 50_000}  # fmt: skip
+
+
+def test_time_spent_goes_on_after_a_restart_and_counts_what_was_lost(begin):
+    log, now = begin()
+    log.begin_stage(begin.stage, done=0)
+    for number in (1, 2, 3):
+        now[0] += 100
+        log.row(**epoch(number, 50.0))
+    log.close()
+    now[0] += 10_000  # nobody pays for the time between
+    log, _ = begin(step=20)  # the checkpoint is from before the third epoch
+    now[0] += 50
+    log.begin_stage(begin.stage, done=20)
+    log.row(**epoch(3, 50.0))
+    log.close()
+    rows = logging.read_rows(begin.folder.log)
+    assert [(row["epoch"], row["wall"]) for row in rows] == [(1, 100), (2, 200), (3, 350)]
+    assert all(row["at"] > 1_700_000_000 for row in rows)
+
+
+def test_leaving_the_official_curve_is_said_once(begin, capsys):
+    """Official: 53.628 after 50 epochs, 55.828 after 55, 57.12 after 60, 58.504 after 65; 60.98 after 80."""
+    log, _ = begin()
+    log.begin_stage(begin.stage, done=0)
+    for number, top1 in ((50, 53.0), (55, 50.0), (60, 51.0), (65, 58.0), (80, 58.5)):
+        log.row(**epoch(number, top1))
+    log.close()
+    said = re.sub(r"\s+", " ", capsys.readouterr().out)
+    warnings = [row for row in logging.read_rows(begin.folder.log) if row["kind"] == "warning"]
+    assert [(row["epoch"], row["step"]) for row in warnings] == [(55, 550), (80, 800)]
+    assert "50.00 % after epoch 55, 5.83 points below the official 55.83 %" in warnings[0]["said"]
+    assert said.count("warning: stage pretrain_224 is off the curve of vit_s_800ep") == 2
+
+
+def test_what_lies_beside_the_rows(begin):
+    begin()[0].close()
+    about = json.loads((begin.folder.path / "environment.json").read_text())
+    assert about["ranks"] == 3
+    assert about["devices"][0]
+    assert about["packages"]["torch"]
+    plan = json.loads((begin.folder.path / "plan.json").read_text())
+    assert [(part["stage"], part["steps"], len(part["work"])) for part in plan] == [
+        ("pretrain_224", 10, 800), ("finetune_384", 10, 20)]  # fmt: skip
+
+
+def test_other_ranks_write_nothing(begin, capsys):
+    log, _ = begin(first=False)
+    log.begin_stage(begin.stage, done=0)
+    log.row(**epoch(1, 50.0))
+    log.say("x")
+    log.close()
+    assert not begin.folder.log.exists()
+    assert capsys.readouterr().out == ""
+
+
+def test_a_row_that_a_kill_cut_short_is_left_out(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert logging.read_rows(tmp_path / "log.jsonl") == [{"step": 1}, {"step": 2}]

@@ -1,0 +1,61 @@
+"""Which stages have an official curve, and how far a run is from it."""
+
+import json
+
+import pytest
+
+from training import official, recipe
+from training.progress import Part
+
+RECIPES = recipe.BASE.parent
+POINTS = json.loads((RECIPES / "official_curves.json").read_text())
+
+
+def courses(cfg, val_images=50_000, **overrides):
+    run = recipe.load(RECIPES / f"{cfg}.yaml", {f"stage.{key}": value for key, value in overrides.items()})
+    parts = [Part(stage.name, 10, (1.0,) * stage.epochs, 1000, val_images, 1000) for stage in run.stages]
+    return official.courses(run, parts)
+
+
+@pytest.mark.parametrize("name", POINTS)
+def test_every_published_recipe_has_its_own_curve(name):
+    found = courses(name)
+    assert set(found) == set(POINTS[name])
+    for stage, course in found.items():
+        assert (course.recipe, course.changed) == (name, ())
+        assert dict(zip(map(str, course.epochs), course.top1, strict=True)) == POINTS[name][stage]
+
+
+def test_other_data_schedules_and_models_have_none():
+    assert courses("vit_s_800ep", val_images=403) == {}
+    assert courses("vit_s_400ep") == {}
+    assert set(courses("vit_s_800ep", epochs="100")) == set()
+    assert courses("vit_m_400ep") == {}
+
+
+def test_what_differs_is_named():
+    found = courses("vit_s_800ep", lr="1e-3", eval_crop="0.875")
+    assert found["pretrain_224"].changed == ("lr", "eval_crop")
+
+
+@pytest.mark.parametrize(
+    ("epoch", "top1", "difference", "margin", "on_track"),
+    [
+        (50, 53.0, -0.628, 2.2, True),  # the curve goes from 51.834 at 45 to 53.628 at 50 and 55.828 at 55
+        (50, 51.0, -2.628, 2.2, False),
+        (50, 60.0, 6.372, 2.2, True),
+        (58, 55.0, -1.6032, 2.0, True),  # between points
+        (10, 6.0, -3.258, 7.25, True),  # steep: 2.008, 9.258, 16.356
+        (400, 72.5, -1.946, 2.0, True),
+        (400, 72.4, -2.046, 2.0, False),
+        (800, 81.4, 0.024, 2.0, True),
+    ],
+)
+def test_the_margin_is_two_points_or_the_curves_own_steepness(epoch, top1, difference, margin, on_track):
+    course = courses("vit_s_800ep")["pretrain_224"]
+    standing = official.standing(course, epoch, top1)
+    assert standing.difference == pytest.approx(difference, abs=1e-9)
+    assert standing.margin == pytest.approx(margin)
+    assert standing.on_track == on_track
+    how = "above" if difference >= 0 else "below"
+    assert f"{abs(difference):.2f} points {how} the official" in standing.words()
