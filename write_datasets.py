@@ -2,20 +2,24 @@
 
     python write_datasets.py                                                       # the bundled photographs
     python write_datasets.py --data.source=/path/imagenet --data.out=data/imagenet # a folder with train/ and val/
+    python write_datasets.py --data.source=/path/imagenet --data.shards=auto         # files of about 1 GB
     python write_datasets.py --data.source=/path/imagenet --image.levels=500,256,160 # each image at three sizes
 
-For each split: <out>_<split>.beton, its description .json and the list .files.txt. docs/data.md tells what they hold.
+For each split: <out>_<split>.beton, its description .json, checksums .xxh64 and the list .files.txt. docs/data.md tells
+what they hold. The same command goes on with a conversion that was stopped.
 """
 
 import dataclasses
 import functools
 import itertools
+import signal
 from pathlib import Path
 from typing import Literal
 
-from conversion import beton
+from conversion import beton, jpeg
 from conversion.convert import convert
 from conversion.encode import encode_item
+from conversion.shards import automatic
 from conversion.sources import image_folder
 from conversion.workers import available_cores
 from ffcv_ops.errors import BadInput, exits_cleanly
@@ -33,6 +37,7 @@ class DataKeys:
     source: str = key("photos: the bundled photographs; else a folder with train/ and perhaps val/", default="photos")
     out: str = key("files are named <out>_train.beton ...; auto: data/photos or data/<folder>", default="auto")
     on_error: Literal["stop", "skip"] = key("what an image that cannot be stored does", default="stop")
+    shards: int | Literal["auto"] = key("files of each split; auto: of about 1 GB each", low=1, default=1)
     workers: int | Literal["auto"] = key("processes; auto: one per core", low=1, default="auto")
 
 
@@ -46,13 +51,26 @@ class ImageKeys:
     )
     min_side: int | None = key("shorter side at most this (pixels)", low=1, default=None)
     quality: int = key("of JPEG", low=1, high=100, default=90)
+    passthrough: bool = key("a JPEG that is within the limits is stored as it is", default=True)
     mode: Literal["jpg", "raw"] = key("JPEG, or RGB bytes", default="jpg")
+
+
+OPTIONS = (
+    ("--verify", {"metavar": "FILE", "help": "check a .beton, or all shards of a pattern, and write nothing"}),
+)  # fmt: skip
 
 
 @exits_cleanly
 def main():
-    _, given = keys.parse("Images -> .beton files.", {"data": DataKeys, "image": ImageKeys}, {})
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends a conversion as Ctrl-C does
+    jpeg.load()
+    options, given = keys.parse("Images -> .beton files.", {"data": DataKeys, "image": ImageKeys}, {}, OPTIONS)
     data = keys.build(DataKeys, keys.of_section(given, "data"), "--data.")
+    workers = available_cores() if data.workers == "auto" else data.workers
+    if options.verify:
+        from conversion.verify import verify  # decodes as the loader does, which takes seconds to import
+
+        raise SystemExit(1 if verify(options.verify, workers=workers) else 0)
     image = image_keys(keys.of_section(given, "image"))
     if data.source == "photos":
         from conversion.photos import photographs  # its draws are compiled by Numba, which takes a second to import
@@ -65,11 +83,13 @@ def main():
         source, page_size = image_folder(data.source), FOLDER_PAGE_SIZE
     encode = functools.partial(encode_item, **dataclasses.asdict(image))
     out = f"data/{Path(data.source).absolute().name}" if data.out == "auto" else data.out
-    workers = available_cores() if data.workers == "auto" else data.workers
-    for split in source.splits:
-        path = Path(f"{out}_{split}.beton")
-        options = {"on_error": data.on_error, "workers": workers, "page_size": page_size}
-        print(convert(source, split, path, encode, **options, images=beton.level_fields(image.levels or ())))
+    options = {"on_error": data.on_error, "workers": workers, "page_size": page_size}
+    for name, split in source.splits.items():
+        shards = data.shards
+        if shards == "auto":
+            shards = automatic(split.items, functools.partial(encode, read=source.read))
+        path, images = Path(f"{out}_{name}.beton"), beton.level_fields(image.levels or ())
+        print(convert(source, name, path, encode, **options, images=images, shards=shards), flush=True)
 
 
 def image_keys(given) -> ImageKeys:

@@ -1,5 +1,6 @@
 """An item of a source -> the bytes that a .beton stores for it. Runs in the worker processes."""
 
+import functools
 import io
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,12 +8,16 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from conversion.rgb import limited, read_image
+from conversion import jpeg
+from conversion.rgb import MAX_PIXELS, limited, limited_size, read_image
 from ffcv_ops.errors import BadInput
 
 MODES = {"jpg": 0, "raw": 1}  # FFCV's codes
 COLOUR = "4:2:0"  # a JPEG's: half as many columns and rows of colour
 LEVEL_COLOUR = "4:4:4"  # of smaller levels, whose pixels are hardly reduced any more; docs/data.md has the measurements
+WHOLE = 8  # eighths: the unscaled image
+ROOM = 16  # rows, and pixels, that `resize` may read behind an image
+LEAST_SCALE = 2  # pixels of a JPEG scaled in its decoder per pixel of the result; docs/data.md has the measurements
 
 
 class Encoded(NamedTuple):
@@ -31,13 +36,12 @@ class Refused(NamedTuple):
 
 
 def encode_rgb(rgb: np.ndarray, *, mode: str, quality: int, colour: str = COLOUR) -> Encoded:
-    """uint8 (height, width, 3) -> Encoded. JPEGs have no metadata but the JFIF header."""
+    """uint8 (height, width, 3), or 4 of which the last does not count -> Encoded. JPEGs have no metadata but the JFIF
+    header."""
     height, width, _ = rgb.shape
-    if mode == "raw":
-        return Encoded(mode, height, width, rgb.tobytes())
-    stream = io.BytesIO()
-    Image.fromarray(rgb).save(stream, "JPEG", quality=quality, subsampling=colour)
-    return Encoded(mode, height, width, stream.getvalue())
+    return Encoded(
+        mode, height, width, rgb.tobytes() if mode == "raw" else jpeg.encode(rgb, quality=quality, colour=colour)
+    )
 
 
 def encode_item(
@@ -48,17 +52,27 @@ def encode_item(
     min_side: int | None = None,
     mode: str,
     quality: int,
+    passthrough: bool = True,
     levels: tuple[int, ...] | None = None,
 ) -> tuple[Encoded, ...]:
     """What `read` makes of the item (an image file's bytes, or RGB pixels) as a sample: at one size, or, with `levels`,
     with each of them as the longer side's limit. Every level is reduced from the original; one that reduces nothing is
-    the level before."""
+    the level before.
+
+    passthrough: the first level of a JPEG file that any decoder takes and that is within the limits is the file itself.
+    """
     full, *smaller = levels or (max_side,)
-    image = _image(_read(read, item))
-    rgb = limited(image, max_side=full, min_side=min_side)
-    sample = [encode_rgb(rgb, mode=mode, quality=quality)]
+    content = _read(read, item)
+    frame = None if isinstance(content, np.ndarray) else jpeg.frame_of(content)
+    itself = None
+    if frame and passthrough and mode == "jpg":
+        itself = _itself(content, frame, max_side=full, min_side=min_side)
+        if itself and not smaller:
+            return (itself,)
+    at = _decoded(content, frame, max_side=full, min_side=min_side)
+    sample = [itself or encode_rgb(at(max_side=full), mode=mode, quality=quality)]
     for side in smaller:
-        rgb = limited(image, max_side=side, min_side=min_side)
+        rgb = at(max_side=side)
         same = rgb.shape[:2] == (sample[-1].height, sample[-1].width)
         sample.append(sample[-1] if same else encode_rgb(rgb, mode=mode, quality=quality, colour=LEVEL_COLOUR))
     return tuple(sample)
@@ -71,8 +85,42 @@ def _read(read, item):
         raise BadInput(f"cannot be read: {error.strerror or error}") from None
 
 
-def _image(content):
-    return Image.fromarray(content) if isinstance(content, np.ndarray) else read_image(io.BytesIO(content))
+def _itself(data, frame, *, max_side, min_side):
+    """The file as it is, up to its end of image, where nothing need be done to it; else None."""
+    size = frame.width, frame.height
+    if not frame.end or size != limited_size(*size, max_side=max_side, min_side=min_side):
+        return None
+    data = data[: frame.end]
+    return Encoded("jpg", frame.height, frame.width, data) if jpeg.is_sound(data, frame) else None
+
+
+def _decoded(content, frame, *, max_side, min_side):
+    """A function that gives the pixels of the image with a longer side of at most its `max_side`, and that is at most
+    this one."""
+    if isinstance(content, np.ndarray):
+        return functools.partial(limited, Image.fromarray(content), min_side=min_side)
+    if frame and frame.height * frame.width <= MAX_PIXELS:
+        width, _ = limited_size(frame.width, frame.height, max_side=max_side, min_side=min_side)
+        eighths = next((k for k in (1, 2, 4) if frame.width * k >= 8 * LEAST_SCALE * width), 8)
+        height, width = jpeg.scaled(frame, eighths)
+        room = np.empty((height + ROOM) * width + ROOM, np.uint32)
+        pixels = room[: height * width].view(np.uint8).reshape(height, width, 4)
+        if jpeg.decode(content, frame, eighths, pixels):
+            return functools.partial(_limited_jpeg, room, pixels, frame, eighths, min_side=min_side)
+    return functools.partial(limited, read_image(io.BytesIO(content)), min_side=min_side)
+
+
+def _limited_jpeg(room, pixels, frame, eighths, *, max_side, min_side):
+    """`pixels`, which are those of a JPEG scaled by eighths / 8 and lie in `room`, as `limited` would resize them."""
+    width, height = limited_size(frame.width, frame.height, max_side=max_side, min_side=min_side)
+    if (height, width) == pixels.shape[:2] and eighths == WHOLE:
+        return pixels
+    from conversion.resize import resize  # Numba takes a second to import, and not every conversion needs it
+
+    out = np.empty((height, width, 3), np.uint8)
+    shown = frame.height * eighths / 8, frame.width * eighths / 8  # the decoder rounds up
+    resize(room, *pixels.shape[:2], *shown, out)
+    return out
 
 
 def encode_all(encode, items) -> list[tuple[Encoded, ...] | Refused]:

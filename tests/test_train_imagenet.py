@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from ffcv.fields import IntField, RGBImageField
+from ffcv.reader import Reader
 from ffcv.writer import DatasetWriter
 from safetensors.torch import load_file, save_file
 
@@ -335,6 +336,26 @@ def test_bad_input_is_one_line_and_status_2(tmp_path, data, jpg_beton, arguments
     assert captured.err.count("\n") == 1
     assert captured.err.startswith("error: ")
     assert "Traceback" not in captured.err + captured.out
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_bad_sample_stops_the_run_or_is_replaced_and_counted(tmp_path, data, jpg_beton, capsys):
+    reader, content = Reader(str(jpg_beton)), bytearray(jpg_beton.read_bytes())
+    place = int(reader.metadata["f0"]["data_ptr"][17])
+    content[place : place + 2] = bytes(2)
+    (tmp_path / "damaged.beton").write_bytes(content)
+    base = ["--cfg", str(ROOT / "recipes/smoke.yaml"), *SMALL, *data, f"--log.out={tmp_path}", "--stage.repeats=1"]
+    base += [f"--data.train={tmp_path / 'damaged.beton'}"]
+    with pytest.raises(SystemExit):
+        train_imagenet.main([*base, "--log.name=stop"])
+    assert "sample 17 could not be decoded" in capsys.readouterr().err
+    train_imagenet.main([*base, "--log.name=replace", "--data.on_bad_sample=replace"])
+    assert [row["bad_samples"] for row in rows(tmp_path / "replace")] == [1, 1]
+    assert rows(tmp_path / "replace", "step")[-1]["bad_samples"] == 1
+    assert "bad samples replaced: 1; in this rank sample 17 (1x)" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        train_imagenet.main([*base, "--log.name=none", "--data.on_bad_sample=replace", "--data.bad_limit=0"])
+    assert "more than data.bad_limit 0 allows: sample 17 (1x)" in capsys.readouterr().err
 
 
 # --- limits --------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ RECIPES = sorted((ROOT / "recipes").glob("**/*.yaml"))
 FROZEN = """
 seed on_nonfinite nonfinite_in_a_row watchdog
 data.train data.val data.finetune_train data.finetune_val data.workers data.cache data.shuffle_pages
+data.on_bad_sample data.bad_limit
 model.name model.layer_scale model.classes model.blur_pool
 stage.name stage.data stage.resolution stage.ramp stage.epochs stage.batch stage.crop stage.rrc_scale
 stage.interpolation stage.least_downscale stage.flip stage.augment stage.three_ops stage.rand_config stage.jitter
