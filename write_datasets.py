@@ -31,9 +31,11 @@ class DataKeys:
     """What is converted, and how."""
 
     source: str = key("photos: the bundled photographs; else a folder with train/ and perhaps val/", default="photos")
-    out: str = key("files are named <out>_train.beton ...; auto: data/photos or data/<folder>", default="auto")
+    out: str = key(
+        "files are named <out>_train.beton ...; auto: data/photos or data/<folder>", default="auto", changes="records"
+    )
     on_error: Literal["stop", "skip"] = key("what an image that cannot be stored does", default="stop")
-    workers: int | Literal["auto"] = key("processes; auto: one per core", low=1, default="auto")
+    workers: int | Literal["auto"] = key("processes; auto: one per core", low=1, default="auto", changes="speed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +53,7 @@ class ImageKeys:
 
 @exits_cleanly
 def main():
-    _, given = keys.parse("Images -> .beton files.", {"data": DataKeys, "image": ImageKeys}, {})
+    _, given = keys.parse(__doc__, {"data": DataKeys, "image": ImageKeys}, {})
     data = keys.build(DataKeys, keys.of_section(given, "data"), "--data.")
     image = image_keys(keys.of_section(given, "image"))
     if data.source == "photos":
