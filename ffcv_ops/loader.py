@@ -245,7 +245,8 @@ def train_loader(
     if len(of_epoch(0)) == 0:
         raise BadInput(
             f"{path}: {num_samples} images do not fill one batch of {stage.batch}"
-            f" (stage {stage.name}, {stage.repeats} repeats); set a smaller --stage.batch"
+            f" (stage {stage.name}, {stage.repeats} repeats); try {order.smaller_batch(stage, num_samples)} and a lower"
+            " --stage.lr"
         )
     decoder = ImageDecoder(
         plan=plan_of(stage), resolution=stage.resolution, seed=seed, workers=worker_count(workers)
