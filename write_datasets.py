@@ -17,6 +17,7 @@ from conversion import beton
 from conversion.convert import convert
 from conversion.encode import encode_array, encode_file
 from conversion.sources import image_folder
+from conversion.split import with_val
 from conversion.workers import available_cores
 from ffcv_ops.errors import BadInput, exits_cleanly
 from training import keys
@@ -33,6 +34,9 @@ class DataKeys:
     source: str = key("photos: the bundled photographs; else a folder with train/ and perhaps val/", default="photos")
     out: str = key(
         "files are named <out>_train.beton ...; auto: data/photos or data/<folder>", default="auto", changes="records"
+    )
+    val_share: float | None = key(
+        "share of each class's images that becomes val, where the source has none", above=0, below=1, default=None
     )
     on_error: Literal["stop", "skip"] = key("what an image that cannot be stored does", default="stop")
     workers: int | Literal["auto"] = key("processes; auto: one per core", low=1, default="auto", changes="speed")
@@ -66,12 +70,16 @@ def main():
     else:
         source, page_size = image_folder(data.source), FOLDER_PAGE_SIZE
         encode = functools.partial(encode_file, root=source.origin, **dataclasses.asdict(image))
+    if data.val_share is not None:
+        source = with_val(source, data.val_share)
     out = f"data/{Path(data.source).absolute().name}" if data.out == "auto" else data.out
     workers = available_cores() if data.workers == "auto" else data.workers
     for split in source.splits:
         path = Path(f"{out}_{split}.beton")
         options = {"on_error": data.on_error, "workers": workers, "page_size": page_size}
         print(convert(source, split, path, encode, **options, images=beton.level_fields(image.levels or ())))
+    if "val" not in source.splits:
+        print(f"{data.source} has no val; --data.val_share=0.1 makes a tenth of each class one")
 
 
 def image_keys(given) -> ImageKeys:
