@@ -4,13 +4,15 @@
     python train_imagenet.py --cfg recipes/vit_s_400ep.yaml --data.train=train.beton --data.val=val.beton
     torchrun --nproc-per-node=8 train_imagenet.py --cfg recipes/vit_s_400ep.yaml
     python train_imagenet.py --cfg recipes/vit_s_400ep.yaml --print --at-throughput=1500
-    python train_imagenet.py --cfg recipes/demo.yaml --eval-only --init=runs/demo
+    python train_imagenet.py --cfg recipes/demo.yaml --eval-only --init=runs/demo --eval.data=other.beton
     python train_imagenet.py --cfg recipes/transfer/cars.yaml --init=timm:deit3_base_patch16_224.fb_in1k
 
 Everything goes to runs/NAME. The same command again goes on where the last one stopped, bit for bit.
 """
 
 import copy
+import errno
+import signal
 import time
 from contextlib import nullcontext
 from dataclasses import replace
@@ -25,6 +27,8 @@ from training import (
     compiling,
     depth,
     distributed,
+    guards,
+    judge,
     keys,
     micro,
     model,
@@ -43,6 +47,7 @@ from training.log import Log, Meter
 from training.recipe import Run, Stage
 from training.state import Means, RunFolder, State, restore
 from training.step import Job, gradients, random_batch, update
+from training.watchdog import Watchdog
 
 
 def positive(text: str) -> float:
@@ -58,33 +63,41 @@ OPTIONS = (
     ("--measure", {"action": "store_true", "help": "with --print: hours at this device's speed, on random images"}),
     ("--init", {"metavar": "WEIGHTS", "help": f"weights to start from: {weights.SOURCES}"}),
     ("--start-at", {"metavar": "STAGE", "help": "leave out the stages before this one (with --init)"}),
-    ("--eval-only", {"action": "store_true", "help": "evaluate --init at the last stage's resolution and stop"}),
+    ("--eval-only", {"action": "store_true", "help": "evaluate --init as the last stage does, record it and stop"}),
 )  # fmt: skip
 
 
 @exits_cleanly
-def main(argv=None) -> bool:
-    """Returns whether the run was asked to stop (SIGUSR1) before its end."""
-    options, overrides = keys.parse(__doc__, recipe.SECTIONS, recipe.base_values(), OPTIONS, argv)
-    run = recipe.load(options.cfg, overrides)
+def main(argv=None) -> signal.Signals | None:
+    """Returns the signal that stopped the run before its end, or None."""
+    sections = recipe.SECTIONS | {"eval": judge.Asked}
+    options, given = keys.parse(__doc__, sections, recipe.base_values(), OPTIONS, argv)
+    of_eval = keys.of_section(given, "eval")
+    run = recipe.load(options.cfg, {path: text for path, text in given.items() if not path.startswith("eval.")})
+    if of_eval and not options.eval_only:
+        raise BadInput(f"--eval.{next(iter(of_eval))} belongs to --eval-only")
     if (options.measure or options.at_throughput) and not options.print:
         raise BadInput("--measure and --at-throughput belong to --print")
     if options.print:
         print_plan(run, at_throughput=options.at_throughput, measured=options.measure)
-        return False
-    ranks = distributed.join(run.speed.device)
+        return None
+    ranks = distributed.join(run.speed.device, patience=run.watchdog)
     try:
-        first = stage_number(run, options.start_at) if options.start_at else 0
-        sets = open_sets(run, first=len(run.stages) - 1 if options.eval_only else first)
-        job = Job(run, ranks, sets, precision(run.speed.precision, ranks.device))
+        forward = precision(run.speed.precision, ranks.device)
         if options.eval_only:
-            evaluate_weights(job, options.init)
-        else:
-            with stop.on_request() as asked:
-                train_run(job, init=options.init, first=first, asked=asked)
-        return False
-    except stop.Stopped:
-        return True
+            judge.judge(Job(run, ranks, {}, forward), options.init, keys.build(judge.Asked, of_eval, "--eval."))
+            return None
+        first = stage_number(run, options.start_at) if options.start_at else 0
+        job = Job(run, ranks, open_sets(run, first=first), forward)
+        with Watchdog(run.watchdog, ranks) as watch, stop.on_request() as asked:
+            train_run(job, init=options.init, first=first, asked=asked, watch=watch)
+        return None
+    except stop.Stopped as stopped:
+        return stopped.args[0]
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise BadInput(f"{error}; make room, the same command goes on from the last checkpoint") from error
     finally:
         distributed.leave()
 
@@ -107,16 +120,16 @@ def precision(word: str, device: torch.device) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[word]
 
 
-def train_run(job: Job, *, init: str | None, first: int, asked) -> None:
+def train_run(job: Job, *, init: str | None, first: int, asked, watch: Watchdog) -> None:
     """All stages from number `first` on, or what is left of them, until `asked()` to stop."""
     run, ranks = job.run, job.ranks
     folder = RunFolder(run)
-    if (first or run.stages[0].head != "keep") and not init and not folder.checkpoint.exists():
+    if (first or run.stages[0].head != "keep") and not init and not folder.begun():
         raise BadInput(f"stage {run.stages[first].name} starts from weights: it needs --init, {weights.SOURCES}")
     if ranks.first:
         folder.prepare(run)
     distributed.wait_for_all()
-    saved = folder.load()
+    saved = folder.load(first=ranks.first)
     log = Log(folder, run, first=ranks.first, world=ranks.world, step=saved["step"] if saved else -1)
     try:
         log.say(native.describe())
@@ -130,13 +143,15 @@ def train_run(job: Job, *, init: str | None, first: int, asked) -> None:
                 log.say(f"{folder.path}: going on at stage {run.stages[number].name}, {after}")
                 saved = None
             if state.epoch < run.stages[number].epochs:
-                train_stage(job, state, folder, log, so_far=so_far, asked=asked)
+                train_stage(job, state, folder, log, so_far=so_far, asked=asked, watch=watch)
             step = state.step
             following = run.stages[number + 1] if number + 1 < len(run.stages) else None
             source = state.average if following and following.start == "ema" else state.model
             given = distributed.whole(source.state_dict(), first=True)
         log.close_bar()
         folder.save_weights("model", state.model, first=ranks.first)
+        if state.average is not None:
+            folder.save_weights("model_ema", state.average, first=ranks.first)
         if ranks.first:
             log.say(report.write(folder, run))
     finally:
@@ -151,11 +166,8 @@ def stage_number(run: Run, name: str) -> int:
     return names.index(name)
 
 
-def begin_stage(job: Job, number: int, given: dict | None, step: int, *, say=print, head: str | None = None) -> State:
-    """A fresh model at the stage's resolution, grown from the weights `given` if there are any, and a fresh optimizer.
-
-    `head`, if not None, stands in for the stage's: what is evaluated keeps its own.
-    """
+def begin_stage(job: Job, number: int, given: dict | None, step: int, *, say=print) -> State:
+    """A fresh model at the stage's resolution, grown from the weights `given` if there are any, and a new optimizer."""
     stage, device = job.run.stages[number], job.ranks.device
     torch.manual_seed(job.run.seed)
     network = model.create(
@@ -167,11 +179,10 @@ def begin_stage(job: Job, number: int, given: dict | None, step: int, *, say=pri
         blur_pool=job.run.model.blur_pool,
     )
     if given is not None:
-        head = head or stage.head
-        rows = rows_of_head(job, number, given, network) if head == "map" else None
+        rows = rows_of_head(job, number, given, network) if stage.head == "map" else None
         if rows is not None:
             say(f"stage {stage.name}: {sum(row >= 0 for row in rows)} of {len(rows)} classes keep their weights")
-        model.load(network, model.grow(given, network, head=head, rows=rows))
+        model.load(network, model.grow(given, network, head=stage.head, rows=rows))
     if job.run.speed.drop_path == "subset" and not depth.has_subsets(network):
         raise BadInput(f"speed.drop_path subset is for deit3 models; for {job.run.model.name} use exact")
     if model.tokens(network) is not None and (stage.ramp or stage.eval_side != stage.resolution):
@@ -195,7 +206,7 @@ def rows_of_head(job: Job, number: int, given: dict, network: nn.Module) -> list
     )  # fmt: skip
 
 
-def train_stage(job: Job, state: State, folder: RunFolder, log: Log, *, so_far: Means, asked) -> None:
+def train_stage(job: Job, state: State, folder: RunFolder, log: Log, *, so_far: Means, asked, watch: Watchdog) -> None:
     """The epochs of one stage: train, evaluate, save. `so_far`: of the epoch that is under way."""
     run, ranks = job.run, job.ranks
     stage = run.stages[state.stage]
@@ -209,40 +220,52 @@ def train_stage(job: Job, state: State, folder: RunFolder, log: Log, *, so_far: 
     batches = train_loader(train.path, train.samples, stage, seed=seed, shuffle_pages=pages, **loading)
     piece = micro.find(job, state, stage)
     val_batches = eval_loader(val.path, val.samples, stage, batch=max(piece, 64), **loading)
+    batches = watch.watched(batches, f"stage {stage.name}")
+    val_batches = watch.watched(val_batches, f"evaluating in stage {stage.name}")
     steps = len(batches)
     if run.speed.compile:
         compiling.compile_stage(job, state, stage, piece, say=log.say)
     forward = parallel.distribute(state, stage, ranks, run.speed.parallel, accumulates=piece < job.share(stage))
     log.begin_stage(stage, steps=steps * stage.epochs, done=steps * state.epoch + state.batch)
+    meter, spikes = Meter(ranks.device), guards.Spikes()
     while state.epoch < stage.epochs:
         means = so_far
         shown = replace(stage, resolution=schedule.resolution(stage, state.epoch))
         batches.decoder.resolution = shown.resolution
-        for reading in train_epoch(job, state, shown, forward, batches, seed=seed, piece=piece, log=log, asked=asked):
-            means += reading.means
-            save_if_it_ends_here(job, state, stage, folder, log, reading, means)
+        readings = train_epoch(
+            job, state, shown, forward, batches, seed=seed, piece=piece, meter=meter, due=folder.due, log=log,
+            asked=asked,
+        )  # fmt: skip
+        with guards.explained_memory(job, stage, piece):
+            for reading in readings:
+                means += reading.means
+                guards.heed(job, state, stage, folder, log, reading, means, spikes)
         so_far = Means()
         state.epoch, state.batch = state.epoch + 1, 0
-        lr = state.optimizer.param_groups[0]["lr"]
+        lr, last = state.optimizer.param_groups[0]["lr"], state.epoch == stage.epochs
         row = {"stage": stage.name, "epoch": state.epoch, "step": state.step, "lr": lr, **means.row()}
-        if state.epoch % run.log.eval_every == 0 or state.epoch == stage.epochs:
+        if state.epoch % run.log.eval_every == 0 or last:
             result = evaluated(job, stage, state.model, val_batches)
             row |= {"top1": result.top1, "top5": result.top5, "val_loss": result.loss, "val_images": result.images}
-        if state.average is not None and state.epoch == stage.epochs:
+        if state.average is not None and last:
             averaged = evaluated(job, stage, state.average, val_batches)
             row |= {"ema_top1": averaged.top1, "ema_top5": averaged.top5}
         log.row(kind="epoch", epochs=stage.epochs, resolution=shown.resolution, **row)
-        if state.epoch == stage.epochs:
+        if last:
             folder.save_weights(stage.name, state.model, first=ranks.first)
-        folder.save(state, so_far, first=ranks.first)
+        guards.save(job, state, stage, folder, log, so_far, needed=last)
 
 
-def train_epoch(job: Job, state: State, stage: Stage, forward, batches, *, seed, piece, log: Log, asked):
+def train_epoch(
+    job: Job, state: State, stage: Stage, forward, batches, *, seed, piece, meter: Meter, due, log: Log, asked
+):
     """The optimizer steps of one epoch, or what is left of it. Yields a `Reading` at each log point: only there does
-    the host wait for the device, and the ranks agree whether to stop."""
-    run, ranks = job.run, job.ranks
+    the host wait for the device. One comes every `log.every` steps, at the epoch's end, and when all ranks are `asked`
+    to stop."""
+    run = job.run
     state.model.train()
-    meter, waiting = Meter(ranks.device), time.perf_counter()
+    meter.begin()
+    waiting = time.perf_counter()
     for images, labels in batches.epoch(state.epoch, state.batch):
         waited = time.perf_counter() - waiting
         in_stage = state.epoch * len(batches) + state.batch
@@ -252,39 +275,17 @@ def train_epoch(job: Job, state: State, stage: Stage, forward, batches, *, seed,
         norm, bad = update(job, state, stage, loss)
         state.batch += 1
         meter.add(loss, norm, bad, stage.batch, waited)
-        if meter.steps == run.log.every or state.batch == len(batches):
-            reading = meter.read(stop=asked())
+        stopping, regular = asked(), state.batch % run.log.every == 0
+        if stopping or regular or state.batch == len(batches):
+            reading = meter.read(stop=stopping, due=due())
             row = reading.means.row()
-            if meter.steps == run.log.every:
+            if regular:
                 log.row(kind="step", stage=stage.name, epoch=state.epoch, step=state.step, lr=lr, **row)
-            log.advance(meter.steps, f"epoch {state.epoch + 1}/{stage.epochs}  loss {row['loss']:.4f}  "
+            log.advance(reading.means.steps, f"epoch {state.epoch + 1}/{stage.epochs}  loss {row['loss']:.4f}  "
                         f"{row['images_per_s']:.0f} images/s  waited {100 * row['wait']:.0f} %")  # fmt: skip
             yield reading
-            meter = Meter(ranks.device)
+            meter.begin()
         waiting = time.perf_counter()
-
-
-def save_if_it_ends_here(job: Job, state: State, stage: Stage, folder: RunFolder, log: Log, reading, means) -> None:
-    """Ends the run, with a checkpoint, when it was asked to stop or when loss or gradient are no longer numbers."""
-    if reading.first_bad:
-        number, loss, norm = reading.first_bad
-        first = state.step - reading.means.steps + number
-        said = f"stage {stage.name}, step {first}: loss {loss:.4g}, gradient norm {norm:.4g}"
-        if job.run.on_nonfinite == "stop":
-            if not state.scaler.is_enabled():  # the steps from that one on moved nothing
-                state.step, state.batch = first - 1, state.batch - (reading.means.steps - number + 1)
-            folder.save(state, means, first=job.ranks.first)
-            raise BadInput(
-                f"{said}; stopped, {folder.checkpoint} holds the state before it. Go on with --on_nonfinite=skip or"
-                " another --speed.precision (bf16, fp32), or start anew with a lower lr"
-            )
-        if not means.losses:
-            raise BadInput(f"{said}; no step of the epoch had finite gradients. Start anew with a lower lr")
-        log.say(f"{said}; left out, and {reading.means.bad - 1} of the {reading.means.steps - number} steps after it")
-    if reading.stop:
-        folder.save(state, means, first=job.ranks.first)
-        log.say(f"{folder.path}: stopped at step {state.step}, as asked; the same command goes on there")
-        raise stop.Stopped
 
 
 def evaluated(job: Job, stage: Stage, network: nn.Module, batches) -> Result:
@@ -317,26 +318,6 @@ def measure(job: Job) -> list[float]:
 
         speeds.append(summary.measured(step, piece, job.ranks.device))
     return speeds
-
-
-def evaluate_weights(job: Job, init: str | None) -> Result:
-    """Top-1 and top-5 of some weights on the validation data, at the last stage's resolution."""
-    if init is None:
-        raise BadInput(f"--eval-only needs --init: {weights.SOURCES}")
-    state = begin_stage(job, len(job.run.stages) - 1, weights.read(init), 0, head="keep")
-    stage = job.run.stages[-1]
-    val = job.sets[stage.data].val
-    batches = eval_loader(
-        val.path, val.samples, stage, batch=64, rank=job.ranks.rank, world=job.ranks.world,
-        workers=job.run.data.workers, device=job.ranks.device, cache=job.run.data.cache,
-    )  # fmt: skip
-    result = evaluated(job, stage, state.model, batches)
-    if job.ranks.first:
-        print(
-            f"{val.path}: top-1 {100 * result.top1:.3f} %  top-5 {100 * result.top5:.3f} %  loss {result.loss:.4f}"
-            f"  ({result.images} images at {stage.eval_side} px)"
-        )
-    return result
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Literal
 
 from conversion import beton
 from conversion.convert import convert
-from conversion.encode import encode_array, encode_file
+from conversion.encode import encode_item
 from conversion.sources import image_folder
 from conversion.split import with_val
 from conversion.workers import available_cores
@@ -66,12 +66,12 @@ def main():
         if image.levels:
             raise BadInput("--image.levels: the bundled photographs keep their size; it needs a --data.source")
         source, page_size = photographs(), PHOTOS_PAGE_SIZE
-        encode = functools.partial(encode_array, mode=image.mode, quality=image.quality)
+        image = dataclasses.replace(image, max_side=None, min_side=None)
     else:
         source, page_size = image_folder(data.source), FOLDER_PAGE_SIZE
-        encode = functools.partial(encode_file, root=source.origin, **dataclasses.asdict(image))
     if data.val_share is not None:
         source = with_val(source, data.val_share)
+    encode = functools.partial(encode_item, **dataclasses.asdict(image))
     out = f"data/{Path(data.source).absolute().name}" if data.out == "auto" else data.out
     workers = available_cores() if data.workers == "auto" else data.workers
     for split in source.splits:

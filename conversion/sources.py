@@ -1,7 +1,8 @@
 """Where images come from: a folder in ImageFolder's layout -> the names, labels and classes of its splits."""
 
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,12 +22,21 @@ class Split(NamedTuple):
     labels: np.ndarray
 
 
+def read_file(item: str, root: str = "") -> bytes:
+    """The image file at the path `item` below `root`."""
+    with open(os.path.join(root, item), "rb") as file:
+        return file.read()
+
+
 class Source(NamedTuple):
-    """A data set before its conversion: where it is from, its class names by number, and its splits by name."""
+    """A data set before its conversion: where it is from, its class names by number, its splits by name, and what
+    makes of an item the bytes of an image file, or RGB pixels: uint8 (height, width, 3). Workers call it, so it and the
+    items must pickle."""
 
     origin: str
     classes: tuple[str, ...]
     splits: dict[str, Split]
+    read: Callable = read_file
 
 
 def image_folder(root: str) -> Source:
@@ -42,7 +52,8 @@ def image_folder(root: str) -> Source:
     if (root / "val").is_dir():
         _require_same(classes, _classes(root / "val"), root)
         names.append("val")
-    return Source(str(root), classes, {name: _split(root, name, classes) for name in names})
+    splits = {name: _split(root, name, classes) for name in names}
+    return Source(str(root), classes, splits, functools.partial(read_file, root=str(root)))
 
 
 def _classes(folder: Path) -> tuple[str, ...]:

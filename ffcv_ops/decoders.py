@@ -2,11 +2,12 @@
 
 In: the batch's draw ids and FFCV's memory. Out: uint8 [batch, size, size, 3]. Each of the loader's threads takes the
 next sample until there is none; since all randomness comes from the draw id, the result does not depend on which thread
-took it. The crop is drawn first, so that no more is decoded than it shows.
+took it. The crop is drawn first, so that no more is decoded than it shows. Stored bytes are held against their checksum
+before they are decoded.
 """
 
 import math
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -19,11 +20,21 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ffcv_ops import crops, draws, erasing, jpeg, lanes, operations, policies, randaugment, resample
+from ffcv_ops import crops, draws, erasing, jpeg, lanes, operations, policies, randaugment, resample, storage
+from ffcv_ops.checksum import xxh64
 from ffcv_ops.compiled import kernel
+from ffcv_ops.index import Index, column
 from ffcv_ops.pixels import interleave
 
 _JPG, _RAW = int(IMAGE_MODES["jpg"]), int(IMAGE_MODES["raw"])
+
+OK, CORRUPT = jpeg.OK, jpeg.CORRUPT
+UNREAD, CHANGED = 2, 3
+FAULTS = {
+    CORRUPT: "could not be decoded (damaged data)",
+    UNREAD: "could not be read",
+    CHANGED: "is not what was written (its checksum differs)",
+}
 
 
 class Plan(NamedTuple):
@@ -115,12 +126,25 @@ def _read_raw(address, width, first_row, count, columns, pixels):
 
 
 @kernel
-def _show(decoder, addresses, sizes, modes, heights, widths, plan, seed, draw, workspace, out):
+def fetch(file, place, size, checksum, checked, buffer):
+    """(address, OK) of an image's bytes, or (0, what is wrong with them); `checked`: whether it has a checksum."""
+    address = storage.fetch(file, place, size, buffer)
+    if address == 0:
+        return address, UNREAD
+    if checked and xxh64(address, size) != checksum:
+        return address, CHANGED
+    return address, OK
+
+
+@kernel
+def _show(
+    decoder, files, places, sizes, checksums, checked, modes, heights, widths, plan, seed, draw, workspace, out
+):
     """One stored sample, given by its levels -> out [size, size, 3], its augmented showing number `draw`.
 
-    Returns jpeg.OK, or jpeg.CORRUPT when it does not decode.
+    Returns OK or what is wrong with it.
     """
-    first, count, weights, pixels, scratch, planes, spare = workspace
+    first, count, weights, pixels, scratch, planes, spare, buffer = workspace
     size = planes.shape[1]
     view = crops.locate(plan.crop, heights[0], widths[0], size, plan.scale_low, plan.scale_high, plan.ratio, seed, draw)
     flip = draws.uniform(seed, draw, draws.FLIP) < plan.flip
@@ -137,29 +161,34 @@ def _show(decoder, addresses, sizes, modes, heights, widths, plan, seed, draw, w
     down_first = resample.vertical_first(
         box_rows[1] - box_rows[0], box_columns[1] - box_columns[0], view.full_height, view.full_width
     )
-    is_jpg, status = modes[level] == _JPG, jpeg.OK
+    address, status = fetch(
+        files[level], places[level], sizes[level], checksums[level], checked, buffer
+    )
+    if status != OK:
+        return status
+    is_jpg = modes[level] == _JPG
     if is_jpg:
         luma = plan.least > 0.0 and policies.is_gray(plan.augment, plan.three_ops, seed, draw)
         status = jpeg.begin(
-            decoder, addresses[level], sizes[level], heights[level], widths[level], source.eighths, luma,
+            decoder, address, sizes[level], heights[level], widths[level], source.eighths, luma,
             rows, columns, pixels,
         )  # fmt: skip
     elif sizes[level] != 3 * heights[level] * widths[level]:
-        return jpeg.CORRUPT
+        return CORRUPT
     y, step = rows[0], rows[1] - rows[0] if down_first else jpeg.ROWS_AT_ONCE
-    while y < rows[1] and status == jpeg.OK:
+    while y < rows[1] and status == OK:
         n = min(step, rows[1] - y)
         if is_jpg:
             status = jpeg.rows(decoder, pixels, source.width, n)
         else:
-            _read_raw(addresses[level], widths[level], y, n, columns, pixels)
+            _read_raw(address, widths[level], y, n, columns, pixels)
         resample.take_rows(
             pixels, source.width, y, n, down_first, rows, columns, first, count, weights, scratch, planes
         )
         y += n
-    if is_jpg and status == jpeg.OK:
+    if is_jpg and status == OK:
         status = jpeg.end(decoder)
-    if status != jpeg.OK:
+    if status != OK:
         return status
     rand = randaugment.Strength(
         plan.rand_layers, plan.rand_probability, plan.rand_magnitude,
@@ -169,12 +198,12 @@ def _show(decoder, addresses, sizes, modes, heights, widths, plan, seed, draw, w
     if plan.erase > 0.0:
         erasing.erase(planes, plan.erase, plan.erase_mode, seed, draw)
     interleave(planes, out)
-    return jpeg.OK
+    return OK
 
 
 @kernel
-def _workspace(heights, widths, size, interpolation):
-    """One thread's scratch memory for images of these heights and widths."""
+def _workspace(sizes, heights, widths, size, interpolation):
+    """One thread's scratch memory for images of these heights and widths, stored in so many bytes."""
     area = ((heights + 16) * widths).max() + 16
     longest = max(heights.max(), widths.max())
     taps = resample.taps(0, longest, size, interpolation)
@@ -182,28 +211,28 @@ def _workspace(heights, widths, size, interpolation):
     weights = np.empty((2, size, taps), np.int32)
     pixels, scratch = np.empty(area, np.uint32), np.empty(resample.scratch_size(longest, size), np.uint8)
     planes, spare = np.empty((3, size, size), np.uint8), np.empty(policies.scratch(size, size), np.uint8)
-    return first, count, weights, pixels, scratch, planes, spare
+    return first, count, weights, pixels, scratch, planes, spare, np.empty(sizes.max(), np.uint8)
 
 
 @kernel
-def _decode_some(ticket, draw_ids, addresses, sizes, modes, heights, widths, seed, plan, out):
-    """What one thread does of a batch: fills out [batch, size, size, 3] at the places that its tickets say.
+def _decode_some(
+    ticket, draw_ids, files, places, sizes, checksums, checked, modes, heights, widths, seed, plan, out, faults
+):
+    """What one thread does of a batch: fills out [batch, size, size, 3] and faults [batch] (OK, CORRUPT, UNREAD or
+    CHANGED) at the places that its tickets say.
 
-    addresses, sizes, modes, heights, widths: [batch, levels]. Returns the place of a sample that did not decode, or -1.
+    files, places, sizes, checksums, modes, heights, widths: [batch, levels]. checked: whether the checksums count.
     """
-    failed = -1
     decoder = jpeg.open_decoder()
-    work = _workspace(heights, widths, out.shape[1], plan.interpolation)
+    work = _workspace(sizes, heights, widths, out.shape[1], plan.interpolation)
     i = _next(ticket)
     while i < len(draw_ids):
-        status = _show(
-            decoder, addresses[i], sizes[i], modes[i], heights[i], widths[i], plan, seed, draw_ids[i], work, out[i]
-        )
-        if status != jpeg.OK:
-            failed = i
+        faults[i] = _show(
+            decoder, files[i], places[i], sizes[i], checksums[i], checked, modes[i], heights[i], widths[i],
+            plan, seed, draw_ids[i], work, out[i],
+        )  # fmt: skip
         i = _next(ticket)
     jpeg.close_decoder(decoder)
-    return failed
 
 
 def show(image: np.ndarray, *, plan: Plan, resolution: int, seed: int, draw: int) -> np.ndarray:
@@ -211,14 +240,21 @@ def show(image: np.ndarray, *, plan: Plan, resolution: int, seed: int, draw: int
     image = np.ascontiguousarray(image)
     out = np.empty((1, resolution, resolution, 3), np.uint8)
     height, width, _ = image.shape
-    stored = [np.array([[n]], np.int64) for n in (image.nbytes, _RAW, height, width)]
-    ids, address = np.array([draw]), np.array([[image.ctypes.data]], np.uint64)
-    _decode_some(np.zeros(1, np.int64), ids, address, *stored, seed, plan, out)
+    file, place = np.array([[storage.IN_MEMORY]], np.int32), np.array([[image.ctypes.data]], np.uint64)
+    size, mode, height, width = (np.array([[n]], np.int64) for n in (image.nbytes, _RAW, height, width))
+    _decode_some(
+        np.zeros(1, np.int64), np.array([draw]), file, place, size, np.zeros((1, 1), np.uint64), False,
+        mode, height, width, seed, plan, out, np.zeros(1, np.uint8),
+    )  # fmt: skip
     return out[0]
 
 
 class SampleError(ValueError):
-    """A stored image could not be decoded. The argument is its index in the .beton."""
+    """Stored images of a batch that cannot be shown: their places in the batch, and what is wrong with each."""
+
+    def __init__(self, places: np.ndarray, faults: np.ndarray):
+        super().__init__(places, faults)
+        self.places, self.faults = places, faults
 
 
 class ImageDecoder(SimpleRGBImageDecoder):
@@ -226,15 +262,18 @@ class ImageDecoder(SimpleRGBImageDecoder):
 
     The small function below gathers where the samples lie; the loop over samples is our own kernel, compiled once and
     kept on disk, in `workers` threads that Python starts: unlike Numba's, they serve several loaders at a time, and do
-    not spin while they wait. `resolution` may be changed between epochs. For our `Loader` only, which says where the
-    levels of the images are described: FFCV's own would compile this.
+    not spin while they wait. `resolution` may be changed between epochs. For our `Loader` only, which says what is
+    `stored`: FFCV's own would compile this.
     """
 
     def __init__(self, *, plan: Plan, resolution: int, seed: int, workers: int):
         super().__init__()
         self.plan, self.resolution, self.seed, self.workers = plan, resolution, seed, workers
-        self.levels: list[np.ndarray] = []
         self.threads = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+
+    def reads(self, index: Index, levels: tuple[str, ...]) -> None:
+        """Says where the images are described, and which of their levels may be decoded."""
+        self.index, self.levels = index, [column(index, name) for name in levels]
 
     def declare_state_and_memory(self, previous_state):
         shape, dtype = (self.resolution, self.resolution, 3), np.dtype("u1")
@@ -244,13 +283,21 @@ class ImageDecoder(SimpleRGBImageDecoder):
         def decode(draw_ids, out, metadata, storage):
             indices = draw_ids % len(metadata)
             stored = np.stack([level[indices] for level in self.levels], axis=1)
-            addresses, sizes = self.memory_read(stored["data_ptr"], storage)
+            image = np.searchsorted(self.index.places, stored["data_ptr"])
+            checked = self.index.checksums is not None
+            checksums = self.index.checksums[image] if checked else np.zeros(image.shape, np.uint64)
+            files, places = self.memory_read(stored["data_ptr"], storage)
+            sizes = self.index.sizes[image].astype(np.int64)
             columns = [stored[name].astype(np.int64) for name in ("mode", "height", "width")]
-            work = (np.zeros(1, np.int64), draw_ids, addresses, sizes, *columns, self.seed, self.plan, out)
-            running = [self.threads.submit(_decode_some, *work) for _ in range(self.workers)]
-            bad = max(thread.result() for thread in running)
-            if bad >= 0:
-                raise SampleError(indices[bad])
+            faults = np.zeros(len(draw_ids), np.uint8)
+            work = (draw_ids, files, places, sizes, checksums, checked, *columns, self.seed, self.plan, out, faults)
+            ticket = np.zeros(1, np.int64)
+            running = [self.threads.submit(_decode_some, ticket, *work) for _ in range(self.workers)]
+            wait(running)  # all of them: what they write to is used again
+            for thread in running:
+                thread.result()
+            if faults.any():
+                raise SampleError(np.flatnonzero(faults), faults[faults > 0])
             return out[: len(draw_ids)]
 
         return decode

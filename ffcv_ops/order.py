@@ -37,7 +37,7 @@ def shuffled(num_samples: int, *, seed: int, epoch: int, windows: Windows | None
     """
     keys = _sort_keys(seed, epoch, num_samples, draws.ORDER)
     if windows is None:
-        return np.argsort(keys, kind="stable")
+        return np.argsort(keys)  # no two keys are equal (draws.bits is a bijection of the draw), so any kind will do
     pages, page_number = np.unique(windows.page_of, return_inverse=True)
     place = np.empty(len(pages), np.int64)
     place[np.argsort(_sort_keys(seed, epoch, len(pages), draws.PAGES), kind="stable")] = np.arange(len(pages))
@@ -63,13 +63,18 @@ def showings(
     about num_samples showings (rounded down to a multiple of 256, where there are that many). An epoch then shows
     about 1 / repeats of the images.
     """
-    order = shuffled(num_samples, seed=seed, epoch=epoch, windows=windows)
-    if repeats == 1:
-        return draw_ids(order, num_samples=num_samples, epoch=epoch, copy=0, repeats=1)
+    length = epoch_length(num_samples, repeats=repeats)
+    order = shuffled(num_samples, seed=seed, epoch=epoch, windows=windows)[: -(-length // repeats)]
     ids = draw_ids(
         order[:, None], num_samples=num_samples, epoch=epoch, copy=np.arange(repeats)[None, :], repeats=repeats
     )
-    return ids.reshape(-1)[: epoch_length(num_samples, repeats=repeats)]
+    return ids.reshape(-1)[:length]
+
+
+def stand_in(draw: int, *, seed: int, num_samples: int) -> int:
+    """What is shown in place of a draw whose image is bad: any image, in the same epoch and copy. Follows from the draw
+    alone, so it is the same on any number of workers and ranks, and after a restart."""
+    return int(draw - draw % num_samples + draws.uniform_int(seed, draw, draws.STAND_IN, num_samples))
 
 
 def smaller_batch(stage, num_samples: int) -> str:

@@ -2,7 +2,7 @@
 
     python -m rn_vs_vit --cfg rn_vs_vit/small.yaml
     python -m rn_vs_vit --cfg rn_vs_vit/grid.yaml --data.train=train.beton --data.val=val.beton
-    python -m rn_vs_vit --cfg rn_vs_vit/grid.yaml --v2=v2.beton --real=real.json
+    python -m rn_vs_vit --cfg rn_vs_vit/grid.yaml --v2=v2.beton --real
     python -m rn_vs_vit --cfg rn_vs_vit/grid.yaml --report
 
 Start it as often as there are GPUs or Slurm jobs, each with its own CUDA_VISIBLE_DEVICES and all with the same folder:
@@ -32,7 +32,7 @@ OPTIONS = (
     ("--cfg", {"required": True, "metavar": "FILE", "help": "the grid"}),
     ("--cells", {"metavar": "N", "type": positive, "help": "stop after so many cells, for jobs of limited time"}),
     ("--v2", {"metavar": "BETON", "help": "evaluate finished cells on these images too, ImageNet-V2"}),
-    ("--real", {"metavar": "JSON", "help": "evaluate them on data.val with these labels too, ImageNet ReaL"}),
+    ("--real", {"action": "store_true", "help": "evaluate them on data.val with ImageNet-ReaL's labels too"}),
     ("--report", {"action": "store_true", "help": "run nothing, report what is there"}),
 )
 

@@ -1,23 +1,17 @@
 """Finished cells on the other labels and images that ImageNet models are judged by, kept in CELL/others.json.
 
-V2 (Recht et al. 2019): other images of the same classes, a .beton. ReaL (Beyer et al. 2020): the validation images with
-the set of classes that people saw in each; an image for which it is empty does not count.
+V2 (Recht et al. 2019): other images of the same classes, a .beton. ReaL: other labels of the validation images, see
+training/judge.py.
 """
 
 import json
-import re
 from pathlib import Path
-
-from torch import nn
 
 import train_imagenet
 from ffcv_ops.errors import BadInput
 from ffcv_ops.fields import describe
-from ffcv_ops.loader import eval_loader
 from rn_vs_vit.grid import Cell
-from training import distributed, weights
-from training.datasets import open_sets
-from training.evaluate import outputs
+from training import distributed, judge, weights
 from training.state import write_atomically
 from training.step import Job
 
@@ -28,53 +22,25 @@ def read(cell: Cell) -> dict[str, float]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def evaluate(cell: Cell, *, v2: str | None, real: str | None) -> None:
+def evaluate(cell: Cell, *, v2: str | None, real: bool) -> None:
     """Adds what is asked for and not there yet."""
-    known = read(cell)
-    sets = {"V2": v2, "ReaL": real}
-    missing = [name for name, file in sets.items() if file and name not in known]
+    known, data = read(cell), cell.run.data
+    files = {"V2": v2, "ReaL": data.val if real else None}
+    missing = [name for name, file in files.items() if file and name not in known]
     if not missing:
         return
     ranks = distributed.join(cell.run.speed.device)
     try:
-        precision = train_imagenet.precision(cell.run.speed.precision, ranks.device)
-        job = Job(cell.run, ranks, open_sets(cell.run), precision)
-        network = train_imagenet.begin_stage(job, 0, weights.read(cell.folder), 0, head="keep").model.eval()
+        job = Job(cell.run, ranks, {}, train_imagenet.precision(cell.run.speed.precision, ranks.device))
+        network = judge.load(job, weights.read(cell.folder))
+        names = judge.names_of_outputs(network.num_classes, None, data.train, data.val)
         for name in missing:
-            beton = v2 if name == "V2" else cell.run.data.val
-            said, labels = predicted(job, network, beton)
-            answers = [{label} for label in labels] if name == "V2" else seen(real, beton, len(labels))
-            judged = [one in answer for one, answer in zip(said, answers, strict=True) if answer]
-            known[name] = sum(judged) / len(judged)
+            labels = "ReaL" if name == "ReaL" else "own"
+            judged = judge.examine(job, network, describe(Path(files[name])), names)
+            found = [one.marks.result.top1 for one in judged if one.labels == labels]
+            if not found:
+                raise BadInput(f"ReaL needs ImageNet's 1,000 classes, and names ILSVRC2012_val_* in {data.val}'s list")
+            known[name] = found[0]
     finally:
         distributed.leave()
     write_atomically(cell.folder / "others.json", lambda path: path.write_text(json.dumps(known)))
-
-
-def predicted(job: Job, network: nn.Module, beton: str) -> tuple[list[int], list[int]]:
-    """The most likely class of each image, and its label."""
-    (stage,) = job.run.stages
-    batches = eval_loader(
-        beton, describe(Path(beton)).samples, stage, batch=64,
-        workers=job.run.data.workers, device=job.ranks.device, cache=job.run.data.cache,
-    )  # fmt: skip
-    found = [
-        (logits.argmax(1).tolist(), labels.tolist())
-        for logits, labels in outputs(network, batches.epoch(0), autocast=job.autocast, flip=stage.eval_flip)
-    ]
-    return tuple([one for batch in part for one in batch] for part in zip(*found, strict=True))
-
-
-def seen(real: str, beton: str, samples: int) -> list[set[int]]:
-    """The classes of each image of `beton`, whose recorded names say which of the 50,000 lists of `real` is its own."""
-    try:
-        lists = json.loads(Path(real).read_text())
-        names = Path(beton).with_suffix(".files.txt").read_text().splitlines()
-        numbers = [int(re.search(r"ILSVRC2012_val_(\d{8})", name)[1]) for name in names]
-        answers = [set(lists[number - 1]) for number in numbers]
-    except (OSError, ValueError, TypeError, IndexError) as error:
-        needs = f"a list of 50,000 lists of classes, and the names ILSVRC2012_val_* of {beton}"
-        raise BadInput(f"ReaL needs {real}, {needs} ({error})") from error
-    if len(answers) != samples:
-        raise BadInput(f"{beton} holds {samples} images and names {len(answers)}; write it again")
-    return answers

@@ -4,6 +4,7 @@
 """
 
 import os
+from datetime import timedelta
 from typing import NamedTuple
 
 import torch
@@ -27,8 +28,9 @@ class Ranks(NamedTuple):
         return self.rank == 0
 
 
-def join(device: str) -> Ranks:
-    """Joins the other processes. `device`: auto (cuda where there is one), cpu or cuda."""
+def join(device: str, *, patience: float | None = None) -> Ranks:
+    """Joins the other processes. `device`: auto (cuda where there is one), cpu or cuda. `patience`: minutes until the
+    watchdog ends a run that does not move, which torch must not do before it with less to say."""
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     kind = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
@@ -42,7 +44,10 @@ def join(device: str) -> Ranks:
         torch.set_num_threads(threads())
     here = torch.device(kind, local_rank) if kind == "cuda" else torch.device("cpu")
     if world > 1:
-        distributed.init_process_group("nccl" if kind == "cuda" else "gloo", device_id=here if kind == "cuda" else None)
+        timeout = None if patience is None else timedelta(minutes=patience + 10)
+        distributed.init_process_group(
+            "nccl" if kind == "cuda" else "gloo", timeout=timeout, device_id=here if kind == "cuda" else None
+        )
     return Ranks(rank, local_rank, world, here)
 
 
@@ -78,6 +83,15 @@ def least_over_ranks(number: int, device: torch.device) -> int:
     if distributed.is_initialized():
         distributed.all_reduce(least, distributed.ReduceOp.MIN)
     return int(least)
+
+
+def from_first(value):
+    """What the first process gives, a plain value, in all of them."""
+    if not distributed.is_initialized():
+        return value
+    held = [value]
+    distributed.broadcast_object_list(held)
+    return held[0]
 
 
 def sent(tensor: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:

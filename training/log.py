@@ -1,7 +1,7 @@
 """What a run says: JSON lines (the record), TensorBoard (a view of it) and the console (for whoever is watching).
 
-A row is a flat dict with `kind`: step | epoch | stage, `stage`, `epoch`, `step`. Losses are in nats, times in seconds,
-`wait` is the share of time that the training loop waited for data.
+A row is a flat dict with `kind`: step | epoch | warning, `stage`, `epoch`, `step`. Losses are in nats, times in
+seconds, `wait` is the share of time that the training loop waited for data; what a warning says is in `said`.
 """
 
 import json
@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import time
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -63,7 +64,7 @@ class Log:
         kept = [row for row in read_rows(folder.log) if row["step"] <= step]
         text = "".join(json.dumps(row) + "\n" for row in kept)
         write_atomically(folder.log, lambda path: path.write_text(text, encoding="utf-8"))
-        self.lines = folder.log.open("a", encoding="utf-8")
+        self.lines, self.unwritten = folder.log.open("ab", buffering=0), b""
         described = json.dumps(environment(world), indent=1) + "\n"
         write_atomically(folder.path / "environment.json", lambda path: path.write_text(described, encoding="utf-8"))
         if run.log.tensorboard:
@@ -93,14 +94,24 @@ class Log:
         if not self.first:
             return
         values = {key: round(value, 6) if isinstance(value, float) else value for key, value in values.items()}
-        self.lines.write(json.dumps(values) + "\n")
-        self.lines.flush()
-        if self.writer is not None:
+        self.unwritten += json.dumps(values).encode() + b"\n"
+        with suppress(OSError):  # a full disk: tried again with the next row
+            self.unwritten = self.unwritten[self.lines.write(self.unwritten) :]
+        self._draw(values)
+        if values["kind"] == "epoch":
+            self.console.print(epoch_line(values), soft_wrap=True)
+
+    def _draw(self, values):
+        """The row's numbers in TensorBoard; without it from then on where the disk is full."""
+        if self.writer is None:
+            return
+        try:
             for key, value in values.items():
                 if isinstance(value, int | float) and key not in ("step", "epoch"):
                     self.writer.add_scalar(f"{values['kind']}/{key}", value, values["step"])
-        if values["kind"] == "epoch":
-            self.console.print(epoch_line(values), soft_wrap=True)
+        except OSError as error:
+            self.say(f"TensorBoard's file cannot be written ({error.strerror}); going on without it")
+            self.writer = None
 
     def say(self, text: str) -> None:
         """A line on the console."""
@@ -115,10 +126,13 @@ class Log:
     def close(self) -> None:
         """Ends the bar and the files."""
         self.close_bar()
-        if self.writer is not None:
-            self.writer.close()
+        with suppress(OSError):
+            if self.writer is not None:
+                self.writer.close()
         if self.first:
             self.lines.close()
+            if self.unwritten:
+                self.say(f"{self.lines.name}: the disk did not take the last {len(self.unwritten)} bytes")
 
 
 def epoch_line(row: dict) -> str:
@@ -136,17 +150,24 @@ class Reading(NamedTuple):
 
     means: Means
     first_bad: tuple[int, float, float] | None  # step, loss, gradient norm
-    stop: bool  # whether a rank was asked to stop
+    bad_in_a_row: int  # at most, also counting those before the last log point
+    stop: object  # what the run was asked to stop by, or None
+    save: bool  # whether the first rank finds a checkpoint due
 
 
 class Meter:
     """Sums between two log points. They stay on the device until they are read; times are the host's."""
 
     def __init__(self, device: torch.device):
-        self.sums = torch.zeros(2, device=device)  # of loss and gradient norm, where they are finite
-        self.counts = torch.zeros(2, device=device)
-        self.bad = torch.zeros((), device=device)
-        self.first_bad = torch.zeros(3, device=device)  # number of the step from 1 here, loss, gradient norm
+        self.in_a_row = torch.zeros((), device=device)  # bad steps, the last ones
+        self.begin()
+
+    def begin(self) -> None:
+        """Sums from here on."""
+        self.sums = self.in_a_row.new_zeros(2)  # of loss and gradient norm, where they are finite
+        self.counts = self.in_a_row.new_zeros(2)
+        self.bad, self.longest = self.in_a_row.new_zeros(()), self.in_a_row.new_zeros(())
+        self.first_bad = self.in_a_row.new_zeros(3)  # number of the step from 1 here, loss, gradient norm
         self.steps = self.images = 0
         self.waited = 0.0
         self.began = time.perf_counter()
@@ -162,14 +183,19 @@ class Meter:
         found = torch.cat([torch.full_like(values[:1], self.steps), values])
         self.first_bad = torch.where((bad > 0) & (self.bad == 0), found, self.first_bad)
         self.bad = self.bad + bad
+        self.in_a_row = (self.in_a_row + bad) * bad
+        self.longest = torch.maximum(self.longest, self.in_a_row)
 
-    def read(self, *, stop: bool) -> Reading:
-        """Means over steps and ranks; this waits for the device and for the other ranks. `stop`: whether this rank was
-        asked to stop."""
-        ends = torch.cat([(self.bad > 0)[None], self.bad.new_tensor([float(stop), 1.0])])
-        values = torch.cat([self.sums, self.counts, self.bad[None], self.first_bad, ends]).double()
-        *good, bad, number, bad_loss, bad_norm, hit, stops, ranks = distributed.sum_over_ranks(values).tolist()
+    def read(self, *, stop=None, due: bool = False) -> Reading:
+        """Means over steps and ranks, and a new beginning; this waits for the device and for the other ranks. `stop`
+        is the same in all ranks; `due`: whether this rank, if it is the first, wants a checkpoint."""
+        ends = torch.cat([(self.bad > 0)[None], self.bad.new_tensor([float(due), 1.0])])
+        values = torch.cat([self.sums, self.counts, torch.stack([self.bad, self.longest]), self.first_bad, ends])
+        summed = distributed.sum_over_ranks(values.double()).tolist()
+        *good, bad, longest, number, bad_loss, bad_norm, hit, save, ranks = summed
         loss, norm, losses, norms = (value / ranks for value in good)
         seconds, hit = time.perf_counter() - self.began, max(hit, 1.0)  # a loss may be bad in one rank only
         means = Means(self.steps, self.images, loss, losses, norm, norms, round(bad / hit), seconds, self.waited)
-        return Reading(means, (round(number / hit), bad_loss / hit, bad_norm / hit) if bad else None, stops > 0)
+        first_bad = (round(number / hit), bad_loss / hit, bad_norm / hit) if bad else None
+        self.begin()
+        return Reading(means, first_bad, round(longest / hit), stop, save > 0)

@@ -38,29 +38,30 @@ _SETTINGS = {
     "first_conv": "patch_embed.proj",
     "classifier": "head",
 }
+# Our own architectures as timm's deit3_small_patch16_224 with other arguments, so that any timm can build them.
+SHAPES = {
+    "deit3_tiny_patch16_224": {"patch_size": 16, "embed_dim": 192, "depth": 12, "num_heads": 3},
+    "deit3_micro_patch16_224": {"patch_size": 16, "embed_dim": 128, "depth": 6, "num_heads": 2},
+}
 # Read by timm's register_model: what it knows of the models below.
-default_cfgs = generate_default_cfgs(
-    {"deit3_tiny_patch16_224": dict(_SETTINGS), "deit3_micro_patch16_224": dict(_SETTINGS)}
-)
+default_cfgs = generate_default_cfgs({name: dict(_SETTINGS) for name in SHAPES})
 
 
-def _deit3(name, shape, pretrained, arguments):
+def _deit3(name, pretrained, arguments):
     rules = {"no_embed_class": True, "init_values": 1e-4}
-    return build_model_with_cfg(VisionTransformer, name, pretrained, **(shape | rules | arguments))
+    return build_model_with_cfg(VisionTransformer, name, pretrained, **(SHAPES[name] | rules | arguments))
 
 
 @register_model
 def deit3_tiny_patch16_224(pretrained=False, **arguments) -> VisionTransformer:
     """ViT-Ti/16 of the official code, which timm lacks: 5.7 million parameters."""
-    shape = {"patch_size": 16, "embed_dim": 192, "depth": 12, "num_heads": 3}
-    return _deit3("deit3_tiny_patch16_224", shape, pretrained, arguments)
+    return _deit3("deit3_tiny_patch16_224", pretrained, arguments)
 
 
 @register_model
 def deit3_micro_patch16_224(pretrained=False, **arguments) -> VisionTransformer:
     """Ours, for CPUs: 1.3 million parameters besides the head; heads of 64 channels as in the paper's models."""
-    shape = {"patch_size": 16, "embed_dim": 128, "depth": 6, "num_heads": 2}
-    return _deit3("deit3_micro_patch16_224", shape, pretrained, arguments)
+    return _deit3("deit3_micro_patch16_224", pretrained, arguments)
 
 
 def create(

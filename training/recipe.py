@@ -137,6 +137,8 @@ class Log:
     every: int = key("steps between two lines of the log", low=1)
     eval_every: int = key("epochs between two evaluations; the last epoch always has one", low=1)
     tensorboard: bool = key("write TensorBoard events too")
+    save_every: float | None = key("minutes between checkpoints within an epoch; none: after epochs only", above=0)
+    keep: int = key("checkpoints that are kept, the newest ones", low=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +147,8 @@ class General:
 
     seed: int = key("every random number of the run follows from it", low=0)
     on_nonfinite: Literal["stop", "skip"] = key("a step that is not finite: stop with a checkpoint, or leave it out")
+    nonfinite_in_a_row: int = key("skip: so many steps in a row at most; one more ends the run", low=1)
+    watchdog: float | None = key("minutes without a step, or a sign of life of a rank, that end the run", above=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +157,8 @@ class Run:
 
     seed: int
     on_nonfinite: str
+    nonfinite_in_a_row: int
+    watchdog: float | None
     data: Data
     model: Model
     speed: Speed
@@ -280,9 +286,14 @@ def _check(run):
     names = [stage.name for stage in run.stages]
     if len(set(names)) < len(names):
         raise BadInput(f"{run.source}: each stage needs a name of its own, not {', '.join(names)}")
-    for name in (run.log.name, *names):
-        if not re.fullmatch(r"[\w-][\w.-]*", name) or ".." in name:
-            raise BadInput(f"{run.source}: the name {name!r} becomes part of a path; use letters, digits, - and _ only")
+    folder = Path(run.source).stem if run.log.name == "auto" else run.log.name
+    for name in (folder, *names):
+        if not re.fullmatch(r"\w[\w.-]{0,99}", name) or ".." in name:
+            advice = "use letters, digits, - and _ only, 100 at most"
+            advice += ", or set log.name" if run.log.name == "auto" and name == folder else ""
+            raise BadInput(f"{run.source}: the name {name!r:.60} becomes part of a path; {advice}")
+    if "model" in names:
+        raise BadInput(f"{run.source}: a stage cannot be called model: model.safetensors is the last one's weights")
     given = {run.data.finetune_train is not None, run.data.finetune_val is not None}
     wanted = any(stage.data == "finetune" for stage in run.stages)
     if given != {wanted}:

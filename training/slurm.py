@@ -48,7 +48,7 @@ class Training(submitit.helpers.Checkpointable):
 
         signal.signal(warning, heed)
         stopped = train_imagenet.main(self.arguments)
-        if stopped:
+        if stopped == signal.SIGUSR1:  # not SIGTERM: what Slurm preempts it requeues itself, and scancel means it
             requeue(warning, None)
         return "stopped" if stopped else "done"
 

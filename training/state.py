@@ -2,29 +2,34 @@
 
     runs/NAME/recipe.yaml         the resolved recipe            environment.json   commit, versions, machine
               log.jsonl           a line per log point, per epoch and per stage
-              last.pt             where the run stands: weights, averages, optimizer, position
-              STAGE.safetensors   the weights that stage STAGE ended with; model.safetensors: the last stage's
+              checkpoints/        the last few of where the run stood: weights, averages, optimizer, position
+              STAGE.safetensors   the weights that stage STAGE ended with; model.safetensors: the last stage's;
+                                  model_ema.safetensors: their average, where the last stage has one
               report.md, curves.png, tensorboard/
 
-A checkpoint holds tensors and plain values only, and is read with `weights_only=True`. Random numbers are no part of
-it: all of them follow from (seed, step), so the position is enough to go on bit for bit.
+A checkpoint holds tensors and plain values only. Random numbers are no part of it: all of them follow from
+(seed, step), so the position is enough to go on bit for bit.
 """
 
 import dataclasses
 import math
-import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
 from ffcv_ops.errors import BadInput
-from training import recipe
+from training import checkpoints, distributed, recipe
+from training.checkpoints import write_atomically
 from training.distributed import whole
 from training.recipe import Run
 
-_FORMAT = 2
+_FORMAT = 3
+_COUNTS = ("stage", "epoch", "batch", "step")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,49 +79,49 @@ class State:
     halted: torch.Tensor | None = None  # 1.0 on the device once a step was not finite and no more are to follow
 
 
-def write_atomically(path: Path, write) -> None:
-    """Calls write(temporary path) and renames the result to `path` once it is safely on the disk."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 class RunFolder:
     """The folder of a run. Written by the first rank only; read by all."""
 
     def __init__(self, run: Run):
         name = Path(run.source).stem if run.log.name == "auto" else run.log.name
         self.path = Path(run.log.out) / name
-        self.checkpoint = self.path / "last.pt"
+        self.checkpoints = self.path / "checkpoints"
         self.log = self.path / "log.jsonl"
+        self.keep = run.log.keep
+        self.minutes = run.log.save_every
+        self.saved_at = time.monotonic()
+
+    def begun(self) -> bool:
+        """Whether there is a checkpoint, whole or not."""
+        return bool(checkpoints.saved(self.checkpoints))
 
     def prepare(self, run: Run) -> None:
         """Makes the folder, or checks that the run that is in it already is this one."""
         written = self.path / "recipe.yaml"
-        if self.checkpoint.exists() and written.exists():
+        if self.begun() and written.exists():
             changed = science(recipe.load(written), run)
             if changed:
                 raise BadInput(
                     f"{self.path} holds a run of another recipe ({changed}); continue that one with"
                     f" --cfg {written}, or give this one a folder with --log.name"
                 )
-        self.path.mkdir(parents=True, exist_ok=True)
-        for stray in self.path.glob("*.tmp"):
-            stray.unlink()
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        checkpoints.remove_strays(self.path)
+        checkpoints.remove_strays(self.checkpoints)
         write_atomically(written, lambda path: path.write_text(recipe.render(run), encoding="utf-8"))
 
-    def save(self, state: State, so_far: Means, *, first: bool) -> None:
-        """The checkpoint, atomically: a kill at any moment leaves this one or the one before. `so_far`: of the epoch
-        that is under way. All ranks come here, the first one writes."""
+    def due(self) -> bool:
+        """Whether `log.save_every` minutes have passed since the last checkpoint, by this process's clock."""
+        return self.minutes is not None and time.monotonic() - self.saved_at >= 60 * self.minutes
+
+    def save(self, state: State, so_far: Means, *, first: bool) -> str:
+        """The checkpoint. `so_far`: of the epoch that is under way. All ranks come here, the first one writes.
+
+        Returns "", or why the disk did not take it (it is full, say); what was saved before is still there then.
+        """
         content = {
             "format": _FORMAT,
-            **{name: getattr(state, name) for name in ("stage", "epoch", "batch", "step")},
+            **{name: getattr(state, name) for name in _COUNTS},
             "so_far": dataclasses.asdict(so_far),
             "model": state.model.state_dict(),
             "average": state.average.state_dict() if state.average is not None else None,
@@ -124,21 +129,38 @@ class RunFolder:
             "scaler": state.scaler.state_dict(),
         }
         content = whole(content, first=first)
-        if first:
-            write_atomically(self.checkpoint, lambda path: torch.save(content, path))
-
-    def load(self) -> dict | None:
-        """The content of the checkpoint on the CPU, or None before the first."""
-        if not self.checkpoint.exists():
-            return None
+        fault = ""
         try:
-            content = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-            if content["format"] != _FORMAT:
-                raise ValueError(f"format {content['format']} instead of {_FORMAT}")
-        except Exception as error:  # torch.load raises many kinds; each means that the file cannot be used
-            reason = str(error).partition("\n")[0]
-            advice = "delete it to start again"
-            raise BadInput(f"{self.checkpoint}: not a checkpoint of ours ({reason}); {advice}") from error
+            if first:
+                checkpoints.write(self.checkpoints, state.step, content, keep=self.keep)
+        except OSError as error:
+            fault = error.strerror or str(error)
+        self.saved_at = time.monotonic()
+        return fault
+
+    def load(self, *, first: bool = True, say: Callable[[str], object] = print) -> dict | None:
+        """The content of the newest checkpoint that is whole, on the CPU, or None before the first. All ranks come
+        here; which one it is the first rank decides, and `say`s what is wrong with newer ones."""
+        found, fault = None, ""
+        if first:
+            try:
+                found = checkpoints.newest(self.checkpoints, say)
+            except BadInput as error:
+                fault = str(error)
+        name, fault = distributed.from_first((found[0].name if found else None, fault))
+        if fault:
+            raise BadInput(fault)
+        if name is None:
+            return None
+        path = self.checkpoints / name
+        try:
+            content = found[1] if found else checkpoints.read(path)
+            if content.get("format") != _FORMAT:
+                raise ValueError(f"format {content.get('format')} instead of {_FORMAT}")
+            if not all(type(content.get(name)) is int and content[name] >= 0 for name in _COUNTS):
+                raise ValueError("it does not say where the run stands")
+        except ValueError as error:
+            raise BadInput(f"{path}: not a checkpoint of this version ({error}); delete it to do without") from error
         return content
 
     def save_weights(self, name: str, model: nn.Module, *, first: bool) -> None:
@@ -146,18 +168,27 @@ class RunFolder:
         weights = whole(model.state_dict(), first=first)
         if first:
             weights = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
-            write_atomically(self.path / f"{name}.safetensors", lambda path: save_file(weights, path))
+            path = self.path / f"{name}.safetensors"
+            try:
+                write_atomically(path, lambda temporary: save_file(weights, temporary))
+            except SafetensorError as error:
+                raise BadInput(f"{path}: cannot be written ({error}); make room, the same command goes on") from error
 
 
 def restore(state: State, content: dict) -> Means:
     """Puts a checkpoint's content into a freshly begun stage. Returns the means of the epoch that is under way."""
+    try:
+        state.model.load_state_dict(content["model"])
+        if state.average is not None:
+            state.average.load_state_dict(content["average"])
+        state.optimizer.load_state_dict(content["optimizer"])
+        state.scaler.load_state_dict(content["scaler"])
+        so_far = Means(**content["so_far"])
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise BadInput(f"the checkpoint of step {content['step']} is not one of this run ({reason:.200})") from error
     state.epoch, state.batch, state.step = content["epoch"], content["batch"], content["step"]
-    state.model.load_state_dict(content["model"])
-    if state.average is not None:
-        state.average.load_state_dict(content["average"])
-    state.optimizer.load_state_dict(content["optimizer"])
-    state.scaler.load_state_dict(content["scaler"])
-    return Means(**content["so_far"])
+    return so_far
 
 
 def science(before: Run, after: Run) -> str:

@@ -1,21 +1,24 @@
 """Weights from anywhere -> a state dict in timm's names, on the CPU, that `model.grow` and `model.load` then fit.
 
     runs/NAME, or any folder       its model.safetensors (or pytorch_model.bin): a finished run, or a timm model folder
-    x.safetensors, last.pt         a file of weights, a checkpoint of ours
+    x.safetensors, 000001234.pt    a file of weights, a checkpoint of ours
     deit_3_*.pth                   an official file, whose gamma_1 and gamma_2 are timm's ls1.gamma and ls2.gamma
-    timm:NAME, hf-hub:ORG/NAME     downloaded by timm, or taken from its cache
+    timm:NAME                      downloaded by timm, or taken from its cache
+    hf-hub:ORG/NAME[@REVISION]     its model.safetensors, and the class names in its config.json; nothing else
 
 Pickled files are read with `weights_only=True`, so nothing in them is executed. The official ones hold the options of
 their run beside the weights, an argparse.Namespace: the one class that is let in.
 """
 
 import argparse
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import timm
 import torch
+from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor
@@ -23,25 +26,56 @@ from torch import Tensor
 from ffcv_ops.errors import BadInput
 
 IN_FOLDER = ("model.safetensors", "pytorch_model.bin")
-SOURCES = "a run's folder, a .safetensors, .pt or .pth file, a timm folder, timm:NAME or hf-hub:ORG/NAME"
+SOURCES = "a run's folder, a .safetensors, .pt or .pth file, a timm folder, timm:NAME or hf-hub:ORG/NAME@REVISION"
 
 
 def read(source: str | Path) -> dict[str, Tensor]:
     """The weights that `source` names, as above; BadInput where there are none."""
-    kind, colon, name = str(source).partition(":")
-    if colon and kind in ("timm", "hf-hub"):
-        weights = _download(str(source) if kind == "hf-hub" else name)
+    kind, name = _split(source)
+    if kind == "timm":
+        weights = _fetched(source, lambda: timm.create_model(name, pretrained=True).state_dict())
+    elif kind == "hf-hub":
+        weights = _read_file(Path(_from_hub(source, "model.safetensors")))
     else:
-        weights = _read_file(Path(name if kind == "local-dir" else source))
+        weights = _read_file(Path(name))
     return {re.sub(r"\bgamma_([12])$", r"ls\1.gamma", key): value for key, value in weights.items()}
 
 
-def _download(name):
+def class_names(source: str | Path) -> tuple[str, ...] | None:
+    """The names of the outputs where a model folder's config.json lists them (`label_names`), else None."""
+    kind, name = _split(source)
+    if kind == "timm":
+        return None
+    config = Path(_from_hub(source, "config.json")) if kind == "hf-hub" else Path(name) / "config.json"
+    if not config.is_file():
+        return None
     try:
-        return timm.create_model(name, pretrained=True).state_dict()
+        content = json.loads(config.read_text(encoding="utf-8"))
+        names = content.get("label_names") or content.get("pretrained_cfg", {}).get("label_names")
+        if isinstance(names, dict):
+            names = [names[str(number)] for number in range(len(names))]
+        return tuple(map(str, names)) if names else None
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise BadInput(f"{config}: not the config.json of a timm model ({error!r:.200})") from error
+
+
+def _split(source):
+    """What kind of source, and its name."""
+    kind, colon, name = str(source).partition(":")
+    return (kind, name) if colon and kind in ("timm", "hf-hub", "local-dir") else ("file", str(source))
+
+
+def _from_hub(source, file):
+    repository, _, revision = _split(source)[1].partition("@")
+    return _fetched(source, lambda: hf_hub_download(repository, file, revision=revision or None))
+
+
+def _fetched(source, fetch):
+    try:
+        return fetch()
     except Exception as error:  # a name that nobody knows, no network, a broken cache: each has errors of its own
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise BadInput(f"timm cannot fetch {name!r} ({reason:.200}); this needs the network or timm's cache") from error
+        raise BadInput(f"cannot fetch {source!r} ({reason:.200}); this needs the network, or the cache") from error
 
 
 def _read_file(path):
@@ -72,7 +106,7 @@ def matching_rows(
     """
     names = []
     for count, given in ((old, old_names), (new, new_names)):
-        known = given if given is not None and len(given) == count else _synsets(count)
+        known = given if given is not None and len(given) == count else synsets(count)
         if known is None:
             raise BadInput(
                 f"head: map needs the names of {count} classes, and no ImageNet that timm knows has that many; write"
@@ -86,6 +120,7 @@ def matching_rows(
     return rows
 
 
-def _synsets(count):
+def synsets(count: int) -> list[str] | None:
+    """The classes of the ImageNet with so many of them, as timm orders them; None if there is none."""
     subset = infer_imagenet_subset({"num_classes": count})
     return None if subset is None else ImageNetInfo(subset).label_names()

@@ -10,7 +10,8 @@ from ffcv.writer import DatasetWriter
 from conversion import beton as layout
 from conversion.encode import Encoded
 from ffcv_ops.errors import BadInput
-from ffcv_ops.fields import describe, sidecar, source_of
+from ffcv_ops.fields import describe
+from ffcv_ops.index import sidecar
 
 
 def refused(path, *words):
@@ -188,11 +189,3 @@ def test_class_names_come_from_the_sidecar(copy):
     assert (beton.classes, beton.class_names) == (6, ("a", "b", "c", "d", "e", "f"))
     sidecar(path).write_text("[]")
     refused(path, "not the description of a .beton")
-
-
-def test_source_names(tmp_path):
-    path = tmp_path / "x.beton"
-    assert source_of(path, 1) == ""
-    (tmp_path / "x.files.txt").write_text("a/0.jpg\na/1.jpg\n")
-    assert source_of(path, 1) == "a/1.jpg"
-    assert source_of(path, 2) == ""

@@ -28,7 +28,7 @@ seeds: [3, 4]
 def flat(run):
     """{"stage.lr": ..., ...} of a run of one stage."""
     (stage,) = run.stages
-    values = {"seed": run.seed, "on_nonfinite": run.on_nonfinite}
+    values = {name: getattr(run, name) for name in ("seed", "on_nonfinite", "nonfinite_in_a_row", "watchdog")}
     for name, part in (("stage", stage), *((n, getattr(run, n)) for n in ("data", "model", "speed", "log"))):
         values |= {f"{name}.{key}": value for key, value in dataclasses.asdict(part).items()}
     return values

@@ -58,10 +58,9 @@ for optimizer in ("lamb", "adamw", "sgd"):
     for how in ("ddp", "fsdp"):
         job, state, means = run(how, optimizer, steps=range(3))
         folder = RunFolder(job.run)
-        folder.path.mkdir(parents=True, exist_ok=True)
         folder.save(state, Means(), first=ranks.first)
         distributed.wait_for_all()
-        saved = folder.load()
+        saved = folder.load(first=ranks.first)
         for then in ("ddp", "fsdp"):
             found[f"{{optimizer}} {{how}} {{then}}"] = means + run(then, optimizer, steps=range(3, 6), saved=saved)[2]
         distributed.wait_for_all()

@@ -13,7 +13,7 @@ RECIPES = sorted((ROOT / "recipes").glob("**/*.yaml"))
 
 # The vocabulary of recipes and command lines. A key added here needs a recipe that sets it.
 FROZEN = """
-seed on_nonfinite
+seed on_nonfinite nonfinite_in_a_row watchdog
 data.train data.val data.finetune_train data.finetune_val data.workers data.cache data.shuffle_pages
 model.name model.layer_scale model.classes model.blur_pool
 stage.name stage.data stage.resolution stage.ramp stage.epochs stage.batch stage.crop stage.rrc_scale
@@ -24,7 +24,7 @@ stage.weight_decay stage.betas stage.eps stage.momentum stage.clip_norm stage.em
 stage.eval_resolution stage.eval_crop stage.eval_flip
 speed.device speed.precision speed.compile speed.cuda_graphs speed.drop_path speed.parallel speed.micro_batch
 speed.channels_last
-log.out log.name log.every log.eval_every log.tensorboard
+log.out log.name log.every log.eval_every log.tensorboard log.save_every log.keep
 """
 
 
@@ -154,8 +154,9 @@ def test_stages_that_share_nothing_are_rendered_too(write):
 
 def test_base_values_are_what_help_shows():
     values = recipe.base_values()
-    assert [f"{name}.{row}".lstrip(".") for name, rows in values.items() for row in rows if name] == schema()[2:]
-    assert (values[""], values["stage"]["jitter"]) == ({"seed": 0, "on_nonfinite": "stop"}, 0.3)
+    assert [f"{name}.{row}".lstrip(".") for name, rows in values.items() for row in rows if name] == schema()[4:]
+    general = {"seed": 0, "on_nonfinite": "stop", "nonfinite_in_a_row": 20, "watchdog": 20.0}
+    assert (values[""], values["stage"]["jitter"]) == (general, 0.3)
 
 
 # --- bad input -----------------------------------------------------------------------------------------------------
@@ -280,7 +281,7 @@ WHOLE_FILES = {
     b"": "x.yaml is empty",
     b"- base: base.yaml": "x.yaml holds a list",
     b"base": "x.yaml holds a single value",
-    b"seed: 3\non_nonfinite: stop": "x.yaml: data.train is missing",
+    b"seed: 3": "x.yaml: on_nonfinite is missing",
     b"base: bass.yaml": "bass.yaml cannot be read: No such file",
     b"base: [base.yaml]": "x.yaml: base must be the name of one file",
     b"base: second.yaml": "x.yaml: its base, second.yaml, must be complete",

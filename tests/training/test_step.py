@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import train_imagenet
 from ffcv_ops.errors import BadInput
-from training import datasets, distributed, recipe, step
+from training import datasets, distributed, guards, recipe, step
 from training.log import Meter
 from training.state import Means, RunFolder
 from training.step import Job, random_batch
@@ -54,10 +54,10 @@ class Silent:
         self.said.append(text)
 
 
-def epoch(job, state, batches, log, asked=lambda: False):
-    stage = job.run.stages[0]
+def epoch(job, state, batches, log):
     return train_imagenet.train_epoch(
-        job, state, stage, state.model, batches, seed=3, piece=4, log=log, asked=asked
+        job, state, job.run.stages[0], state.model, batches, seed=3, piece=4, meter=Meter(CPU), due=lambda: False,
+        log=log, asked=lambda: None,
     )  # fmt: skip
 
 
@@ -111,7 +111,7 @@ def test_a_step_runs_on_tensors_without_contents(drop_path, tmp_path, monkeypatc
         meter.add(loss, norm, bad, 8, 0.0)
     assert loss.device.type == norm.device.type == bad.device.type == "meta"
     with pytest.raises(NotImplementedError):
-        meter.read(stop=False)
+        meter.read()
 
 
 def poison(monkeypatch, steps):
@@ -133,7 +133,7 @@ def run_to_the_end(job, state, batches, folder, log):
     means = Means()
     for reading in epoch(job, state, batches, log):
         means += reading.means
-        train_imagenet.save_if_it_ends_here(job, state, job.run.stages[0], folder, log, reading, means)
+        guards.heed(job, state, job.run.stages[0], folder, log, reading, means, guards.Spikes())
     return means
 
 
@@ -181,8 +181,10 @@ def test_bad_steps_are_left_out_and_counted(tmp_path, monkeypatch):
     poison(monkeypatch, {1, 2, 6})
     means = run_to_the_end(job, state, batches, RunFolder(job.run), log)
     assert (means.bad, means.losses, means.norms, state.step) == (3, 5, 5, 8)
-    assert [row["bad_steps"] for row in log.rows] == [2, 1]
-    assert all(row["loss"] > 0 for row in log.rows)
+    steps = [row for row in log.rows if row["kind"] == "step"]
+    assert [row["bad_steps"] for row in steps] == [2, 1]
+    assert all(row["loss"] > 0 for row in steps)
+    assert [row["said"] for row in log.rows if row["kind"] == "warning"] == log.said
     assert log.said[0].startswith("stage first_32, step 2: loss nan")
     assert "left out, and 1 of the 2 steps after it" in log.said[0]
     assert all(value.isfinite().all() for value in weights_of(state).values())
@@ -192,7 +194,7 @@ def test_bad_steps_are_left_out_and_counted(tmp_path, monkeypatch):
     for k, (images, labels) in enumerate(batches.batches):
         by_hand.step = k
         if k not in {1, 2, 6}:
-            train_imagenet.optim.set_lr(by_hand.optimizer, log.rows[k // 4]["lr"])
+            train_imagenet.optim.set_lr(by_hand.optimizer, steps[k // 4]["lr"])
             given = {"step": k, "seed": 3, "piece": 4}
             loss = step.gradients(job, by_hand, job.run.stages[0], by_hand.model.train(), images, labels, **given)
             step.update(job, by_hand, job.run.stages[0], loss)
@@ -200,11 +202,22 @@ def test_bad_steps_are_left_out_and_counted(tmp_path, monkeypatch):
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_an_epoch_without_a_finite_step_ends_the_run(tmp_path, monkeypatch):
-    job = job_of(tmp_path, on_nonfinite="skip")
-    poison(monkeypatch, set(range(8)))
-    with pytest.raises(BadInput, match="no step of the epoch"):
-        run_to_the_end(job, train_imagenet.begin_stage(job, 0, None, 0), Batches(job, 8), RunFolder(job.run), Silent())
+@pytest.mark.parametrize("most, ends", [(4, True), (5, False)])
+def test_too_many_bad_steps_in_a_row_end_the_run(most, ends, tmp_path, monkeypatch):
+    """Five in a row, over the border of two log intervals; one in front of them does not count."""
+    job = job_of(tmp_path, on_nonfinite="skip", nonfinite_in_a_row=str(most))
+    poison(monkeypatch, {0, 2, 3, 4, 5, 6})
+    state, folder = train_imagenet.begin_stage(job, 0, None, 0), RunFolder(job.run)
+    folder.prepare(job.run)
+    folder.save(state, Means(), first=True)
+    before = {path: path.read_bytes() for path in folder.checkpoints.iterdir()}
+    if ends:
+        with pytest.raises(BadInput, match=r"step 5: .*more than 4 steps in a row .* not finite; stopped") as said:
+            run_to_the_end(job, state, Batches(job, 8), folder, Silent())
+        assert "\n" not in str(said.value)
+    else:
+        assert run_to_the_end(job, state, Batches(job, 8), folder, Silent()).bad == 6
+    assert {path: path.read_bytes() for path in folder.checkpoints.iterdir()} == before, "the last good one is kept"
 
 
 def test_convolutional_weights_are_channels_last(tmp_path):
@@ -219,11 +232,12 @@ def test_a_meter_gives_the_means_and_the_first_bad_step():
     rows = [(2.0, 1.0, 0), (float("nan"), float("inf"), 1), (4.0, 3.0, 0), (5.0, float("nan"), 1)]
     for loss, norm, bad in rows:
         meter.add(torch.tensor(loss), torch.tensor(norm), torch.tensor(float(bad)), 10, 0.5)
-    reading = meter.read(stop=True)
-    assert reading.stop
+    reading = meter.read(stop="SIGTERM", due=True)
+    assert (reading.stop, reading.save, reading.bad_in_a_row) == ("SIGTERM", True, 1)
     assert (reading.first_bad[0], reading.first_bad[2]) == (2, float("inf"))
     row = reading.means.row()
     assert (row["loss"], row["grad_norm"], row["bad_steps"], reading.means.images) == (3.0, 2.0, 2, 40)
     doubled = reading.means + reading.means
     assert (doubled.row()["loss"], doubled.bad, doubled.steps) == (3.0, 4, 8)
-    assert Meter(CPU).read(stop=False).first_bad is None
+    again = meter.read()
+    assert (again.first_bad, again.means.steps, again.stop, again.save) == (None, 0, None, False)

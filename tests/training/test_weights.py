@@ -113,7 +113,7 @@ def test_without_a_network_a_models_name_is_refused_in_one_line(monkeypatch, tmp
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     for name in ("timm:deit3_small_patch16_224.fb_in1k", "hf-hub:timm/deit3_small_patch16_224.fb_in1k", "timm:vit_x"):
-        with pytest.raises(BadInput, match="timm cannot fetch") as refusal:
+        with pytest.raises(BadInput, match="cannot fetch") as refusal:
             weights.read(name)
         assert "\n" not in str(refusal.value)
 
@@ -121,9 +121,42 @@ def test_without_a_network_a_models_name_is_refused_in_one_line(monkeypatch, tmp
 def test_a_models_name_is_handed_to_timm(monkeypatch):
     asked, made = [], network()
     monkeypatch.setattr("timm.create_model", lambda name, pretrained: asked.append((name, pretrained)) or made)
-    for name in ("timm:a.b", "hf-hub:c/d"):
-        assert weights.read(name).keys() == made.state_dict().keys()
-    assert asked == [("a.b", True), ("hf-hub:c/d", True)]
+    assert weights.read("timm:a.b").keys() == made.state_dict().keys()
+    assert asked == [("a.b", True)]
+
+
+def test_of_a_hub_two_files_of_one_revision_are_read(monkeypatch, tmp_path):
+    state = {key: value.contiguous() for key, value in network().state_dict().items()}
+    save_file(state, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"label_names": ["cat", "dog"]}))
+    asked = []
+
+    def fetch(repository, file, revision):
+        asked.append((repository, file, revision))
+        return str(tmp_path / file)
+
+    monkeypatch.setattr(weights, "hf_hub_download", fetch)
+    assert weights.read("hf-hub:c/d@1a2b").keys() == state.keys()
+    assert weights.class_names("hf-hub:c/d") == ("cat", "dog")
+    assert asked == [("c/d", "model.safetensors", "1a2b"), ("c/d", "config.json", None)]
+
+
+def test_class_names_of_a_model_folder(tmp_path):
+    config = tmp_path / "config.json"
+    assert weights.class_names(tmp_path) is None
+    assert weights.class_names("timm:a.b") is None
+    for content, names in (
+        ({"label_names": ["a", "b"]}, ("a", "b")),
+        ({"label_names": {"1": "b", "0": "a"}}, ("a", "b")),
+        ({"pretrained_cfg": {"label_names": ["a"]}}, ("a",)),
+        ({"architecture": "resnet50"}, None),
+    ):
+        config.write_text(json.dumps(content))
+        assert weights.class_names(f"local-dir:{tmp_path}") == names
+    for damaged in ("[1", "[1]", '{"label_names": {"1": "a"}}'):
+        config.write_text(damaged)
+        with pytest.raises(BadInput, match="not the config"):
+            weights.class_names(tmp_path)
 
 
 # --- classes -------------------------------------------------------------------------------------------------------

@@ -1,0 +1,69 @@
+"""What becomes of a sample that cannot be shown: the run stops and names it, or another takes its place and it is counted.
+
+No batch ever holds other pixels than its draw ids say. FFCV's thread decodes ahead, so replacements are counted twice:
+when they are made, against the limit, and when their batch is given out, for the log.
+"""
+
+import math
+from collections import Counter
+
+import numpy as np
+
+from ffcv_ops import order
+from ffcv_ops.decoders import FAULTS, SampleError
+from ffcv_ops.errors import BadInput
+from ffcv_ops.index import Index, source_of
+
+
+class BadSamples:
+    """The policy of one loader, and its counts of the epoch: `replaced` showings so far, `times` each sample was bad.
+
+    limit: None stops at the first bad sample; else the share of an epoch's showings in this process that may be
+    replaced, rounded up.
+    """
+
+    def __init__(self, index: Index, *, seed: int, limit: float | None):
+        self.index, self.seed, self.limit = index, seed, limit
+        self.begin(0)
+
+    def begin(self, showings: int) -> None:
+        """A new epoch of so many showings."""
+        self.showings, self.replaced = showings, 0
+        self.times: Counter[int] = Counter()
+        self.in_batch: Counter[int] = Counter()
+
+    def seen(self, batch: int) -> None:
+        """Batch number `batch` of the epoch is given out."""
+        self.replaced += self.in_batch.pop(batch, 0)
+
+    def replace(self, batch: int, draws: np.ndarray, error: SampleError) -> np.ndarray:
+        """The draw ids with which to decode a batch instead. Raises BadInput where the policy says stop."""
+        total = len(self.index.metadata)
+        samples = draws[error.places] % total
+        if self.limit is None:
+            raise BadInput(
+                f"{self.index.path}: {self.name(samples[0])} {FAULTS[int(error.faults[0])]};"
+                " write the file again, or leave that image out"
+            ) from error
+        self.times.update(samples.tolist())
+        self.in_batch[batch] += len(samples)
+        if self.times.total() > math.ceil(self.limit * self.showings):
+            raise BadInput(
+                f"{self.index.path}: {self.times.total()} of an epoch's {self.showings} showings had to be replaced, more"
+                f" than data.bad_limit {self.limit:g} allows: {self.worst()}; write the file again"
+            ) from error
+        draws = draws.copy()
+        draws[error.places] = [
+            order.stand_in(draw, seed=self.seed, num_samples=total) for draw in draws[error.places].tolist()
+        ]
+        return draws
+
+    def worst(self, most: int = 5) -> str:
+        """The samples that were bad most often, by name."""
+        named = [f"{self.name(sample)} ({times}x)" for sample, times in self.times.most_common(most)]
+        rest = len(self.times) - len(named)
+        return ", ".join(named) + (f" and {rest} more" if rest else "")
+
+    def name(self, sample: int) -> str:
+        source = source_of(self.index, int(sample))
+        return f"sample {sample} {source}".rstrip()

@@ -1,0 +1,117 @@
+"""What a log point, the only place where the host learns how the steps went, may find: steps that are not finite, a
+loss that jumps, a request to stop, a checkpoint that is due. And what becomes of a full disk and of too little memory.
+"""
+
+import statistics
+from collections import deque
+from contextlib import contextmanager
+
+import torch
+
+from ffcv_ops.errors import BadInput
+from training import distributed, micro
+from training.log import Log, Reading
+from training.recipe import Stage
+from training.state import Means, RunFolder, State
+from training.step import Job
+from training.stop import Stopped
+
+
+class Spikes:
+    """Loss spikes: means of log intervals far above the last ones before them.
+
+    Far is ten of their standard deviations, by the median absolute deviation, and at least a tenth of their median: a
+    run that learns, whose loss falls, stays below. A spike is no end: many runs recover.
+    """
+
+    LAST, FIRST, FAR = 50, 10, 10.0  # intervals that are looked back at, at most and at least; standard deviations
+
+    def __init__(self):
+        self.losses = deque(maxlen=self.LAST)
+
+    def usual(self, loss: float) -> float | None:
+        """The median of the intervals before, if `loss` is a spike, else None; `loss` is then one of those before."""
+        before = list(self.losses)
+        self.losses.append(loss)
+        if len(before) < self.FIRST:
+            return None
+        median = statistics.median(before)
+        deviation = 1.4826 * statistics.median(abs(value - median) for value in before)
+        return median if loss > median + max(self.FAR * deviation, 0.1 * abs(median)) else None
+
+
+def heed(
+    job: Job, state: State, stage: Stage, folder: RunFolder, log: Log, reading: Reading, means: Means, spikes: Spikes
+) -> None:
+    """Says, saves or ends what a log point asks for. `means`: of the epoch so far, with this reading."""
+    if reading.first_bad:
+        _heed_bad_steps(job, state, stage, folder, log, reading, means)
+    row = reading.means.row()
+    usual = spikes.usual(row["loss"]) if reading.means.losses else None
+    if usual is not None:
+        said = f"stage {stage.name}, step {state.step}: loss {row['loss']:.4g}, usual was {usual:.4g}: a spike"
+        warn(state, stage, log, said)
+    if reading.stop:
+        save(job, state, stage, folder, log, means, needed=True)
+        log.say(f"{folder.path}: stopped at step {state.step}, as asked; the same command goes on there")
+        raise Stopped(reading.stop)
+    if reading.save:
+        save(job, state, stage, folder, log, means)
+
+
+def _heed_bad_steps(job, state, stage, folder, log, reading, means):
+    number, loss, norm = reading.first_bad
+    first = state.step - reading.means.steps + number
+    said = f"stage {stage.name}, step {first}: loss {loss:.4g}, gradient norm {norm:.4g}"
+    if job.run.on_nonfinite == "stop":
+        if not state.scaler.is_enabled():  # the steps from that one on moved nothing
+            state.step, state.batch = first - 1, state.batch - (reading.means.steps - number + 1)
+        save(job, state, stage, folder, log, means, needed=True)
+        raise BadInput(
+            f"{said}; stopped, {folder.checkpoints} holds the state before it. Go on with --on_nonfinite=skip or"
+            " another --speed.precision (bf16, fp32), or start anew with a lower lr"
+        )
+    most = job.run.nonfinite_in_a_row
+    if reading.bad_in_a_row > most:
+        raise BadInput(
+            f"{said}; more than {most} steps in a row (nonfinite_in_a_row) were not finite; stopped,"
+            f" {folder.checkpoints} holds the state before them. Go on with another --speed.precision (bf16, fp32),"
+            " or start anew with a lower lr"
+        )
+    rest = f"left out, and {reading.means.bad - 1} of the {reading.means.steps - number} steps after it"
+    warn(state, stage, log, f"{said}; {rest}")
+
+
+def warn(state: State, stage: Stage, log: Log, said: str) -> None:
+    """A warning, on the console and in the log."""
+    log.row(kind="warning", stage=stage.name, epoch=state.epoch, step=state.step, said=said)
+    log.say(said)
+
+
+def save(
+    job: Job, state: State, stage: Stage, folder: RunFolder, log: Log, so_far: Means, *, needed: bool = False
+) -> None:
+    """The checkpoint. Where the disk does not take it, a warning; BadInput in all ranks if it was `needed`."""
+    fault = folder.save(state, so_far, first=job.ranks.first)
+    if needed:
+        fault = distributed.from_first(fault)
+    if not fault:
+        return
+    said = f"stage {stage.name}, step {state.step}: no checkpoint, {folder.checkpoints} cannot be written ({fault})"
+    if needed:
+        raise BadInput(f"{said}; make room, the same command goes on from the one before")
+    warn(state, stage, log, f"{said}; the one before is kept, the next is tried as usual")
+
+
+@contextmanager
+def explained_memory(job: Job, stage: Stage, piece: int):
+    """Within, to run out of a device's memory is a `BadInput` that names the micro-batch and a smaller one."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        smaller = [n for n in micro.choices(job.share(stage), even=stage.mixing) if n <= piece // 2]
+        advice = f"try --speed.micro_batch={smaller[0]}" if smaller else "use a smaller model or --speed.parallel=fsdp"
+        raise BadInput(
+            f"stage {stage.name}: {job.ranks.device} has too little memory for {piece} samples at once"
+            f" (speed.micro_batch); {advice}, the same command then goes on from the last checkpoint"
+        ) from error
