@@ -11,11 +11,11 @@ SECONDS_BETWEEN_LINES = 10
 
 
 @contextlib.contextmanager
-def progress(label: str, total: int):
-    """Gives a function to be called once per finished image."""
+def progress(label: str, total: int, unit: str = "images"):
+    """Gives a function to be called once per finished `unit`."""
     console = Console(stderr=True)
     if console.is_terminal:
-        with _bar(console) as bar:
+        with _bar(console, unit) as bar:
             task = bar.add_task(label, total=total, rate=0.0)
             began = time.monotonic()
 
@@ -25,16 +25,16 @@ def progress(label: str, total: int):
 
             yield one_more
     else:
-        yield _lines(label, total)
+        yield _lines(label, total, unit)
 
 
-def _bar(console):
-    speed = TextColumn("{task.fields[rate]:,.0f} images/s")
+def _bar(console, unit):
+    speed = TextColumn("{task.fields[rate]:,.0f} " + f"{unit}/s")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn())
     return Progress(*columns, console=console)
 
 
-def _lines(label, total):
+def _lines(label, total, unit):
     began = last = time.monotonic()
     done = 0
 
@@ -45,6 +45,6 @@ def _lines(label, total):
         if now - last >= SECONDS_BETWEEN_LINES:
             last, rate = now, done / (now - began)
             left = (total - done) / rate
-            print(f"{label}: {done:,} of {total:,} images, {rate:,.0f} images/s, {left:,.0f} s left", file=sys.stderr)
+            print(f"{label}: {done:,} of {total:,} {unit}, {rate:,.0f} {unit}/s, {left:,.0f} s left", file=sys.stderr)
 
     return one_more

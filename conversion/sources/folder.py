@@ -1,53 +1,42 @@
-"""Where images come from: a folder in ImageFolder's layout -> the names, labels and classes of its splits."""
+"""A folder in ImageFolder's layout: train/<class>/... and perhaps val/<class>/..."""
 
+import functools
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
+from conversion.sources import synsets
+from conversion.sources.source import Source, Split, Strings, read_file, some
 from ffcv_ops.errors import BadInput
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 
 
-class Split(NamedTuple):
-    """The samples of one .beton in their order: what the encoder takes, the names that lists and messages show, and
-    int64 class numbers."""
-
-    items: Sequence
-    names: Sequence[str]
-    labels: np.ndarray
-
-
-class Source(NamedTuple):
-    """A data set before its conversion: where it is from, its class names by number, and its splits by name."""
-
-    origin: str
-    classes: tuple[str, ...]
-    splits: dict[str, Split]
-
-
-def image_folder(root: str) -> Source:
+def image_folder(root: str, classes: str = synsets.AUTO) -> Source:
     """`root`/train/<class>/... and, if there, `root`/val/<class>/...: the order and the labels that torchvision's
-    ImageFolder gives. An item is a path below `root`, as its name is."""
+    ImageFolder gives, or with a list of `classes` the labels of that. An item is a path below `root`, as its name is.
+
+    Without a list, val/ must have the classes of train/. With one, both may lack some of its classes."""
     root = Path(root).absolute()
     if not root.is_dir():
         raise BadInput(f"{root} is not a folder; data.source must be one with train/<class>/<images>")
     if not (root / "train").is_dir():
         raise BadInput(f"{root} has no folder train/; data.source must be one with train/<class>/<images>")
-    classes = _classes(root / "train")
-    names = ["train"]
-    if (root / "val").is_dir():
-        _require_same(classes, _classes(root / "val"), root)
-        names.append("val")
-    return Source(str(root), classes, {name: _split(root, name, classes) for name in names})
+    folders = {name: _class_folders(root / name) for name in ("train", "val") if (root / name).is_dir()}
+    numbered = synsets.ordered(folders["train"], classes, str(root / "train"))
+    if "val" in folders:
+        if classes == synsets.AUTO:
+            _require_same(folders["train"], folders["val"], root)
+        else:
+            synsets.ordered(folders["val"], classes, str(root / "val"))
+    splits = {name: _split(root, name, found, numbered) for name, found in folders.items()}
+    return Source(str(root), numbered, splits, functools.partial(read_file, root=str(root)))
 
 
-def _classes(folder: Path) -> tuple[str, ...]:
+def _class_folders(folder: Path) -> list[str]:
     try:
-        classes = tuple(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()))
+        classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     except OSError as error:
         _refuse(error)
     if not classes:
@@ -58,23 +47,21 @@ def _classes(folder: Path) -> tuple[str, ...]:
 def _require_same(train, val, root):
     missing, unknown = sorted(set(train) - set(val)), sorted(set(val) - set(train))
     if missing or unknown:
-        parts = [f"{name} lacks {_some(names)}" for name, names in (("val/", missing), ("train/", unknown)) if names]
+        parts = [f"{name} lacks {some(names)}" for name, names in (("val/", missing), ("train/", unknown)) if names]
         raise BadInput(f"{root}: train/ and val/ must have the same classes, but {' and '.join(parts)}")
 
 
-def _some(names):
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _split(root: Path, name: str, classes) -> Split:
+def _split(root: Path, name: str, folders, classes) -> Split:
     names, counts = [], []
-    for class_name in classes:
-        found = [os.path.relpath(path, root) for path in _images(root / name / class_name)]
-        if not found:
+    for class_name in folders:
+        found = Strings.of(os.path.relpath(path, root) for path in _images(root / name / class_name))
+        if not len(found):
             raise BadInput(f"{root / name / class_name} has no images; known by {' '.join(EXTENSIONS)}")
-        names += found
+        names.append(found)
         counts.append(len(found))
-    return Split(names, names, np.repeat(np.arange(len(classes)), counts))
+    number = {class_name: k for k, class_name in enumerate(classes)}
+    names = Strings.joined(names)
+    return Split(names, names, np.repeat([number[folder] for folder in folders], counts))
 
 
 def _images(folder: Path):

@@ -1,0 +1,69 @@
+"""Where images come from: what `data.source` names -> a Source, with the items, names and labels of its splits."""
+
+import itertools
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from conversion.sources import ilsvrc, parquet, synsets, tars, torchvision, webdataset
+from conversion.sources.folder import image_folder
+from conversion.sources.source import Source, Split, some
+from ffcv_ops.errors import BadInput
+
+__all__ = ["Source", "Split", "image_folder", "open_source"]
+
+
+def open_source(place: str, *, classes: str = synsets.AUTO, label: str = "auto", workers: int = 1) -> Source:
+    """The data set at `place` by what lies there: `torchvision:NAME`, a folder of images, ILSVRC's or other class tars,
+    WebDataset shards, Parquet files. docs/sources.md describes each.
+
+    classes: auto, a list's name or a file (synsets.py). label: where WebDataset and Parquet keep it. workers: processes
+    that read the headers of tar files. Classes of a list that have no images in train are named on standard error."""
+    source = _open(place, classes, label, workers)
+    empty = np.bincount(source.splits["train"].labels, minlength=len(source.classes)) == 0 if "train" in source.splits else []
+    if any(empty):
+        without = [name for name, none in zip(source.classes, empty, strict=True) if none]
+        print(f"{len(without):,} of {len(source.classes):,} classes have no images in train: {some(without)}", file=sys.stderr)
+    return source
+
+
+def _open(place, classes, label, workers):
+    if place.startswith(torchvision.PREFIX):
+        return torchvision.torchvision(place, classes)
+    path = Path(place)
+    if (path / "train").is_dir():
+        return image_folder(place, classes)
+    if (path / ilsvrc.TRAIN).is_file():
+        return ilsvrc.ilsvrc(place, classes, workers)
+    if place.endswith(".parquet") or parquet.parquet_paths(path.absolute()) and path.is_dir():
+        return parquet.parquet(place, classes, label)
+    shards = tars.tar_paths(path) if path.is_dir() else sorted(path.absolute().parent.glob(path.name))
+    if shards and shards[0].is_file():
+        if _of_classes(path, shards):
+            return ilsvrc.class_tars(place, classes, workers)
+        return webdataset.webdataset(place, classes, label, workers)
+    if not path.is_dir():
+        raise BadInput(
+            f"{place} is neither a folder nor a file; data.source is a folder with train/<class>/<images>, tar or Parquet"
+            " files, or torchvision:NAME (docs/sources.md)"
+        )
+    return image_folder(place, classes)
+
+
+def _of_classes(path, shards):
+    """Are these class tars, with nothing but images, and no shards? A single file would be a tar of them."""
+    first = list(itertools.islice(tars.members(tars.whole(shards[0])), 8))
+    if not first:
+        raise BadInput(f"{shards[0]} is an empty tar file")
+    if not path.is_dir():
+        return first[0].name.endswith(".tar")
+    return not any(member.name.endswith((".cls", ".json")) for member in first)
+
+
+def output_name(place: str) -> str:
+    """What files made of it are called: /path/imagenet -> imagenet, torchvision:CIFAR100,root=x -> cifar100."""
+    if place.startswith(torchvision.PREFIX):
+        return place.removeprefix(torchvision.PREFIX).partition(",")[0].lower()
+    return re.sub(r"[^\w.-]+", "", Path(place).absolute().name.removesuffix(".tar").removesuffix(".parquet")) or "images"
