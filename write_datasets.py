@@ -15,8 +15,8 @@ from typing import Literal
 
 from conversion import beton
 from conversion.convert import convert
-from conversion.encode import encode_array, encode_file
-from conversion.sources import image_folder
+from conversion.encode import encode_item
+from conversion.sources import open_source, output_name
 from conversion.workers import available_cores
 from ffcv_ops.errors import BadInput, exits_cleanly
 from training import keys
@@ -30,7 +30,18 @@ PHOTOS_PAGE_SIZE = 2**21  # the least, for a file of a few MB
 class DataKeys:
     """What is converted, and how."""
 
-    source: str = key("photos: the bundled photographs; else a folder with train/ and perhaps val/", default="photos")
+    source: str = key(
+        "photos: the bundled photographs; or a folder with train/<class>/ and perhaps val/; a folder with ILSVRC's tar"
+        " files; a tar or a folder of class tars; WebDataset shards or Parquet files (a folder, or a pattern with *);"
+        " torchvision:NAME[,argument=value]. docs/sources.md has an example of each",
+        default="photos",
+    )
+    classes: str = key(
+        "which class has which number. auto: the sorted names, or what the source says; imagenet1k, imagenet12k,"
+        " imagenet21k (fall11), imagenet21k_goog, winter21; or a file with a class a line",
+        default="auto",
+    )
+    label: str = key("where Parquet (a column) and WebDataset (a field of .json) keep it", default="auto")
     out: str = key("files are named <out>_train.beton ...; auto: data/photos or data/<folder>", default="auto")
     on_error: Literal["stop", "skip"] = key("what an image that cannot be stored does", default="stop")
     workers: int | Literal["auto"] = key("processes; auto: one per core", low=1, default="auto")
@@ -54,18 +65,19 @@ def main():
     _, given = keys.parse("Images -> .beton files.", {"data": DataKeys, "image": ImageKeys}, {})
     data = keys.build(DataKeys, keys.of_section(given, "data"), "--data.")
     image = image_keys(keys.of_section(given, "image"))
+    workers = available_cores() if data.workers == "auto" else data.workers
     if data.source == "photos":
         from conversion.photos import photographs  # its draws are compiled by Numba, which takes a second to import
 
         if image.levels:
             raise BadInput("--image.levels: the bundled photographs keep their size; it needs a --data.source")
         source, page_size = photographs(), PHOTOS_PAGE_SIZE
-        encode = functools.partial(encode_array, mode=image.mode, quality=image.quality)
+        image = dataclasses.replace(image, max_side=None, min_side=None)
     else:
-        source, page_size = image_folder(data.source), FOLDER_PAGE_SIZE
-        encode = functools.partial(encode_file, root=source.origin, **dataclasses.asdict(image))
-    out = f"data/{Path(data.source).absolute().name}" if data.out == "auto" else data.out
-    workers = available_cores() if data.workers == "auto" else data.workers
+        source = open_source(data.source, classes=data.classes, label=data.label, workers=workers)
+        page_size = FOLDER_PAGE_SIZE
+    encode = functools.partial(encode_item, **dataclasses.asdict(image))
+    out = f"data/{output_name(data.source)}" if data.out == "auto" else data.out
     for split in source.splits:
         path = Path(f"{out}_{split}.beton")
         options = {"on_error": data.on_error, "workers": workers, "page_size": page_size}

@@ -22,7 +22,7 @@ from ffcv.libffcv import imdecode
 from PIL import Image
 
 from bench import corpus, machine, report
-from conversion.encode import LEVEL_COLOUR, encode_file, encode_rgb
+from conversion.encode import LEVEL_COLOUR, encode_item, encode_rgb
 from conversion.rgb import limited, read_image
 from ffcv_ops import crops
 from ffcv_ops.errors import exits_cleanly
@@ -47,7 +47,7 @@ class Stored(NamedTuple):
 def pyramids_of(files: list[Path]) -> list[list[Stored]]:
     """Of each file, its levels as write_datasets.py stores them."""
     keys = {"max_side": LEVELS[0], "min_side": None, "mode": "jpg", "quality": QUALITY, "levels": LEVELS}
-    return [[decoded(image.data) for image in encode_file(file.name, root=str(file.parent), **keys)] for file in files]
+    return [[decoded(image.data) for image in encode_item(file, read=Path.read_bytes, **keys)] for file in files]
 
 
 def one_level(files: list[Path], side: int, colour: str, quality: int) -> list[Stored]:

@@ -12,12 +12,12 @@ seconds; a test holds them against ffcv's own.
 import hashlib
 import io
 import os
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from xxhash import xxh64, xxh64_intdigest
 
 from conversion.encode import MODES
 from ffcv_ops.errors import BadInput
@@ -38,6 +38,7 @@ HEADER = np.dtype(
 FIELD = np.dtype([("type_id", "u1"), ("name", "u1", 16), ("arguments", "u1", 1024)], align=True)
 IMAGE = np.dtype([("mode", "u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
 ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
+CHECKSUM = np.dtype("<u8")
 IMAGE_FIELD, INT_FIELD = 2, 1  # FFCV's type numbers
 SINGLE = ("image",)  # the image fields of a file without a pyramid
 
@@ -61,10 +62,10 @@ def write(path: Path, samples, *, capacity: int, page_size: int, images: Sequenc
     """Writes the `samples`, an iterable of at most `capacity` (Encoded of each field in `images`, label), and syncs the
     file to the disk. An image that equals the one of the level before is stored once.
 
-    Returns the metadata, records of `sample_type`, and for `check` the CRC-32 of each stored image by its place."""
+    Returns the metadata, records of `sample_type`, and for `check` the XXH64 of each stored image by its place."""
     table = np.zeros(capacity, sample_type(images))
     allocations = np.zeros(capacity * len(images), ALLOCATION)
-    checksums = np.zeros(len(allocations), np.uint32)
+    checksums = np.zeros(len(allocations), CHECKSUM)
     first_page = _next_multiple(metadata_start(images) + table.nbytes, page_size)
     places, next_page = [first_page] * len(images), first_page  # of each level: where its open page goes on
     count = stored = 0
@@ -82,7 +83,7 @@ def write(path: Path, samples, *, capacity: int, page_size: int, images: Sequenc
                 file.write(image.data)
                 record[level] = MODES[image.mode], image.width, image.height, places[level]
                 allocations[stored] = count, places[level], size
-                checksums[stored] = zlib.crc32(image.data)
+                checksums[stored] = xxh64_intdigest(image.data)
                 places[level] += size
                 stored += 1
             record["label"] = label
@@ -175,12 +176,25 @@ def _check_data(path, stored, allocations, checksums, page_size, after_each):
                 start = int(allocations["ptr"][number]) - page_start
                 data = page[start : start + int(allocations["size"][number])]
                 sample, image = allocations["sample_id"][number], stored[number]
-                if zlib.crc32(data) != checksums[number]:
+                if xxh64_intdigest(data) != checksums[number]:
                     _fail(path, f"sample {sample}: the image's bytes")
                 if image["mode"] == MODES["jpg"] and jpeg_size(data) != (image["height"], image["width"]):
                     _fail(path, f"sample {sample}: the size in the JPEG's header")
                 number += 1
                 after_each()
+    return digest.hexdigest()
+
+
+def index_checksum(path: Path) -> str:
+    """XXH64, in hex digits, of all but the images: of what lies before them, and then of the allocation table."""
+    header = np.fromfile(path, HEADER, 1)[0]
+    images = _image_fields(path, header)
+    before = metadata_start(images) + int(header["num_samples"]) * sample_type(images).itemsize
+    digest = xxh64()
+    with open(path, "rb") as file:
+        digest.update(file.read(before))
+        file.seek(int(header["alloc_table_ptr"]))
+        digest.update(file.read())
     return digest.hexdigest()
 
 
@@ -212,12 +226,16 @@ def stored(path: Path) -> dict[str, dict[str, int]]:
 def _table_and_sizes(path):
     """The samples' metadata, and the length of each image's data by field."""
     header = np.fromfile(path, HEADER, 1)[0]
-    names = np.fromfile(path, FIELD, int(header["num_fields"]), offset=HEADER.itemsize)["name"]
-    images = tuple(bytes(name).rstrip(b"\0").decode() for name in names)[:-1]
+    images = _image_fields(path, header)
     table = np.fromfile(path, sample_type(images), int(header["num_samples"]), offset=metadata_start(images))
     allocations = np.fromfile(path, ALLOCATION, offset=int(header["alloc_table_ptr"]))
     place = {name: np.searchsorted(allocations["ptr"], table[name]["data_ptr"]) for name in images}
     return table, {name: allocations["size"][place[name]] for name in images}
+
+
+def _image_fields(path, header):
+    names = np.fromfile(path, FIELD, int(header["num_fields"]), offset=HEADER.itemsize)["name"]
+    return tuple(bytes(name).rstrip(b"\0").decode() for name in names)[:-1]
 
 
 def jpeg_size(data) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""One split of a source -> x.beton, with x.json, x.files.txt and, when images were left out, x.skipped.txt beside it.
+"""One split of a source -> x.beton, with x.json, x.xxh64, x.files.txt and, when images were left out, x.skipped.txt.
 
 Everything is written under temporary names and the .beton is read back. Only then do the files take their final names,
 the .beton last: what has a final name is complete, and an older file stays until the new one takes its place.
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import PIL
+from xxhash import xxh64_hexdigest
 
 from conversion import beton
 from conversion.encode import Refused
@@ -22,7 +23,7 @@ from conversion.sources import Source
 from conversion.workers import encoded
 from ffcv_ops.errors import BadInput
 
-SIDECAR_FORMAT = 1
+SIDECAR_FORMAT = 2
 
 
 def convert(
@@ -38,7 +39,8 @@ def convert(
 ) -> str:
     """Writes the split `split_name` of `source` to `path`. Returns a line that says what is there now.
 
-    encode: turns one item into `Encoded`, one for each field of `images`; its keywords are the settings in the sidecar.
+    encode: turns an item, with `read` of the source, into `Encoded`, one for each field of `images`; its keywords are
+    the settings in the sidecar.
     on_error: `stop` ends at the first item, in the split's order, that cannot be stored; `skip` leaves it out.
     """
     began = time.monotonic()
@@ -57,9 +59,13 @@ def convert(
         _write_lines(new[".files.txt"], (name for k, name in enumerate(split.names) if k not in refused))
         if refused:
             _write_lines(new[".skipped.txt"], (f"{split.names[k]}\t{reason}" for k, reason in refused.items()))
+        new[".xxh64"].write_bytes(checksums.tobytes())
+        _sync(new[".xxh64"])
         settings = {"on_error": on_error, "page_size": page_size, **encode.keywords}
         description = _describe(source, split_name, table, skipped=len(refused), settings=settings)
-        file = {"beton": path.name, "bytes": size, "stored": beton.stored(new[".beton"]), "sha256": sha256}
+        file = {"beton": path.name, "shard": 0, "shards": 1, "bytes": size, "stored": beton.stored(new[".beton"])}
+        file |= {"sha256": sha256, "index_xxh64": beton.index_checksum(new[".beton"])}
+        file |= {"checksums_xxh64": xxh64_hexdigest(checksums.tobytes())}
         sidecar = {"format": SIDECAR_FORMAT, **file, **description}
         _write_lines(new[".json"], [json.dumps(sidecar, indent=2, ensure_ascii=False)])
     speed = len(split.items) / (time.monotonic() - began)
@@ -72,7 +78,7 @@ def convert(
 def _replacing(path: Path):
     """Gives {end: temporary path}. Afterwards what was written there takes its final name, and what was not leaves no
     older file under that name. When anything fails, the temporary files go and the older ones stay."""
-    ends = (".files.txt", ".skipped.txt", ".json", ".beton")
+    ends = (".files.txt", ".skipped.txt", ".xxh64", ".json", ".beton")
     temporary = {end: _beside(path, end + ".partial") for end in ends}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +90,7 @@ def _replacing(path: Path):
                 os.replace(file, _beside(path, end))
             else:
                 _beside(path, end).unlink(missing_ok=True)
-        _sync_folder(path.parent)
+        _sync(path.parent)
     except OSError as error:
         raise BadInput(f"{path} cannot be written: {error.strerror}") from None
     finally:
@@ -96,7 +102,7 @@ def _replacing(path: Path):
 def _samples(source, split_name, encode, refused, *, on_error, workers, page_size):
     """Yields (a tuple of Encoded, label) of the items that can be stored and notes the others in `refused`."""
     split = source.splits[split_name]
-    results = encoded(split.items, encode, workers=workers)
+    results = encoded(split.items, functools.partial(encode, read=source.read), workers=workers)
     with contextlib.closing(results), progress(split_name, len(split.items)) as one_more:
         for number, result in enumerate(results):
             if not isinstance(result, Refused):
@@ -153,9 +159,9 @@ def _write_lines(path: Path, lines):
         os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path):
-    """The new names reach the disk too."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path):
+    """A file's content, or a folder's names, reach the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

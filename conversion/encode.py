@@ -1,7 +1,7 @@
-"""An RGB array or an image file -> the bytes that a .beton stores for it. Runs in the worker processes."""
+"""An item of a source -> the bytes that a .beton stores for it. Runs in the worker processes."""
 
 import io
-import os
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -40,25 +40,21 @@ def encode_rgb(rgb: np.ndarray, *, mode: str, quality: int, colour: str = COLOUR
     return Encoded(mode, height, width, stream.getvalue())
 
 
-def encode_array(rgb: np.ndarray, *, mode: str, quality: int) -> tuple[Encoded]:
-    """What `encode_rgb` makes of it, as a sample of one level."""
-    return (encode_rgb(rgb, mode=mode, quality=quality),)
-
-
-def encode_file(
-    name: str,
+def encode_item(
+    item,
     *,
-    root: str,
-    max_side: int | None,
-    min_side: int | None,
+    read: Callable,
+    max_side: int | None = None,
+    min_side: int | None = None,
     mode: str,
     quality: int,
     levels: tuple[int, ...] | None = None,
 ) -> tuple[Encoded, ...]:
-    """The image file `name` below `root` as a sample: at one size, or, with `levels`, with each of them as the longer
-    side's limit. Every level is reduced from the original; one that reduces nothing is the level before."""
+    """What `read` makes of the item (an image file's bytes, or RGB pixels) as a sample: at one size, or, with `levels`,
+    with each of them as the longer side's limit. Every level is reduced from the original; one that reduces nothing is
+    the level before."""
     full, *smaller = levels or (max_side,)
-    image = read_image(os.path.join(root, name))
+    image = _image(_read(read, item))
     rgb = limited(image, max_side=full, min_side=min_side)
     sample = [encode_rgb(rgb, mode=mode, quality=quality)]
     for side in smaller:
@@ -66,6 +62,17 @@ def encode_file(
         same = rgb.shape[:2] == (sample[-1].height, sample[-1].width)
         sample.append(sample[-1] if same else encode_rgb(rgb, mode=mode, quality=quality, colour=LEVEL_COLOUR))
     return tuple(sample)
+
+
+def _read(read, item):
+    try:
+        return read(item)
+    except OSError as error:
+        raise BadInput(f"cannot be read: {error.strerror or error}") from None
+
+
+def _image(content):
+    return Image.fromarray(content) if isinstance(content, np.ndarray) else read_image(io.BytesIO(content))
 
 
 def encode_all(encode, items) -> list[tuple[Encoded, ...] | Refused]:

@@ -69,7 +69,7 @@ def photographs() -> Source:
         labels = np.array([classes.index(tile.scene) for tile in tiles])
         splits[split] = Split(items, [tile.name for tile in tiles], labels)
     versions = " and ".join(f"{name} {importlib.metadata.version(name)}" for name in WHEELS.values())
-    return Source(f"the photographs in {versions}", classes, splits)
+    return Source(f"the photographs in {versions}", classes, splits, np.asarray)
 
 
 def choose(scene: str, picture: np.ndarray, split: str) -> list[Tile]:

@@ -50,7 +50,7 @@ def test_bundled_photographs(bundled):
     data, done = bundled
     assert done.returncode == 0, done.stderr
     assert sorted(file.name for file in data.iterdir()) == [
-        f"photos_{split}.{end}" for split in ("train", "val") for end in ("beton", "files.txt", "json")
+        f"photos_{split}.{end}" for split in ("train", "val") for end in ("beton", "files.txt", "json", "xxh64")
     ]
     lines = done.stdout.splitlines()
     for line, split, low, high in zip(lines, ("train", "val"), (1400, 380), (1600, 420), strict=True):
@@ -90,7 +90,6 @@ def test_folder(folder, tmp_path):
     assert json.loads((out / "x_val.json").read_text())["settings"] == {
         "on_error": "stop",
         "page_size": 2**23,
-        "root": str(folder / "in"),
         "max_side": 500,
         "levels": None,
         "min_side": None,

@@ -9,10 +9,10 @@ import numpy as np
 
 from conversion.sources import ilsvrc, parquet, synsets, tars, torchvision, webdataset
 from conversion.sources.folder import image_folder
-from conversion.sources.source import Source, Split, some
+from conversion.sources.source import Source, Split, read_file, some
 from ffcv_ops.errors import BadInput
 
-__all__ = ["Source", "Split", "image_folder", "open_source"]
+__all__ = ["Source", "Split", "image_folder", "open_source", "output_name", "read_file"]
 
 
 def open_source(place: str, *, classes: str = synsets.AUTO, label: str = "auto", workers: int = 1) -> Source:
@@ -22,10 +22,11 @@ def open_source(place: str, *, classes: str = synsets.AUTO, label: str = "auto",
     classes: auto, a list's name or a file (synsets.py). label: where WebDataset and Parquet keep it. workers: processes
     that read the headers of tar files. Classes of a list that have no images in train are named on standard error."""
     source = _open(place, classes, label, workers)
-    empty = np.bincount(source.splits["train"].labels, minlength=len(source.classes)) == 0 if "train" in source.splits else []
-    if any(empty):
-        without = [name for name, none in zip(source.classes, empty, strict=True) if none]
-        print(f"{len(without):,} of {len(source.classes):,} classes have no images in train: {some(without)}", file=sys.stderr)
+    if "train" in source.splits:
+        counts = np.bincount(source.splits["train"].labels, minlength=len(source.classes))
+        if empty := [name for name, count in zip(source.classes, counts, strict=True) if not count]:
+            share = f"{len(empty):,} of {len(source.classes):,} classes"
+            print(f"{share} have no images in train: {some(empty)}", file=sys.stderr)
     return source
 
 
@@ -37,7 +38,7 @@ def _open(place, classes, label, workers):
         return image_folder(place, classes)
     if (path / ilsvrc.TRAIN).is_file():
         return ilsvrc.ilsvrc(place, classes, workers)
-    if place.endswith(".parquet") or parquet.parquet_paths(path.absolute()) and path.is_dir():
+    if place.endswith(".parquet") or (path.is_dir() and parquet.parquet_paths(path)):
         return parquet.parquet(place, classes, label)
     shards = tars.tar_paths(path) if path.is_dir() else sorted(path.absolute().parent.glob(path.name))
     if shards and shards[0].is_file():
@@ -46,8 +47,8 @@ def _open(place, classes, label, workers):
         return webdataset.webdataset(place, classes, label, workers)
     if not path.is_dir():
         raise BadInput(
-            f"{place} is neither a folder nor a file; data.source is a folder with train/<class>/<images>, tar or Parquet"
-            " files, or torchvision:NAME (docs/sources.md)"
+            f"{place} is neither a folder nor a file; data.source must be one with train/<class>/<images>, with tar or"
+            " Parquet files, or torchvision:NAME (docs/sources.md)"
         )
     return image_folder(place, classes)
 
@@ -66,4 +67,5 @@ def output_name(place: str) -> str:
     """What files made of it are called: /path/imagenet -> imagenet, torchvision:CIFAR100,root=x -> cifar100."""
     if place.startswith(torchvision.PREFIX):
         return place.removeprefix(torchvision.PREFIX).partition(",")[0].lower()
-    return re.sub(r"[^\w.-]+", "", Path(place).absolute().name.removesuffix(".tar").removesuffix(".parquet")) or "images"
+    name = Path(place).absolute().name.removesuffix(".tar").removesuffix(".parquet")
+    return re.sub(r"[^\w .-]+", "", name).strip("-_. ") or "images"

@@ -29,8 +29,8 @@ def class_list(wanted: str) -> tuple[str, ...]:
         names = tuple(path.read_text(encoding="utf-8").split("\n"))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
-        known = ", ".join((*LISTS, WINTER21))
-        raise BadInput(f"data.classes={one_line(wanted)} cannot be read: {reason}; it is a file or one of {known}") from None
+        known = ", ".join((AUTO, *LISTS, WINTER21))
+        raise BadInput(f"data.classes={one_line(wanted)} cannot be read: {reason}; a file, or one of {known}") from None
     names = tuple(name.strip() for name in names if name.strip())
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if twice or not names:

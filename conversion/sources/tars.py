@@ -79,7 +79,7 @@ def _members(file, region):
         if entry.size < 0 or entry.offset_data + entry.size > region.end:
             raise tarfile.ReadError(f"{entry.name} lies beyond its end")
         if entry.issparse() or entry.islnk() or entry.issym():
-            raise BadInput(f"{region.path}: {one_line(entry.name)} is a link or a sparse file; pack the images themselves")
+            raise BadInput(f"{region.path}: {one_line(entry.name)} is a link or a sparse file; pack images themselves")
         if entry.isreg():
             yield Member(entry.name, entry.offset_data, entry.size)
     file.seek(archive.offset)  # tarfile also takes a damaged header for the end

@@ -1,7 +1,7 @@
 """Any classification data set of torchvision: `torchvision:CIFAR100`, `torchvision:Flowers102,root=/data`.
 
-Words after the name are arguments of its constructor. Order, labels and class names are torchvision's. Its splits become
-train, val and test; one that has test alone beside train calls it val. Where torchvision opens image files, their bytes
+Words after the name are arguments of its constructor. Order, labels and class names are torchvision's. Its splits
+become train, val and test; where there is no val, test is called so. Where torchvision opens image files, their bytes
 are read; where it holds arrays, the pixels.
 """
 
@@ -53,14 +53,16 @@ def torchvision(source: str, classes: str) -> Source:
     if not splits:
         raise BadInput(f"{source}: torchvision names no split of it as expected; add split=...")
     if "test" in splits and "val" not in splits:
-        splits = {{"test": "val"}.get(split, split): dataset for split, dataset in splits.items()}
+        splits["val"] = splits.pop("test")
     root = os.path.abspath(given.get("root", "."))
     files = "loader" in parameters
     done = {split: _split(source, split, *made, root if files else None) for split, made in splits.items()}
     count = 1 + max(int(split.labels.max()) for split in done.values())
     known = _class_names(next(iter(splits.values()))[1], count)
     numbered = synsets.named(count, known, classes, source)
-    return Source(root if files else source, numbered, done, functools.partial(read_file, root=root) if files else read_pixels)
+    if files:
+        return Source(root, numbered, done, functools.partial(read_file, root=root))
+    return Source(source, numbered, done, read_pixels)
 
 
 def read_pixels(item) -> np.ndarray:
@@ -160,7 +162,8 @@ def _split(source, split, arguments, dataset, root) -> Split:
         raise BadInput(f"{source}: {split} is empty or has images without a label")
     if root is None:
         name = source.removeprefix(PREFIX).partition(",")[0]
-        return Split(Numbers(name, arguments, len(labels)), Strings.of(f"{split}/{k}" for k in range(len(labels))), labels)
+        names = Strings.of(f"{split}/{number}" for number in range(len(labels)))
+        return Split(Numbers(name, arguments, len(labels)), names, labels)
     if bad := [name for name in names if one_line(name) != name]:
         raise BadInput(f"{source}: {bad[0]!r} has a line break in its name; rename it")
     names = Strings.of(names)

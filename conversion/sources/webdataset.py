@@ -126,7 +126,9 @@ def _samples(region, label):
 
 
 def _label(region, key, parts, label):
-    end, field = ("cls", None) if label == "auto" and "cls" in parts else ("json", "label" if label == "auto" else label)
+    end, field = "json", "label" if label == "auto" else label
+    if label == "auto" and "cls" in parts:
+        end, field = "cls", None
     place = f"{region.path}: {one_line(key)}"
     if end not in parts:
         raise BadInput(f"{place} has no .cls and no .json with a label" if label == "auto" else f"{place} has no .json")

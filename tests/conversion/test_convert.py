@@ -10,11 +10,13 @@ import re
 import numpy as np
 import PIL
 import pytest
+import xxhash
+from ffcv.reader import Reader
 from PIL import Image
 
 from conversion import beton
 from conversion.convert import convert
-from conversion.encode import encode_file
+from conversion.encode import encode_item
 from conversion.sources import Source, Split, image_folder
 from ffcv_ops.errors import BadInput
 
@@ -35,7 +37,7 @@ def pictures(tmp_path_factory):
 
 
 def run(source, path, **options):
-    encode = functools.partial(encode_file, root=source.origin, **ENCODING)
+    encode = functools.partial(encode_item, **ENCODING)
     return convert(source, "train", path, encode, **{**OPTIONS, **options})
 
 
@@ -74,12 +76,21 @@ def test_sidecar(pictures, converted):
     path, line = converted
     sidecar = json.loads(path.with_suffix(".json").read_text())
     content = path.read_bytes()
+    stock = Reader(str(path))
+    index = content[: 24 + 2 * 1041 + 60 * 24] + content[int(stock.header["alloc_table_ptr"]) :]
+    stored = [content[start : start + size] for _, start, size in stock.alloc_table.tolist()]
+    checksums = b"".join(xxhash.xxh64_intdigest(data).to_bytes(8, "little") for data in stored)
+    assert path.with_suffix(".xxh64").read_bytes() == checksums
     assert sidecar == {
-        "format": 1,
+        "format": 2,
         "beton": "x_train.beton",
+        "shard": 0,
+        "shards": 1,
         "bytes": len(content),
         "stored": {"image": {"images": 60, "bytes": sum(map(len, jpegs(content)))}},
         "sha256": hashlib.sha256(content).hexdigest(),
+        "index_xxh64": xxhash.xxh64_hexdigest(index),
+        "checksums_xxh64": xxhash.xxh64_hexdigest(checksums),
         "split": "train",
         "samples": 60,
         "skipped": 0,
@@ -87,18 +98,18 @@ def test_sidecar(pictures, converted):
         "samples_per_class": [20, 20, 20],
         "smallest_and_largest": {"height": [21, 40], "width": [2, 40]},
         "source": pictures.origin,
-        "settings": {"on_error": "stop", "page_size": beton.MIN_PAGE_SIZE, "root": pictures.origin, **ENCODING},
+        "settings": {"on_error": "stop", "page_size": beton.MIN_PAGE_SIZE, **ENCODING},
         "layout": {"ffcv": 2, "fields": ["image", "label"]},
         "pillow": PIL.__version__,
     }
     assert (path.parent / "x_train.files.txt").read_text().splitlines() == list(pictures.splits["train"].names)
-    assert sorted(files(path.parent)) == ["x_train.beton", "x_train.files.txt", "x_train.json"]
+    assert sorted(files(path.parent)) == ["x_train.beton", "x_train.files.txt", "x_train.json", "x_train.xxh64"]
     assert re.fullmatch(rf"{path}: 60 images of 3 classes, {len(content) / 1e6:.1f} MB, [\d,]+ images/s", line)
 
 
 def test_levels(pictures, converted, tmp_path):
     """The same bytes for any number of workers; the full level's are those of the file without levels."""
-    encode = functools.partial(encode_file, root=pictures.origin, **ENCODING, levels=(40, 30, 20))
+    encode = functools.partial(encode_item, **ENCODING, levels=(40, 30, 20))
     images = beton.level_fields((40, 30, 20))
     for workers in (1, 2):
         path = tmp_path / str(workers) / "x_train.beton"
@@ -165,7 +176,7 @@ def test_the_list_of_an_earlier_run_does_not_stay(pictures, damaged, tmp_path):
     out = tmp_path / "out"
     run(damaged, out / "x_train.beton", on_error="skip")
     run(pictures, out / "x_train.beton", on_error="skip")
-    assert sorted(files(out)) == ["x_train.beton", "x_train.files.txt", "x_train.json"]
+    assert sorted(files(out)) == ["x_train.beton", "x_train.files.txt", "x_train.json", "x_train.xxh64"]
 
 
 def test_nothing_to_store(damaged, tmp_path):
@@ -182,7 +193,7 @@ def test_larger_than_a_page(pictures, tmp_path):
     folder.mkdir(parents=True)
     Image.new("RGB", (1000, 1000)).save(folder / "a.png")
     source = image_folder(str(tmp_path / "in"))
-    encode = functools.partial(encode_file, root=source.origin, max_side=None, min_side=None, mode="raw", quality=90)
+    encode = functools.partial(encode_item, max_side=None, min_side=None, mode="raw", quality=90)
     with pytest.raises(BadInput, match=r"a\.png: takes 3,000,000 bytes, .*page.* set image\.max_side lower"):
         convert(source, "train", tmp_path / "x_train.beton", encode, **OPTIONS)
 
@@ -235,9 +246,10 @@ def test_remains_of_a_killed_run_are_overwritten(pictures, earlier):
 def test_a_worker_that_dies_leaves_the_earlier_file(earlier):
     path, before = earlier
     items = [7] * 50
-    source = Source("nowhere", ("a",), {"train": Split(items, [str(item) for item in items], np.zeros(50, int))})
+    split = Split(items, [str(item) for item in items], np.zeros(50, int))
+    source = Source("nowhere", ("a",), {"train": split}, read=os._exit)
     with pytest.raises(BadInput, match="a worker process died"):
-        convert(source, "train", path, functools.partial(os._exit), **OPTIONS)
+        run(source, path)
     assert files(path.parent) == before
 
 

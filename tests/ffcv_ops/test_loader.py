@@ -13,7 +13,7 @@ from PIL import Image
 
 from conversion import beton
 from conversion.convert import convert
-from conversion.encode import encode_file, encode_rgb
+from conversion.encode import encode_item, encode_rgb
 from conversion.sources import image_folder
 from ffcv_ops import decoders, loader, order
 from ffcv_ops.errors import BadInput
@@ -89,7 +89,7 @@ def pyramid_beton(tmp_path_factory, photos):
     for out, levels in (("plain", None), ("pyramid", (500, 200, 120))):
         root = folder / "images"
         encode = functools.partial(
-            encode_file, root=str(root), max_side=500, min_side=None, levels=levels, mode="jpg", quality=90
+            encode_item, max_side=500, min_side=None, levels=levels, mode="jpg", quality=90
         )
         convert(
             image_folder(str(root)), "train", folder / f"{out}.beton", encode,
