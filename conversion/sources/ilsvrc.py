@@ -39,9 +39,7 @@ def ilsvrc(root: str, classes: str, workers: int) -> Source:
 def class_tars(path: str, classes: str, workers: int) -> Source:
     """A tar file of class tars, or a folder of them: <class>.tar each."""
     path = Path(path).absolute()
-    regions = (
-        {file.stem: tars.whole(file) for file in tars.tar_paths(path)} if path.is_dir() else _inner(path)
-    )
+    regions = {file.stem: tars.whole(file) for file in tars.tar_paths(path)} if path.is_dir() else _inner(path)
     train, numbered = _of_class_tars(path, regions, classes, workers)
     return Source(str(path), numbered, {"train": train}, tars.read_bytes)
 
