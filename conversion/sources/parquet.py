@@ -41,7 +41,10 @@ def parquet(place: str, classes: str, label: str) -> Source:
     paths = parquet_paths(Path(place).absolute())
     if not paths:
         raise BadInput(f"{place} holds no .parquet files")
-    image, label, known = _columns(paths[0], label)
+    image, label, known = columns = _columns(paths[0], label)
+    for path in paths[1:]:
+        if _columns(path, label) != columns:
+            raise BadInput(f"{path} has other columns or classes than {paths[0].name}")
     files = {}
     for path in paths:
         files.setdefault(split_of(path.name), []).append(path)
@@ -95,28 +98,33 @@ def _columns(path, label):
     """(image column, label column, class names or None) by the first file's schema."""
     with _opened(path) as file:
         schema = file.schema_arrow
-    features = _features(schema, path)
+    named = _class_names(schema, path)
     images = [name for name in schema.names if _holds_images(schema.field(name).type)]
     if len(images) != 1:
         what = f"several columns with images: {some(images)}" if images else "no column of structs with `bytes`"
         raise BadInput(f"{path} has {what}; it needs one column with an image")
     numbers = [name for name in schema.names if str(schema.field(name).type).startswith(("int", "uint"))]
     if label == "auto":
-        of_classes = [name for name in numbers if features.get(name, {}).get("_type") == "ClassLabel"]
+        of_classes = [name for name in numbers if name in named]
         label = of_classes[0] if len(of_classes) == 1 else next((name for name in LABELS if name in numbers), None)
     if label not in numbers:
         raise BadInput(f"{path}: data.label must be a column of class numbers; there is {some(numbers) or 'none'}")
-    return images[0], label, features.get(label, {}).get("names")
+    return images[0], label, named.get(label)
 
 
-def _features(schema, path) -> dict:
-    """Hugging Face's description of the columns; {} where there is none."""
+def _class_names(schema, path) -> dict[str, list[str]]:
+    """Of each column that has some, by Hugging Face's description of the columns."""
     try:
-        return json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {
+            column: list(map(str, feature["names"]))
+            for column, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+        }
     except KeyError:
         return {}
-    except (ValueError, TypeError, RecursionError):
-        raise BadInput(f"{path}: the metadata `huggingface` cannot be read") from None
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise BadInput(f"{path}: the metadata `huggingface` cannot be used") from None
 
 
 def _holds_images(kind):

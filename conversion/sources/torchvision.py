@@ -46,7 +46,7 @@ class Numbers(Lazy):
 def torchvision(source: str, classes: str) -> Source:
     name, *words = source.removeprefix(PREFIX).split(",")
     cls, given = _class(name), _arguments(source, words)
-    parameters = {key for base in cls.__mro__ for key in inspect.signature(base.__init__).parameters}
+    parameters = _parameters(cls)
     if "root" in parameters:
         given = {"root": ROOT, **given}
     splits = dict(_splits(name, cls, given, parameters))
@@ -85,6 +85,17 @@ def _class(name):
     return cls
 
 
+def _parameters(cls) -> set[str]:
+    """Of the constructor, and of those to which it hands on what it does not know."""
+    names = set()
+    for base in cls.__mro__:
+        own = inspect.signature(base.__init__).parameters
+        names |= set(own)
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in own.values()):
+            break
+    return names
+
+
 def _arguments(source, words):
     given = {}
     for word in words:
@@ -113,22 +124,22 @@ def _splits(name, cls, given, parameters):
         if split in found:
             continue
         arguments = given if key is None else {**given, key: word}
-        made = _made(name, cls, arguments, key, "download" in parameters)
+        made = _made(name, cls, arguments, key, parameters)
         if made is not None:
             found.add(split)
             yield split, (tuple(arguments.items()), made)
 
 
-def _made(name, cls, arguments, key, can_download):
+def _made(name, cls, arguments, key, parameters):
     """The data set, downloaded if it is not there; None if it knows no such split."""
     arguments = dict(arguments)
-    if "loader" in inspect.signature(cls.__init__).parameters:
+    if "loader" in parameters:
         arguments["loader"] = os.fspath  # of a sample we want the path, not the pixels
     try:
         try:
             return cls(**arguments)
         except (RuntimeError, FileNotFoundError) as missing:
-            if not can_download:
+            if "download" not in parameters:
                 raise
             print(f"{name} is not in {arguments['root']} ({one_line(str(missing))[:80]}): downloading", file=sys.stderr)
             return cls(**arguments, download=True)
