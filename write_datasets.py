@@ -16,10 +16,11 @@ from typing import Literal
 from conversion import beton
 from conversion.convert import convert
 from conversion.encode import encode_item
+from conversion.plan import PlanKeys, plan
 from conversion.sources import open_source, output_name
 from conversion.workers import available_cores
 from ffcv_ops.errors import BadInput, exits_cleanly
-from training import keys
+from training import keys, recipe
 from training.keys import key
 
 FOLDER_PAGE_SIZE = 2**23  # FFCV's default, and the most that one stored image may take
@@ -60,9 +61,13 @@ class ImageKeys:
     mode: Literal["jpg", "raw"] = key("JPEG, or RGB bytes", default="jpg")
 
 
+OPTIONS = [("--plan", {"action": "store_true", "help": "measure a sample, predict size and speed, write nothing"})]
+
+
 @exits_cleanly
 def main():
-    _, given = keys.parse("Images -> .beton files.", {"data": DataKeys, "image": ImageKeys}, {})
+    sections = {"data": DataKeys, "image": ImageKeys, "plan": PlanKeys}
+    flags, given = keys.parse("Images -> .beton files.", sections, {}, OPTIONS)
     data = keys.build(DataKeys, keys.of_section(given, "data"), "--data.")
     image = image_keys(keys.of_section(given, "image"))
     workers = available_cores() if data.workers == "auto" else data.workers
@@ -78,6 +83,13 @@ def main():
         page_size = FOLDER_PAGE_SIZE
     encode = functools.partial(encode_item, **dataclasses.asdict(image))
     out = f"data/{output_name(data.source)}" if data.out == "auto" else data.out
+    if flags.plan:
+        if data.source == "photos":
+            raise BadInput("--plan is for a --data.source; the bundled photographs keep their size and take 7 MB")
+        wanted = keys.build(PlanKeys, keys.of_section(given, "plan"), "--plan.")
+        stage, cores = recipe.load(recipe.BASE).stages[0], available_cores()
+        print(plan(source, image, stage, wanted, out=Path(out), cores=cores, given=given, page_size=page_size))
+        return
     for split in source.splits:
         path = Path(f"{out}_{split}.beton")
         options = {"on_error": data.on_error, "workers": workers, "page_size": page_size}

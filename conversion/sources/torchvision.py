@@ -80,7 +80,7 @@ def _class(name):
     from torchvision import datasets  # takes seconds
 
     cls = getattr(datasets, name, None) if name in datasets.__all__ else None
-    if not inspect.isclass(cls):
+    if not inspect.isclass(cls) or cls is datasets.VisionDataset:
         raise BadInput(f"torchvision has no data set {one_line(name)}; data.source=torchvision:CIFAR100 would be one")
     return cls
 

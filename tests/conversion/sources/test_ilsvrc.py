@@ -20,7 +20,7 @@ LEAF, PARENT = 0, 2  # children in WordNet
 
 def meta():
     """The struct array of meta.mat, with a row that is no class of the challenge."""
-    names = ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children", "children", "wordnet_height", "num_train_images")
+    names = ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children", "children", "wordnet_height", "train_images")
     rows = np.zeros((4, 1), [(name, object) for name in names])
     for row, (number, synset, children) in zip(
         rows[:, 0], [*((n, s, LEAF) for n, s in SYNSET_OF.items()), (4, "n00001740", PARENT)], strict=True
@@ -88,10 +88,10 @@ def test_same_as_torchvision(folder, unpacked, tmp_path):
 
 def test_devkit_unpacked_or_one_synset_a_line(folder):
     expected = open_source(str(folder)).splits["val"].labels.tolist()
-    content = {name: tarfile.open(folder / DEVKIT).extractfile(f"ILSVRC2012_devkit_t12/data/{name}").read()
-               for name in (META, TRUTH)}  # fmt: skip
+    with tarfile.open(folder / DEVKIT) as devkit:
+        content = {name: devkit.extractfile(f"ILSVRC2012_devkit_t12/data/{name}").read() for name in (META, TRUTH)}
     (folder / DEVKIT).unlink()
-    with pytest.raises(BadInput, match="lacks ILSVRC2012_devkit_t12.tar.gz"):
+    with pytest.raises(BadInput, match=r"lacks ILSVRC2012_devkit_t12.tar.gz"):
         open_source(str(folder))
     for name, text in content.items():
         (folder / name).write_bytes(text)
@@ -105,10 +105,10 @@ def test_class_tars_of_21k(folder, unpacked, tmp_path, capsys):
     """The train tar by itself, and a folder of class tars; in the order of ImageNet-21k's list."""
     reference = unpacked["train"]
     same_as(open_source(str(folder / TRAIN)), "train", reference, tmp_path / "torchvision")
-    outer = tarfile.open(folder / TRAIN)
     (tmp_path / "classes").mkdir()
-    for entry in outer:
-        (tmp_path / "classes" / entry.name).write_bytes(outer.extractfile(entry).read())
+    with tarfile.open(folder / TRAIN) as outer:
+        for entry in outer:
+            (tmp_path / "classes" / entry.name).write_bytes(outer.extractfile(entry).read())
     same_as(open_source(str(tmp_path / "classes")), "train", reference, tmp_path / "torchvision")
 
     source = open_source(str(tmp_path / "classes"), classes="imagenet21k")
@@ -135,17 +135,17 @@ def test_names_are_only_names(tmp_path, packed, jpeg):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda f, packed: (f / SYNSETS).write_text("n01440764\n"), "has 5 images, and the list of their classes 1 lines"),
+        (lambda f, packed: (f / SYNSETS).write_text("n01440764\n"), "5 images, and the list of their classes 1 lines"),
         (lambda f, packed: (f / SYNSETS).write_text("n00000000\n" * 5), "images of n00000000, which .* lacks"),
         (lambda f, packed: (f / TRUTH).write_text("1\n2\n9\n1\n1\n"), "9 is not the number of a class"),
         (lambda f, packed: (f / META).write_bytes(b"no mat file"), "meta.mat of .* cannot be read"),
         (lambda f, packed: (f / DEVKIT).write_bytes(b"no gzip"), "t12.tar.gz cannot be read"),
-        (lambda f, packed: (f / DEVKIT).write_bytes((f / DEVKIT).read_bytes()[:200]), "t12.tar.gz (cannot be read|has no)"),
+        (lambda f, packed: (f / DEVKIT).write_bytes((f / DEVKIT).read_bytes()[:200]), "t12.tar.gz cannot be read"),
         (lambda f, packed: (f / TRAIN).write_bytes(packed({})), "holds no class tars"),
         (lambda f, packed: (f / TRAIN).write_bytes(packed({"a.jpg": b""})), "a.jpg is not a class's tar file"),
         (lambda f, packed: (f / TRAIN).write_bytes(packed({"a.tar": packed({"x.txt": b"1"})})), "a.tar has no images"),
         (lambda f, packed: (f / TRAIN).write_bytes(packed({"a.tar": b"z" * 512})), "img_train.tar is not a whole tar"),
-        (lambda f, packed: (f / TRAIN).write_bytes((f / TRAIN).read_bytes()[:-12_000]), "img_train.tar is not a whole tar"),
+        (lambda f, packed: (f / TRAIN).write_bytes((f / TRAIN).read_bytes()[:-12_000]), "train.tar is not a whole tar"),
     ],
 )
 def test_what_cannot_be_used(folder, packed, spoil, message):

@@ -34,8 +34,8 @@ def test_a_tar_inside_of_a_tar(tmp_path, packed):
     region = written(tmp_path, packed(inner))
     for member in tars.members(region):
         own = tars.Region(region.path, member.offset, member.offset + member.size)
-        reference = tarfile.open(fileobj=io.BytesIO(inner[member.name]))
-        content = {entry.name: reference.extractfile(entry).read() for entry in reference}
+        with tarfile.open(fileobj=io.BytesIO(inner[member.name])) as reference:
+            content = {entry.name: reference.extractfile(entry).read() for entry in reference}
         assert {name: tars.read_bytes((region.path, *place)) for name, *place in tars.members(own)} == content
 
 

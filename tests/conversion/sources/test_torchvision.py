@@ -132,8 +132,9 @@ def test_without_a_network(tmp_path, monkeypatch, capsys):
         ("torchvision:CIFAR1000", "torchvision has no data set CIFAR1000"),
         ("torchvision:wrap_dataset_for_transforms_v2", "has no data set"),
         ("torchvision:os", "has no data set os"),
+        ("torchvision:VisionDataset", "has no data set VisionDataset"),
         ("torchvision:CIFAR100,/data", "after the name come arguments such as root=/data, not '/data'"),
-        ("torchvision:CIFAR100,roots=/data", "torchvision:CIFAR100 cannot be had: .*unexpected keyword argument 'roots'"),
+        ("torchvision:CIFAR100,roots=/data", "CIFAR100 cannot be had: .*unexpected keyword argument 'roots'"),
         ("torchvision:FakeData,size=0", "train is empty or has images without a label"),
         ("torchvision:EMNIST", "torchvision:EMNIST cannot be had: .*'split'"),
     ],
@@ -146,8 +147,13 @@ def test_what_cannot_be_had(source, message, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("place", "name"),
-    [("torchvision:CIFAR100,root=/x", "cifar100"), ("/data/imagenet", "imagenet"), ("x/fall11_whole.tar", "fall11_whole"),
-     ("/wds/in22k-train-*.tar", "in22k-train"), ("/d/*.parquet", "images")],
-)  # fmt: skip
+    [
+        ("torchvision:CIFAR100,root=/x", "cifar100"),
+        ("/data/imagenet", "imagenet"),
+        ("x/fall11_whole.tar", "fall11_whole"),
+        ("/wds/in22k-train-*.tar", "in22k-train"),
+        ("/d/*.parquet", "images"),
+    ],
+)
 def test_names_of_what_is_written(place, name):
     assert output_name(place) == name

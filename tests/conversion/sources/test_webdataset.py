@@ -20,7 +20,7 @@ def sample(key, image, label, *, end="jpg", number="cls", **more):
 
 @pytest.fixture
 def folder(tmp_path, jpeg, packed):
-    """Shards as timm's: names of synsets, labels by ImageNet-1k's list; with .cls, with .json, with both, in any order."""
+    """Shards as timm's: keys of synsets, labels by ImageNet-1k's list; with .cls or .json."""
     root = tmp_path / "wds"
     root.mkdir()
     synsets = class_list("imagenet1k")
@@ -43,9 +43,10 @@ def plainly(paths):
     samples = []
     for path in paths:
         parts = {}
-        for entry in (archive := tarfile.open(path)):
-            key, _, end = entry.name.partition(".")
-            parts.setdefault(key, {})[end.lower()] = (entry.name, archive.extractfile(entry).read())
+        with tarfile.open(path) as archive:
+            for entry in archive:
+                key, _, end = entry.name.partition(".")
+                parts.setdefault(key, {})[end.lower()] = (entry.name, archive.extractfile(entry).read())
         for ends in parts.values():
             name, image = next(ends[end] for end in ("jpg", "png") if end in ends)
             label = int(ends["cls"][1]) if "cls" in ends else json.loads(ends["json"][1])["label"]
@@ -71,7 +72,7 @@ def test_names_of_classes_come_from_a_list(folder):
     for split in source.splits.values():
         for name, label in zip(split.names, split.labels, strict=True):
             assert source.classes[label] == name.split("/")[1].split("_")[0]
-    with pytest.raises(BadInput, match="in1k-train-0000.tar/n.* has the label .* the labels follow another list"):
+    with pytest.raises(BadInput, match=r"in1k-train-0000.tar/n.* has the label .* the labels follow another list"):
         open_source(str(folder), classes="imagenet21k")
 
 
@@ -116,19 +117,27 @@ def test_info_lists_the_shards(folder):
     assert list(source.splits) == ["train", "val"] and len(source.splits["train"].labels) == 6
 
 
+ELSEWHERE = '{"splits": {"train": {"filenames": ["/etc/x.tar"], "shard_lengths": [1]}}}'
+
+
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("file", "content", "message"),
     [
-        (lambda f: (f / "in1k-train-0001.tar").unlink(), "lacks in1k-train-0001.tar of the 4 shards in _info.json"),
-        (lambda f: (f / "in1k-train-0001.tar").write_bytes((f / "in1k-train-0000.tar").read_bytes()), "0001.tar has 3 samples, _info.json says 2"),
-        (lambda f: (f / "_info.json").write_text("{"), "_info.json cannot be used"),
-        (lambda f: (f / "_info.json").write_text('{"splits": [1]}'), "_info.json cannot be used"),
-        (lambda f: (f / "_info.json").write_text('{"splits": {"train": {"filenames": ["/etc/x.tar"], "shard_lengths": [1]}}}'), "must name files of its own folder"),
+        ("in1k-train-0001.tar", None, "lacks in1k-train-0001.tar of the 4 shards in _info.json"),
+        ("in1k-train-0001.tar", "in1k-train-0000.tar", "0001.tar has 3 samples, _info.json says 2"),
+        ("_info.json", "{", "_info.json cannot be used"),
+        ("_info.json", '{"splits": [1]}', "_info.json cannot be used"),
+        ("_info.json", ELSEWHERE, "must name files of its own folder"),
     ],
-)  # fmt: skip
-def test_info_that_does_not_fit(folder, spoil, message):
+)
+def test_info_that_does_not_fit(folder, file, content, message):
+    """content: text, the name of a file whose content it is, or None for no file."""
     info(folder)
-    spoil(folder)
+    if content is None:
+        (folder / file).unlink()
+    else:
+        other = folder / content if content.endswith(".tar") else None
+        (folder / file).write_bytes(other.read_bytes() if other else content.encode())
     with pytest.raises(BadInput, match=message) as caught:
         open_source(str(folder))
     assert "\n" not in str(caught.value)
