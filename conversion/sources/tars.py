@@ -111,7 +111,7 @@ def scanned(scan, regions: list[Region], label: str, workers: int) -> list:
     with progress(f"{label}, reading headers", len(regions), "tar files") as one_more:
         if workers < 2:
             return [_counted(scan(region), one_more) for region in regions]
-        context = multiprocessing.get_context("forkserver")
+        context = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
             return [_counted(result, one_more) for result in pool.map(scan, regions, chunksize=4)]
 
