@@ -2,14 +2,17 @@
 
     python write_datasets.py                                                       # the bundled photographs
     python write_datasets.py --data.source=/path/imagenet --data.out=data/imagenet # a folder with train/ and val/
+    python write_datasets.py --data.source=/path/imagenet --data.shards=auto         # files of about 1 GB
     python write_datasets.py --data.source=/path/imagenet --image.levels=500,256,160 # each image at three sizes
 
-For each split: <out>_<split>.beton, its description .json and the list .files.txt. docs/data.md tells what they hold.
+For each split: <out>_<split>.beton, its description .json, checksums .xxh64 and the list .files.txt. docs/data.md tells
+what they hold. The same command goes on with a conversion that was stopped.
 """
 
 import dataclasses
 import functools
 import itertools
+import signal
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +20,7 @@ from conversion import beton
 from conversion.convert import convert
 from conversion.encode import encode_item
 from conversion.plan import PlanKeys, plan
+from conversion.shards import automatic
 from conversion.sources import open_source, output_name
 from conversion.workers import available_cores
 from ffcv_ops.errors import BadInput, exits_cleanly
@@ -45,6 +49,7 @@ class DataKeys:
     label: str = key("where Parquet (a column) and WebDataset (a field of .json) keep it", default="auto")
     out: str = key("files are named <out>_train.beton ...; auto: data/photos or data/<folder>", default="auto")
     on_error: Literal["stop", "skip"] = key("what an image that cannot be stored does", default="stop")
+    shards: int | Literal["auto"] = key("files of each split; auto: of about 1 GB each", low=1, default=1)
     workers: int | Literal["auto"] = key("processes; auto: one per core", low=1, default="auto")
 
 
@@ -66,6 +71,7 @@ OPTIONS = [("--plan", {"action": "store_true", "help": "measure a sample, predic
 
 @exits_cleanly
 def main():
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends a conversion as Ctrl-C does
     sections = {"data": DataKeys, "image": ImageKeys, "plan": PlanKeys}
     flags, given = keys.parse("Images -> .beton files.", sections, {}, OPTIONS)
     data = keys.build(DataKeys, keys.of_section(given, "data"), "--data.")
@@ -74,8 +80,9 @@ def main():
     if data.source == "photos":
         from conversion.photos import photographs  # its draws are compiled by Numba, which takes a second to import
 
-        if image.levels:
-            raise BadInput("--image.levels: the bundled photographs keep their size; it needs a --data.source")
+        if image.levels or flags.plan:
+            what = "--plan" if flags.plan else "--image.levels"
+            raise BadInput(f"{what}: the bundled photographs keep their size; it needs a --data.source")
         source, page_size = photographs(), PHOTOS_PAGE_SIZE
         image = dataclasses.replace(image, max_side=None, min_side=None)
     else:
@@ -84,16 +91,17 @@ def main():
     encode = functools.partial(encode_item, **dataclasses.asdict(image))
     out = f"data/{output_name(data.source)}" if data.out == "auto" else data.out
     if flags.plan:
-        if data.source == "photos":
-            raise BadInput("--plan is for a --data.source; the bundled photographs keep their size and take 7 MB")
         wanted = keys.build(PlanKeys, keys.of_section(given, "plan"), "--plan.")
-        stage, cores = recipe.load(recipe.BASE).stages[0], available_cores()
-        print(plan(source, image, stage, wanted, out=Path(out), cores=cores, given=given, page_size=page_size))
+        stage = recipe.load(recipe.BASE).stages[0]
+        print(plan(source, image, stage, wanted, out=Path(out), given=given, page_size=page_size))
         return
-    for split in source.splits:
-        path = Path(f"{out}_{split}.beton")
-        options = {"on_error": data.on_error, "workers": workers, "page_size": page_size}
-        print(convert(source, split, path, encode, **options, images=beton.level_fields(image.levels or ())))
+    options = {"on_error": data.on_error, "workers": workers, "page_size": page_size}
+    for name, split in source.splits.items():
+        shards = data.shards
+        if shards == "auto":
+            shards = automatic(split.items, functools.partial(encode, read=source.read))
+        path, images = Path(f"{out}_{name}.beton"), beton.level_fields(image.levels or ())
+        print(convert(source, name, path, encode, **options, images=images, shards=shards), flush=True)
 
 
 def image_keys(given) -> ImageKeys:

@@ -26,6 +26,7 @@ from conversion import beton
 from conversion.encode import Refused, encode_all, encode_item
 from conversion.progress import progress
 from conversion.sources import Source
+from conversion.workers import available_cores
 from ffcv_ops.errors import BadInput
 from training.keys import key, spell
 
@@ -72,15 +73,15 @@ class Row(NamedTuple):
 
 
 def plan(
-    source: Source, image, stage, keys: PlanKeys, *, out: Path, cores: int, given: dict[str, str], page_size: int
+    source: Source, image, stage, keys: PlanKeys, *, out: Path, given: dict[str, str], page_size: int
 ) -> str:
     """Prints the table; returns the advice with the command to run.
 
     image: the --image keys, of which the candidates change some; stage: the training stage whose loader is timed; out:
-    where the files would go; cores: what `auto` means; given: the command line's keys and their texts."""
+    where the files would go; given: the command line's keys and their texts."""
     disk = free_bytes(out.parent) if keys.disk == "auto" else bytes_of(keys.disk, "plan.disk")
     read = bytes_of(keys.read, "plan.read")
-    cores = cores if keys.cores == "auto" else keys.cores
+    cores = available_cores() if keys.cores == "auto" else keys.cores
     samples = sum(len(split.items) for split in source.splits.values())
     rows = measured(source, image, stage, images=keys.images, page_size=page_size)
     sizes = [total_bytes(row, samples, page_size) for row in rows]

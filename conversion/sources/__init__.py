@@ -47,8 +47,8 @@ def _open(place, classes, label, workers):
         return webdataset.webdataset(place, classes, label, workers)
     if not path.is_dir():
         raise BadInput(
-            f"{place} is neither a folder nor a file; data.source must be one with train/<class>/<images>, with tar or"
-            " Parquet files, or torchvision:NAME (docs/sources.md)"
+            f"{path.absolute()} is not a folder, and there are no such files; data.source must be a folder with"
+            " train/<class>/<images>, tar or Parquet files, or torchvision:NAME (docs/sources.md)"
         )
     return image_folder(place, classes)
 
