@@ -13,7 +13,6 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
-import scipy.io
 
 from conversion.sources import synsets, tars
 from conversion.sources.folder import EXTENSIONS
@@ -123,6 +122,8 @@ def _validation_synsets(root) -> list[str]:
 
 def _synset_of_number(content, root):
     """{1: "n02119789", ...} of the leaves, which are the classes of the challenge."""
+    import scipy.io  # takes half a second
+
     try:
         rows = scipy.io.loadmat(io.BytesIO(content), squeeze_me=True)["synsets"]
         return {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in rows if row["num_children"] == 0}
