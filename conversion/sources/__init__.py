@@ -21,7 +21,22 @@ def open_source(place: str, *, classes: str = synsets.AUTO, label: str = "auto",
 
     classes: auto, a list's name or a file (synsets.py). label: where WebDataset and Parquet keep it. workers: processes
     that read the headers of tar files. Classes of a list that have no images in train are named on standard error."""
-    source = _open(place, classes, label, workers)
+    kind = _kind_of(place)
+    if label != "auto" and kind not in ("WebDataset", "Parquet"):
+        raise BadInput(f"data.label is for WebDataset and Parquet; {place} tells its labels itself")
+    match kind:
+        case "torchvision":
+            source = torchvision.torchvision(place, classes)
+        case "ILSVRC":
+            source = ilsvrc.ilsvrc(place, classes, workers)
+        case "class tars":
+            source = ilsvrc.class_tars(place, classes, workers)
+        case "WebDataset":
+            source = webdataset.webdataset(place, classes, label, workers)
+        case "Parquet":
+            source = parquet.parquet(place, classes, label)
+        case "folder":
+            source = image_folder(place, classes)
     if "train" in source.splits:
         counts = np.bincount(source.splits["train"].labels, minlength=len(source.classes))
         if empty := [name for name, count in zip(source.classes, counts, strict=True) if not count]:
@@ -30,27 +45,25 @@ def open_source(place: str, *, classes: str = synsets.AUTO, label: str = "auto",
     return source
 
 
-def _open(place, classes, label, workers):
+def _kind_of(place: str) -> str:
     if place.startswith(torchvision.PREFIX):
-        return torchvision.torchvision(place, classes)
+        return "torchvision"
     path = Path(place)
     if (path / "train").is_dir():
-        return image_folder(place, classes)
+        return "folder"
     if (path / ilsvrc.TRAIN).is_file():
-        return ilsvrc.ilsvrc(place, classes, workers)
+        return "ILSVRC"
     if place.endswith(".parquet") or (path.is_dir() and parquet.parquet_paths(path)):
-        return parquet.parquet(place, classes, label)
-    shards = tars.tar_paths(path) if path.is_dir() else sorted(path.absolute().parent.glob(path.name))
-    if shards and shards[0].is_file():
-        if _of_classes(path, shards):
-            return ilsvrc.class_tars(place, classes, workers)
-        return webdataset.webdataset(place, classes, label, workers)
+        return "Parquet"
+    tar_files = tars.tar_paths(path) if path.is_dir() else sorted(path.absolute().parent.glob(path.name))
+    if tar_files and tar_files[0].is_file():
+        return "class tars" if _of_classes(path, tar_files) else "WebDataset"
     if not path.is_dir():
         raise BadInput(
             f"{path.absolute()} is not a folder, and there are no such files; data.source must be a folder with"
             " train/<class>/<images>, tar or Parquet files, or torchvision:NAME (docs/sources.md)"
         )
-    return image_folder(place, classes)
+    return "folder"
 
 
 def _of_classes(path, shards):
