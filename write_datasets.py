@@ -16,7 +16,7 @@ import signal
 from pathlib import Path
 from typing import Literal
 
-from conversion import beton
+from conversion import beton, jpeg
 from conversion.convert import convert
 from conversion.encode import encode_item
 from conversion.plan import PlanKeys, plan
@@ -63,6 +63,7 @@ class ImageKeys:
     )
     min_side: int | None = key("shorter side at most this (pixels)", low=1, default=None)
     quality: int = key("of JPEG", low=1, high=100, default=90)
+    passthrough: bool = key("a JPEG that is within the limits is stored as it is", default=True)
     mode: Literal["jpg", "raw"] = key("JPEG, or RGB bytes", default="jpg")
 
 
@@ -72,6 +73,7 @@ OPTIONS = [("--plan", {"action": "store_true", "help": "measure a sample, predic
 @exits_cleanly
 def main():
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends a conversion as Ctrl-C does
+    jpeg.load()
     sections = {"data": DataKeys, "image": ImageKeys, "plan": PlanKeys}
     flags, given = keys.parse("Images -> .beton files.", sections, {}, OPTIONS)
     data = keys.build(DataKeys, keys.of_section(given, "data"), "--data.")

@@ -62,10 +62,13 @@ def convert(
         refuse_other_shards(path, len(parts))
         identity = identity_of(source, split_name, len(parts), settings)
         read_back = begin_or_go_on(marker, identity, path)
+        before = [part for part in parts if part.shard in read_back and is_complete(part, identity)]
+        if before:
+            print(f"{path}: {len(before)} of {len(parts)} files are finished", file=sys.stderr)
         with contextlib.ExitStack() as bar:
             advance = bar.enter_context(progress(split_name, len(split.items)))
             for part in parts:
-                if part.shard in read_back and is_complete(part, identity):
+                if part in before:
                     found += len(part.items)
                     advance(0, found=len(part.items))
                 else:

@@ -32,7 +32,8 @@ from training.keys import key, spell
 
 CANDIDATES = (  # changes of the --image keys
     {"max_side": 500},
-    {"max_side": 500, "quality": 80},
+    {"max_side": 500, "passthrough": False},
+    {"max_side": 500, "passthrough": False, "quality": 80},
     {"max_side": 400},
     {"max_side": 320},
     {"max_side": 256},
@@ -130,7 +131,7 @@ def _advice(rows, sizes, keys, best, *, samples, disk, cores, given):
     changed = {"image.mode", "image.levels", *(f"image.{name}" for name in rows[best].changes)}
     kept = {name: text for name, text in given.items() if name not in changed and not name.startswith("plan.")}
     words = [shlex.quote(f"--{name}={text}") for name, text in kept.items()] + words_of(rows[best].changes)
-    lines.append("Of what fits: the most detail, then the loader's speed, then the size:")
+    lines.append("Of what fits: the most detail, then the loader's speed (differences above 20 %), then the writer's:")
     return "\n".join([*lines, f"  python write_datasets.py {' '.join(words)}"])
 
 
@@ -234,8 +235,8 @@ def loads(row: Row, size: float, *, cores: int, read: float) -> float:
 
 def recommended(rows: Sequence[Row], image, sizes: Sequence[float], speeds: Sequence[float], disk: float) -> int | None:
     """The number of the row to take. Of those that fit, those with the most detail (the longer side counts up to 500
-    pixels, then the quality up to 90); of these, those that load at most ALIKE slower than the fastest; of these, the
-    smallest. None: nothing fits."""
+    pixels, then the quality up to 90); of these, those that load at most ALIKE slower than the fastest; of these, JPEG
+    before raw, and then what is written fastest. None: nothing fits."""
 
     def detail(k):
         changes = rows[k].changes
@@ -247,7 +248,7 @@ def recommended(rows: Sequence[Row], image, sizes: Sequence[float], speeds: Sequ
         return None
     best = [k for k in fitting if detail(k) == max(map(detail, fitting))]
     fast = [k for k in best if speeds[k] >= (1 - ALIKE) * max(speeds[other] for other in best)]
-    return min(fast, key=lambda k: sizes[k])
+    return max(fast, key=lambda k: ("mode" not in rows[k].changes, rows[k].writing))
 
 
 def bytes_of(text: str, name: str) -> float:

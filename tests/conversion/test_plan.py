@@ -24,6 +24,7 @@ TOLERANCE = 0.01
 IMAGE = write_datasets.ImageKeys()
 SETTINGS = (
     {"max_side": 320, "quality": 80},
+    {"max_side": 500, "passthrough": False, "quality": 80},
     {"max_side": 500, "levels": (500, 256, 160)},
     {"max_side": 256, "mode": "raw"},
 )
@@ -75,28 +76,33 @@ def test_the_sample_is_spread_and_fixed(folder):
     assert len(plan._sample(both, 10_000)) == 250
 
 
-def rows_of(*changes):
-    return [Row(one, 1e5, 1e3, 100.0, 100.0, 100.0, 0) for one in changes]
-
-
-CHOICE = rows_of({"max_side": 500}, {"max_side": 500, "quality": 80}, {"max_side": 256},
-                 {"max_side": 500, "levels": (500, 256)}, {"max_side": 500, "mode": "raw"})  # fmt: skip
+CHOICE = [
+    Row({"max_side": 500}, 1e5, 1e3, 900.0, 100.0, 100.0, 0),
+    Row({"max_side": 500, "passthrough": False}, 1e5, 1e3, 90.0, 100.0, 100.0, 0),
+    Row({"max_side": 500, "passthrough": False, "quality": 80}, 1e5, 1e3, 90.0, 100.0, 100.0, 0),
+    Row({"max_side": 256}, 1e5, 1e3, 100.0, 100.0, 100.0, 0),
+    Row({"max_side": 500, "levels": (500, 256)}, 1e5, 1e3, 80.0, 100.0, 100.0, 0),
+    Row({"max_side": 500, "mode": "raw"}, 1e5, 1e3, 1000.0, 100.0, 100.0, 0),
+]
+SIZES = 10, 7, 6, 3, 16, 120
 
 
 @pytest.mark.parametrize(
-    ("sizes", "speeds", "disk", "best"),
+    ("speeds", "disk", "best"),
     [
-        ((10, 8, 3, 16, 120), (100, 130, 200, 95, 300), 1000, 4),  # raw is fastest and fits
-        ((10, 8, 3, 16, 120), (100, 130, 200, 95, 300), 100, 0),  # the pyramid loads alike and is larger
-        ((10, 8, 3, 16, 120), (100, 130, 200, 160, 300), 100, 3),
-        ((10, 8, 3, 16, 120), (100, 130, 200, 95, 90), 1000, 0),  # the disk does not feed raw pixels
-        ((10, 8, 3, 16, 120), (100, 130, 200, 95, 300), 9, 1),  # rather less quality than fewer pixels
-        ((10, 8, 3, 16, 120), (100, 130, 200, 95, 300), 3, 2),
-        ((10, 8, 3, 16, 120), (100, 130, 200, 95, 300), 2, None),
+        ((100, 110, 130, 200, 95, 300), 1000, 5),  # raw is fastest and fits
+        ((100, 110, 130, 200, 95, 300), 100, 0),  # the others load alike and are written more slowly
+        ((100, 150, 130, 200, 95, 300), 100, 1),
+        ((100, 110, 130, 200, 160, 300), 100, 4),
+        ((100, 110, 130, 200, 95, 108), 1000, 0),  # raw pixels that the disk does not feed
+        ((100, 110, 130, 200, 95, 300), 9, 1),  # rather a second JPEG loss than less quality
+        ((100, 110, 130, 200, 95, 300), 6, 2),  # rather less quality than fewer pixels
+        ((100, 110, 130, 200, 95, 300), 3, 3),
+        ((100, 110, 130, 200, 95, 300), 2, None),
     ],
 )
-def test_choice(sizes, speeds, disk, best):
-    assert plan.recommended(CHOICE, IMAGE, sizes, speeds, disk) == best
+def test_choice(speeds, disk, best):
+    assert plan.recommended(CHOICE, IMAGE, SIZES, speeds, disk) == best
 
 
 def test_the_disk_bounds_what_cores_load():
