@@ -9,6 +9,7 @@ depend on the samples and the page size alone. Layout and codes are written out 
 seconds; a test holds them against ffcv's own.
 """
 
+import dataclasses
 import hashlib
 import io
 import os
@@ -19,7 +20,7 @@ import numpy as np
 from PIL import Image
 from xxhash import xxh64, xxh64_intdigest
 
-from conversion.encode import MODES
+from conversion.encode import MODES, Encoded
 from ffcv_ops.errors import BadInput
 
 VERSION = 2
@@ -58,48 +59,91 @@ def metadata_start(images: Sequence[str] = SINGLE) -> int:
     return HEADER.itemsize + (len(images) + 1) * FIELD.itemsize
 
 
-def write(path: Path, samples, *, capacity: int, page_size: int, images: Sequence[str] = SINGLE):
-    """Writes the `samples`, an iterable of at most `capacity` (Encoded of each field in `images`, label), and syncs the
-    file to the disk. An image that equals the one of the level before is stored once.
+@dataclasses.dataclass
+class Growing:
+    """A file that is being written: its tables so far, and where the next image of each level goes.
 
-    Returns the metadata, records of `sample_type`, and for `check` the XXH64 of each stored image by its place."""
+    table: records of `sample_type`, `samples` of them in use. allocations and checksums (XXH64) of the stored images,
+    in the order of the samples, `stored` of them in use.
+    """
+
+    page_size: int
+    table: np.ndarray
+    allocations: np.ndarray
+    checksums: np.ndarray
+    places: list[int]  # of each level: where its open page goes on
+    next_page: int
+    samples: int = 0
+    stored: int = 0
+
+
+def begin(capacity: int, page_size: int, images: Sequence[str] = SINGLE) -> Growing:
+    """A file with room for `capacity` samples."""
     table = np.zeros(capacity, sample_type(images))
     allocations = np.zeros(capacity * len(images), ALLOCATION)
-    checksums = np.zeros(len(allocations), CHECKSUM)
     first_page = _next_multiple(metadata_start(images) + table.nbytes, page_size)
-    places, next_page = [first_page] * len(images), first_page  # of each level: where its open page goes on
-    count = stored = 0
+    checksums, places = np.zeros(len(allocations), CHECKSUM), [first_page] * len(images)
+    return Growing(page_size, table, allocations, checksums, places, first_page)
+
+
+def append(file, growing: Growing, sample: Sequence[Encoded], label: int):
+    """Writes one sample's images to the open file. One that equals the image of the level before is stored once."""
+    record, before = growing.table[growing.samples], None
+    for level, image in enumerate(sample):
+        if image == before:
+            record[level] = record[level - 1]
+            continue
+        before, size, place = image, len(image.data), growing.places[level]
+        if not 0 < place % growing.page_size <= growing.page_size - size:
+            place, growing.next_page = growing.next_page, growing.next_page + growing.page_size
+        file.seek(place)
+        file.write(image.data)
+        record[level] = MODES[image.mode], image.width, image.height, place
+        growing.allocations[growing.stored] = growing.samples, place, size
+        growing.checksums[growing.stored] = xxh64_intdigest(image.data)
+        growing.places[level] = place + size
+        growing.stored += 1
+    record["label"] = label
+    growing.samples += 1
+
+
+def cut(file, growing: Growing):
+    """Removes from the open file what was written to it after `growing` was what it is."""
+    end = max(growing.places)
+    file.truncate(end)
+    for place in growing.places:
+        rest = min(_next_multiple(place, growing.page_size), end) - place
+        file.seek(place)
+        file.write(bytes(rest))
+
+
+def finish(file, growing: Growing):
+    """Writes the allocation table behind the images, then what lies before them, and syncs the file to the disk.
+    Returns what `write` does."""
+    table, images = growing.table[: growing.samples], growing.table.dtype.names[:-1]
+    by_place = np.argsort(growing.allocations["ptr"][: growing.stored])
+    data_end = max(growing.places)
+    file.seek(data_end)
+    file.write(growing.allocations[by_place].data)
+    file.seek(0)
+    file.write(np.array((VERSION, len(images) + 1, growing.page_size, len(table), data_end), HEADER).tobytes())
+    file.write(_field_descriptors(images).tobytes())
+    file.write(table.data)
+    file.flush()
+    os.fsync(file.fileno())
+    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # `check` shall read the disk, not the memory
+    return table, growing.checksums[by_place]
+
+
+def write(path: Path, samples, *, capacity: int, page_size: int, images: Sequence[str] = SINGLE):
+    """Writes the `samples`, an iterable of at most `capacity` (Encoded of each field in `images`, label).
+
+    Returns the metadata, records of `sample_type`, and for `check` the XXH64 of each stored image by its place."""
+    growing = begin(capacity, page_size, images)
     with open(path, "wb") as file:
-        for encoded, label in samples:
-            record, before = table[count], None
-            for level, image in enumerate(encoded):
-                if image == before:
-                    record[level] = record[level - 1]
-                    continue
-                before, size = image, len(image.data)
-                if not 0 < places[level] % page_size <= page_size - size:
-                    places[level], next_page = next_page, next_page + page_size
-                file.seek(places[level])
-                file.write(image.data)
-                record[level] = MODES[image.mode], image.width, image.height, places[level]
-                allocations[stored] = count, places[level], size
-                checksums[stored] = xxh64_intdigest(image.data)
-                places[level] += size
-                stored += 1
-            record["label"] = label
-            count += 1
-        by_place = np.argsort(allocations["ptr"][:stored])
-        data_end = max(places)
-        file.seek(data_end)
-        file.write(allocations[by_place].tobytes())
-        file.seek(0)
-        file.write(np.array((VERSION, len(images) + 1, page_size, count, data_end), HEADER).tobytes())
-        file.write(_field_descriptors(images).tobytes())
-        file.write(table[:count].tobytes())
-        file.flush()
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # `check` shall read the disk, not the memory
-    return table[:count], checksums[by_place]
+        for sample, label in samples:
+            append(file, growing, sample, label)
+        return finish(file, growing)
 
 
 def check(path: Path, table: np.ndarray, checksums: np.ndarray, *, classes: int, after_each=lambda: None) -> str:

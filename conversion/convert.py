@@ -1,13 +1,16 @@
-"""One split of a source -> x.beton, with x.json, x.xxh64, x.files.txt and, when images were left out, x.skipped.txt.
+"""One split of a source -> x.beton, with x.json, x.xxh64, x.files.txt and, when images were left out, x.skipped.txt; or
+several such files, the shards of the split.
 
 Everything is written under temporary names and the .beton is read back. Only then do the files take their final names,
-the .beton last: what has a final name is complete, and an older file stays until the new one takes its place.
+the .beton last: what has a final name is complete, and an older file stays until the new one takes its place. When a
+conversion is stopped, what it has finished stays under the temporary names, and the same one goes on from there.
 """
 
 import contextlib
 import functools
 import json
 import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,12 +21,16 @@ from xxhash import xxh64_hexdigest
 
 from conversion import beton
 from conversion.encode import Refused
+from conversion.lock import alone
 from conversion.progress import progress
+from conversion.shards import beside, parts_of, refuse_other_shards, remains
 from conversion.sources import Source
+from conversion.unfinished import Unfinished, begin_or_go_on, identity_of, is_complete, note, probe
 from conversion.workers import encoded
 from ffcv_ops.errors import BadInput
 
 SIDECAR_FORMAT = 2
+ENDS = (".files.txt", ".skipped.txt", ".xxh64", ".json", ".beton")
 
 
 def convert(
@@ -36,8 +43,10 @@ def convert(
     workers: int,
     page_size: int,
     images: Sequence[str] = beton.SINGLE,
+    shards: int = 1,
 ) -> str:
-    """Writes the split `split_name` of `source` to `path`. Returns a line that says what is there now.
+    """Writes the split `split_name` of `source` to `path`, or to so many shards of it. Returns a line that says what is
+    there now.
 
     encode: turns an item, with `read` of the source, into `Encoded`, one for each field of `images`; its keywords are
     the settings in the sidecar.
@@ -45,76 +54,92 @@ def convert(
     """
     began = time.monotonic()
     split = source.splits[split_name]
-    refused = {}  # number of the item -> reason
-    samples = _samples(source, split_name, encode, refused, on_error=on_error, workers=workers, page_size=page_size)
-    with _replacing(path) as new, contextlib.closing(samples):
-        capacity = len(split.items)
-        table, checksums = beton.write(new[".beton"], samples, capacity=capacity, page_size=page_size, images=images)
-        if not len(table):
-            raise BadInput(f"none of the {len(refused)} images of {split_name} can be stored, so {path} is not written")
-        with progress(f"{split_name}, reading back", len(checksums)) as one_more:
-            sha256 = beton.check(new[".beton"], table, checksums, classes=len(source.classes), after_each=one_more)
-        size = new[".beton"].stat().st_size
-
-        _write_lines(new[".files.txt"], (name for k, name in enumerate(split.names) if k not in refused))
-        if refused:
-            _write_lines(new[".skipped.txt"], (f"{split.names[k]}\t{reason}" for k, reason in refused.items()))
-        new[".xxh64"].write_bytes(checksums.tobytes())
-        _sync(new[".xxh64"])
-        settings = {"on_error": on_error, "page_size": page_size, **encode.keywords}
-        description = _describe(source, split_name, table, skipped=len(refused), settings=settings)
-        file = {"beton": path.name, "shard": 0, "shards": 1, "bytes": size, "stored": beton.stored(new[".beton"])}
-        file |= {"sha256": sha256, "index_xxh64": beton.index_checksum(new[".beton"])}
-        file |= {"checksums_xxh64": xxh64_hexdigest(checksums.tobytes())}
-        sidecar = {"format": SIDECAR_FORMAT, **file, **description}
-        _write_lines(new[".json"], [json.dumps(sidecar, indent=2, ensure_ascii=False)])
-    speed = len(split.items) / (time.monotonic() - began)
-    left_out = f"; {len(refused):,} left out, see {_beside(path, '.skipped.txt')}" if refused else ""
-    stored = f"{len(table):,} images of {len(source.classes):,} classes"
-    return f"{path}: {stored}, {size / 1e6:,.1f} MB, {speed:,.0f} images/s{left_out}"
+    parts = parts_of(path, len(split.items), shards)
+    settings = {"page_size": page_size, **encode.keywords}
+    encode = functools.partial(encode, read=source.read)
+    found = 0
+    with _one_line(path), alone(beside(path, ".unfinished"), path) as marker, _tidied(path, marker, parts) as complete:
+        refuse_other_shards(path, len(parts))
+        identity = identity_of(source, split_name, len(parts), settings)
+        read_back = begin_or_go_on(marker, identity, path)
+        before = [part for part in parts if part.shard in read_back and is_complete(part, identity)]
+        if before:
+            print(f"{path}: {len(before)} of {len(parts)} files are finished", file=sys.stderr)
+        with contextlib.ExitStack() as bar:
+            advance = bar.enter_context(progress(split_name, len(split.items)))
+            for part in parts:
+                if part in before:
+                    found += len(part.items)
+                    advance(0, found=len(part.items))
+                else:
+                    with Unfinished(part, beton.begin(len(part.items), page_size, images)) as unfinished:
+                        _go_on(unfinished, source, split, encode, on_error)
+                        found += unfinished.done
+                        advance(0, found=unfinished.done)
+                        _fill(unfinished, source, split, encode, advance, on_error=on_error, workers=workers)
+                        if part is parts[-1]:
+                            bar.close()
+                        settled = {"conversion": identity["id"], "settings": {"on_error": on_error, **settings}}
+                        _complete(unfinished, source, split_name, settled, functools.partial(note, marker, part))
+                complete.append(part)
+    return _summary(parts, path, source, (len(split.items) - found) / (time.monotonic() - began))
 
 
 @contextlib.contextmanager
-def _replacing(path: Path):
-    """Gives {end: temporary path}. Afterwards what was written there takes its final name, and what was not leaves no
-    older file under that name. When anything fails, the temporary files go and the older ones stay."""
-    ends = (".files.txt", ".skipped.txt", ".xxh64", ".json", ".beton")
-    temporary = {end: _beside(path, end + ".partial") for end in ends}
+def _one_line(path: Path):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for remains in temporary.values():
-            remains.unlink(missing_ok=True)
-        yield temporary
-        for end, file in temporary.items():
-            if file.exists():
-                os.replace(file, _beside(path, end))
-            else:
-                _beside(path, end).unlink(missing_ok=True)
-        _sync(path.parent)
+        yield
     except OSError as error:
-        raise BadInput(f"{path} cannot be written: {error.strerror}") from None
+        raise BadInput(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+@contextlib.contextmanager
+def _tidied(path, marker, parts):
+    """Gives a list for the parts that are complete. Afterwards nothing temporary is left but what one can go on with,
+    and `marker` only while there is something to go on."""
+    complete = []
+    try:
+        yield complete
     finally:
-        for file in temporary.values():
-            with contextlib.suppress(OSError):
+        kept = (".beton.partial", ".journal.partial") if len(complete) < len(parts) else ()
+        for file in remains(path):
+            if not file.name.endswith(kept):
                 file.unlink()
+        if len(complete) in (0, len(parts)) and not remains(path):
+            os.unlink(marker.name)
 
 
-def _samples(source, split_name, encode, refused, *, on_error, workers, page_size):
-    """Yields (a tuple of Encoded, label) of the items that can be stored and notes the others in `refused`."""
-    split = source.splits[split_name]
-    results = encoded(split.items, functools.partial(encode, read=source.read), workers=workers)
-    with contextlib.closing(results), progress(split_name, len(split.items)) as one_more:
-        for number, result in enumerate(results):
+def _go_on(unfinished: Unfinished, source, split, encode, on_error):
+    """Says what is there, after a look at whether it still holds."""
+    if not unfinished.done:
+        return
+    probe(unfinished, split, encode)
+    for number, reason in unfinished.reasons():
+        if on_error == "stop":
+            _stop(source, split, number, reason)
+    of = f"{unfinished.done:,} of {len(unfinished.part.items):,}"
+    print(f"{unfinished.part.path}: goes on behind the {of} images that are finished", file=sys.stderr)
+
+
+def _fill(unfinished: Unfinished, source, split, encode, advance, *, on_error, workers):
+    """Adds the items that are not yet in it."""
+    page_size, items = unfinished.growing.page_size, unfinished.part.items
+    rest = items[unfinished.done :]
+    results = encoded(split.items, encode, workers=workers, parts=[rest])
+    with contextlib.closing(results):
+        for number, result in zip(rest, results, strict=True):
             if not isinstance(result, Refused):
                 result = _fitting(result, page_size)
-            if not isinstance(result, Refused):
-                yield result, split.labels[number]
-            elif on_error == "skip":
-                refused[number] = result.reason
-            else:
-                file = os.path.join(source.origin, split.names[number])
-                raise BadInput(f"{file}: {result.reason}; data.on_error=skip leaves such files out")
-            one_more()
+            if isinstance(result, Refused) and on_error == "stop":
+                _stop(source, split, number, result.reason)
+            unfinished.add(result, split.labels[number])
+            advance()
+
+
+def _stop(source, split, number, reason):
+    file = os.path.join(source.origin, split.names[number])
+    raise BadInput(f"{file}: {reason}; data.on_error=skip leaves such files out")
 
 
 def _fitting(sample, page_size):
@@ -128,8 +153,54 @@ def _fitting(sample, page_size):
     )
 
 
-def _describe(source, split_name, table, *, skipped, settings):
-    """The sidecar but for what identifies the file."""
+def _complete(unfinished: Unfinished, source, split_name, settled, note_read_back):
+    """Reads the .beton back, writes what describes it, and gives all of it the final names."""
+    part, split = unfinished.part, source.splits[split_name]
+    if not unfinished.growing.samples:
+        unfinished.discard()
+        none = f"none of the {len(part.items)} images of {split_name}"
+        raise BadInput(f"{none} can be stored, so {part.path} is not written")
+    new = {end: beside(part.path, f"{end}.partial") for end in ENDS}
+    table, checksums = unfinished.finish()
+    try:
+        with progress(f"{split_name}, reading back", len(checksums)) as advance:
+            sha256 = beton.check(new[".beton"], table, checksums, classes=len(source.classes), after_each=advance)
+    except BadInput:
+        unfinished.discard()
+        raise
+    kept = np.ones(len(part.items), bool)
+    kept[unfinished.refused - part.items.start] = False
+    _write_lines(new[".files.txt"], (split.names[part.items[k]] for k in np.flatnonzero(kept)))
+    if len(unfinished.refused):
+        _write_lines(new[".skipped.txt"], (f"{split.names[k]}\t{reason}" for k, reason in unfinished.reasons()))
+    new[".xxh64"].write_bytes(checksums.data)
+    _sync(new[".xxh64"])
+    sidecar = {
+        "format": SIDECAR_FORMAT,
+        "beton": part.path.name,
+        "shard": part.shard,
+        "shards": part.shards,
+        "bytes": new[".beton"].stat().st_size,
+        "stored": beton.stored(new[".beton"]),
+        "sha256": sha256,
+        "index_xxh64": beton.index_checksum(new[".beton"]),
+        "checksums_xxh64": xxh64_hexdigest(checksums.data),
+        **_describe(source, split_name, table, skipped=len(unfinished.refused)),
+        **settled,
+    }
+    _write_lines(new[".json"], [json.dumps(sidecar, indent=2, ensure_ascii=False)])
+    note_read_back()
+    for end, file in new.items():
+        if file.exists():
+            os.replace(file, beside(part.path, end))
+        else:
+            beside(part.path, end).unlink(missing_ok=True)
+    _sync(part.path.parent)
+    unfinished.discard()
+
+
+def _describe(source, split_name, table, *, skipped):
+    """What the sidecar says of the samples."""
     per_class = np.bincount(table["label"], minlength=len(source.classes)).tolist()
     sides = {side: [int(table["image"][side].min()), int(table["image"][side].max())] for side in ("height", "width")}
     return {
@@ -140,15 +211,18 @@ def _describe(source, split_name, table, *, skipped, settings):
         "samples_per_class": per_class,
         "smallest_and_largest": sides,
         "source": source.origin,
-        "settings": settings,
         "layout": {"ffcv": beton.VERSION, "fields": list(table.dtype.names)},
         "pillow": PIL.__version__,
     }
 
 
-def _beside(path: Path, end: str) -> Path:
-    """x.beton, .json -> x.json"""
-    return path.with_name(path.name.removesuffix(".beton") + end)
+def _summary(parts, path, source, speed):
+    described = [json.loads(beside(part.path, ".json").read_text(encoding="utf-8")) for part in parts]
+    samples, skipped, size = (sum(one[name] for one in described) for name in ("samples", "skipped", "bytes"))
+    every, of = (path, "") if len(parts) == 1 else (beside(path, "-*.beton"), f" in {len(parts)} shards")
+    stored = f"{samples:,} images of {len(source.classes):,} classes{of}"
+    left_out = f"; {skipped:,} left out, see {beside(every, '.skipped.txt')}" if skipped else ""
+    return f"{every}: {stored}, {size / 1e6:,.1f} MB, {speed:,.0f} images/s{left_out}"
 
 
 def _write_lines(path: Path, lines):

@@ -11,40 +11,39 @@ SECONDS_BETWEEN_LINES = 10
 
 
 @contextlib.contextmanager
-def progress(label: str, total: int):
-    """Gives a function to be called once per finished image."""
+def progress(label: str, total: int, unit: str = "images"):
+    """Gives a function to be called once per finished `unit`; with `found`, for so many that were finished before and
+    are no measure of speed."""
     console = Console(stderr=True)
-    if console.is_terminal:
-        with _bar(console) as bar:
-            task = bar.add_task(label, total=total, rate=0.0)
-            began = time.monotonic()
+    with _bar(console, label, total, unit) if console.is_terminal else _lines(label, total, unit) as show:
+        began, done, before = time.monotonic(), 0, 0
 
-            def one_more():
-                done = bar.tasks[0].completed + 1
-                bar.update(task, completed=done, rate=done / (time.monotonic() - began))
+        def advance(count=1, *, found=0):
+            nonlocal done, before
+            done, before = done + count + found, before + found
+            show(done, (done - before) / max(time.monotonic() - began, 1e-9))
 
-            yield one_more
-    else:
-        yield _lines(label, total)
+        yield advance
 
 
-def _bar(console):
-    speed = TextColumn("{task.fields[rate]:,.0f} images/s")
+@contextlib.contextmanager
+def _bar(console, label, total, unit):
+    speed = TextColumn("{task.fields[rate]:,.0f} " + f"{unit}/s")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn())
-    return Progress(*columns, console=console)
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(label, total=total, rate=0.0)
+        yield lambda done, rate: bar.update(task, completed=done, rate=rate)
 
 
-def _lines(label, total):
-    began = last = time.monotonic()
-    done = 0
+@contextlib.contextmanager
+def _lines(label, total, unit):
+    last = time.monotonic()
 
-    def one_more():
-        nonlocal done, last
-        done += 1
+    def show(done, rate):
+        nonlocal last
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES:
-            last, rate = now, done / (now - began)
-            left = (total - done) / rate
-            print(f"{label}: {done:,} of {total:,} images, {rate:,.0f} images/s, {left:,.0f} s left", file=sys.stderr)
+            last, left = now, (total - done) / max(rate, 1e-9)
+            print(f"{label}: {done:,} of {total:,} {unit}, {rate:,.0f} {unit}/s, {left:,.0f} s left", file=sys.stderr)
 
-    return one_more
+    yield show

@@ -54,11 +54,16 @@ def read_image(file) -> Image.Image:
 
 
 def limited(image: Image.Image, *, max_side: int | None = None, min_side: int | None = None) -> np.ndarray:
-    """The pixels of an RGB image after an antialiased bicubic reduction to the size that `limited_size` says."""
-    size = limited_size(*image.size, max_side=max_side, min_side=min_side)
+    """The pixels of an RGB image, `resized` to the size that `limited_size` says."""
+    return resized(image, limited_size(*image.size, max_side=max_side, min_side=min_side))
+
+
+def resized(image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float] | None = None):
+    """The pixels of an RGB image, or of what of it is in `box`, after antialiased bicubic resizing to (width, height):
+    uint8 (height, width, 3)."""
     if max(size) > MAX_SIDE:
         raise BadInput(f"{size[0]} x {size[1]} pixels: a side may have {MAX_SIDE} at most; set image.max_side")
-    return np.asarray(image if size == image.size else image.resize(size, Image.Resampling.BICUBIC))
+    return np.asarray(image if size == image.size else image.resize(size, Image.Resampling.BICUBIC, box))
 
 
 def to_rgb(image):

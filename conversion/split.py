@@ -39,6 +39,8 @@ def with_val(source: Source, share: float) -> Source:
     with a single image stays in train whole."""
     if "val" in source.splits:
         raise BadInput(f"data.val_share is {share:g}, but {source.origin} has a val of its own; leave it out")
+    if "train" not in source.splits:
+        raise BadInput(f"{source.origin} has no train to take a val from, but {', '.join(source.splits)}")
     train = source.splits["train"]
     hashes = np.fromiter(
         (xxhash.xxh64_intdigest(os.fsencode(name)) for name in train.names), np.uint64, len(train.names)

@@ -94,6 +94,7 @@ def test_folder(folder, tmp_path):
         "levels": None,
         "min_side": None,
         "quality": 90,
+        "passthrough": True,
         "mode": "jpg",
     }
 
@@ -198,7 +199,7 @@ def long_run(folder, tmp_path):
         [*COMMAND, *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     partial = tmp_path / "out" / "x_train.beton.partial"
-    while not (partial.exists() and partial.stat().st_size):
+    while not (partial.exists() and partial.stat().st_size > 2**23):  # where the images begin
         assert process.poll() is None
         time.sleep(0.05)
     yield process, tmp_path / "out"
@@ -208,31 +209,130 @@ def long_run(folder, tmp_path):
 
 
 def assert_no_process_stays(session):
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 10
     while processes_of(session):
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
 
+def shared_memory():
+    return {file.name for file in Path("/dev/shm").iterdir() if file.name.startswith(("sem.mp-", "psm_", "pymp-"))}
+
+
 @pytest.mark.timeout(90)
-@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGTERM])
-def test_killed(long_run, blow):
+@pytest.mark.parametrize("everyone", [False, True])
+def test_killed(long_run, everyone):
+    """The command alone, or its whole session at once."""
     process, out = long_run
-    process.send_signal(blow)
-    assert process.wait(20) == -blow
+    before = shared_memory()
+    (os.killpg if everyone else os.kill)(process.pid, signal.SIGKILL)
+    assert process.wait(20) == -signal.SIGKILL
     assert_no_process_stays(process.pid)
-    assert [file.name for file in out.iterdir()] == ["x_train.beton.partial"]
+    assert sorted(file.name for file in out.iterdir()) == [
+        f"x_train.{end}" for end in ("beton.partial", "journal.partial", "unfinished")
+    ]
+    assert not shared_memory() - before
 
 
 @pytest.mark.timeout(90)
-def test_interrupted(long_run):
-    """Ctrl-C reaches the whole session, as on a terminal."""
+@pytest.mark.parametrize("blow", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted(long_run, blow):
+    """Ctrl-C reaches the whole session, as on a terminal; SIGTERM the command."""
     process, out = long_run
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(30) == 130
+    (os.killpg if blow == signal.SIGINT else os.kill)(process.pid, blow)
+    assert process.wait(10) == 130
     assert_no_process_stays(process.pid)
     assert process.stderr.read() == "interrupted\n"
     assert list(out.iterdir()) == []
+
+
+@pytest.mark.timeout(90)
+def test_two_at_once(long_run):
+    process, out = long_run
+    other = run(out.parent, "--data.source=in", "--data.out=out/x", "--data.workers=1")
+    assert other.returncode == 2
+    assert other.stderr == "error: out/x_train.beton is being written by another process; wait for it, or stop it\n"
+    assert process.poll() is None
+
+
+@pytest.fixture(scope="module")
+def small_pictures(folder, tmp_path_factory):
+    """11,000 names of one small JPEG, and what an unbroken conversion makes of them."""
+    root = tmp_path_factory.mktemp("small")
+    (root / "in" / "train" / "a").mkdir(parents=True)
+    Image.open(folder / "in" / "train" / "a" / "1.png").resize((24, 16)).save(root / "0.jpg")
+    for number in range(11_000):
+        os.link(root / "0.jpg", root / "in" / "train" / "a" / f"{number:05}.jpg")
+    assert run(root, "--data.source=in", "--data.out=whole/x").returncode == 0
+    return root
+
+
+@pytest.mark.timeout(120)
+def test_goes_on_after_a_kill(small_pictures, tmp_path):
+    """From the finished chunks on, to the same bytes; other settings are refused, and nothing is lost by that."""
+    words = ("--data.source=in", f"--data.out={tmp_path}/x")
+    process = subprocess.Popen([*COMMAND, *words, "--data.workers=1"], cwd=small_pictures, stderr=subprocess.DEVNULL)
+    journal = tmp_path / "x_train.journal.partial"
+    while not (journal.exists() and journal.stat().st_size):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    refused = run(small_pictures, *words, "--image.quality=80")
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    assert "x_train.unfinished: an unfinished conversion has quality 90 instead of 80; repeat that" in refused.stderr
+    done = run(small_pictures, *words)
+    assert done.returncode == 0, done.stderr
+    kept = re.search(r"x_train.beton: goes on behind the ([\d,]+) of 11,000 images that are finished", done.stderr)[1]
+    assert kept in ("4,096", "8,192")
+    whole = small_pictures / "whole"
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(file.name for file in whole.iterdir())
+    for file in whole.iterdir():
+        assert file.read_bytes() == (tmp_path / file.name).read_bytes()
+
+
+@pytest.mark.timeout(120)
+def test_shards(small_pictures, tmp_path):
+    """Three files, which together are the whole one."""
+    done = run(small_pictures, "--data.source=in", f"--data.out={tmp_path}/x", "--data.shards=3")
+    assert done.returncode == 0, done.stderr
+    assert "x_train-*.beton: 11,000 images of 1 classes in 3 shards, " in done.stdout
+    names = [f"x_train-0000{k}-of-00003" for k in range(3)]
+    assert sorted({file.name.split(".")[0] for file in tmp_path.iterdir()}) == names
+    lists = [(tmp_path / f"{name}.files.txt").read_text() for name in names]
+    assert "".join(lists) == (small_pictures / "whole" / "x_train.files.txt").read_text()
+    sums = [(tmp_path / f"{name}.xxh64").read_bytes() for name in names]
+    assert b"".join(sums) == (small_pictures / "whole" / "x_train.xxh64").read_bytes()
+    described = [json.loads((tmp_path / f"{name}.json").read_text()) for name in names]
+    assert [(one["shard"], one["shards"], one["samples"]) for one in described] == [
+        (0, 3, 3666),
+        (1, 3, 3667),
+        (2, 3, 3667),
+    ]
+    other = run(small_pictures, "--data.source=in", f"--data.out={tmp_path}/x", "--data.shards=2")
+    assert other.returncode == 2
+    assert "x_train-00000-of-00003.beton is one of 3 shards, not of 2; remove those first" in other.stderr
+    small = run(small_pictures, "--data.source=in", f"--data.out={tmp_path}/y", "--data.shards=auto")
+    assert small.returncode == 0 and (tmp_path / "y_train.beton").exists(), "far less than a shard is one file"
+
+
+@pytest.mark.timeout(200)
+def test_memory_does_not_grow_with_the_data(small_pictures, tmp_path):
+    """Peak memory of the writing process, which alone sees all images: the tables take 56 bytes for each, the names of
+    a folder about 150 (they are in Python's memory)."""
+    few = tmp_path / "in" / "train" / "a"
+    few.mkdir(parents=True)
+    for number in range(1000):
+        os.link(small_pictures / "0.jpg", few / f"{number:05}.jpg")
+    peaks = {}
+    for name, root in (("few", tmp_path), ("many", small_pictures)):
+        words = ("--data.source=in", f"--data.out={tmp_path}/{name}")
+        process = subprocess.Popen([*COMMAND, *words], cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
+        peaks[name] = 1024 * usage.ru_maxrss
+    assert peaks["many"] - peaks["few"] < 10_000 * 600
 
 
 @pytest.mark.timeout(90)

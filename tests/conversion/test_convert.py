@@ -81,6 +81,7 @@ def test_sidecar(pictures, converted):
     stored = [content[start : start + size] for _, start, size in stock.alloc_table.tolist()]
     checksums = b"".join(xxhash.xxh64_intdigest(data).to_bytes(8, "little") for data in stored)
     assert path.with_suffix(".xxh64").read_bytes() == checksums
+    assert re.fullmatch("[0-9a-f]{16}", sidecar.pop("conversion"))
     assert sidecar == {
         "format": 2,
         "beton": "x_train.beton",
@@ -209,15 +210,23 @@ def earlier(tmp_path, converted):
     return tmp_path / "x_train.beton", before
 
 
-@pytest.mark.parametrize("call", ["fsync", "replace"])
+def finished(folder):
+    """The files under their final names."""
+    return {name: content for name, content in files(folder).items() if not name.endswith((".partial", ".unfinished"))}
+
+
+@pytest.mark.parametrize("call", ["fsync", "fdatasync", "replace"])
 def test_a_full_disk_leaves_the_earlier_file(pictures, earlier, monkeypatch, call):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     path, before = earlier
-    monkeypatch.setattr(os, call, full)
-    with pytest.raises(BadInput, match=r"x_train\.beton cannot be written: No space left on device$"):
+    line = r"x_train\.beton cannot be written: No space left on device$"
+    with monkeypatch.context() as patched, pytest.raises(BadInput, match=line):
+        patched.setattr(os, call, full)
         run(pictures, path)
+    assert finished(path.parent) == before
+    run(pictures, path)
     assert files(path.parent) == before
 
 
