@@ -217,7 +217,8 @@ def train_stage(job: Job, state: State, folder: RunFolder, log: Log, *, so_far: 
     seed = stage_seed(run.seed, state.stage)
     train, val, _ = job.sets[stage.data]
     pages = run.data.shuffle_pages
-    batches = train_loader(train.path, train.samples, stage, seed=seed, shuffle_pages=pages, **loading)
+    bad = run.data.bad_limit if run.data.on_bad_sample == "replace" else None
+    batches = train_loader(train.path, train.samples, stage, seed=seed, shuffle_pages=pages, bad_limit=bad, **loading)
     piece = micro.find(job, state, stage)
     val_batches = eval_loader(val.path, val.samples, stage, batch=max(piece, 64), **loading)
     batches = watch.watched(batches, f"stage {stage.name}")
@@ -244,6 +245,9 @@ def train_stage(job: Job, state: State, folder: RunFolder, log: Log, *, so_far: 
         state.epoch, state.batch = state.epoch + 1, 0
         lr, last = state.optimizer.param_groups[0]["lr"], state.epoch == stage.epochs
         row = {"stage": stage.name, "epoch": state.epoch, "step": state.step, "lr": lr, **means.row()}
+        row["bad_samples"] = distributed.total_over_ranks(batches.bad.replaced, ranks.device)
+        if row["bad_samples"]:
+            log.say(f"{train.path}: {row['bad_samples']} bad samples replaced, in this rank {batches.bad.worst()}")
         if state.epoch % run.log.eval_every == 0 or last:
             result = evaluated(job, stage, state.model, val_batches)
             row |= {"top1": result.top1, "top5": result.top5, "val_loss": result.loss, "val_images": result.images}
@@ -280,6 +284,7 @@ def train_epoch(
             reading = meter.read(stop=stopping, due=due())
             row = reading.means.row()
             if regular:
+                row["bad_samples"] = distributed.total_over_ranks(batches.bad.replaced, job.ranks.device)
                 log.row(kind="step", stage=stage.name, epoch=state.epoch, step=state.step, lr=lr, **row)
             log.advance(reading.means.steps, f"epoch {state.epoch + 1}/{stage.epochs}  loss {row['loss']:.4f}  "
                         f"{row['images_per_s']:.0f} images/s  waited {100 * row['wait']:.0f} %")  # fmt: skip

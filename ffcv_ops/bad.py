@@ -1,4 +1,4 @@
-"""What becomes of a sample that cannot be shown: the run stops and names it, or another takes its place and it is counted.
+"""What becomes of a sample that cannot be shown: the run stops and names it, or another is shown and counted.
 
 No batch ever holds other pixels than its draw ids say. FFCV's thread decodes ahead, so replacements are counted twice:
 when they are made, against the limit, and when their batch is given out, for the log.
@@ -49,8 +49,8 @@ class BadSamples:
         self.in_batch[batch] += len(samples)
         if self.times.total() > math.ceil(self.limit * self.showings):
             raise BadInput(
-                f"{self.index.path}: {self.times.total()} of an epoch's {self.showings} showings had to be replaced, more"
-                f" than data.bad_limit {self.limit:g} allows: {self.worst()}; write the file again"
+                f"{self.index.path}: {self.times.total()} of an epoch's {self.showings} showings had to be replaced,"
+                f" more than data.bad_limit {self.limit:g} allows: {self.worst()}; write the file again"
             ) from error
         draws = draws.copy()
         draws[error.places] = [

@@ -1,5 +1,6 @@
-"""XXH64 (Yann Collet's, seed 0) of bytes at an address, compiled: what tells whether a stored image is still the one that
-was written. https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md
+"""XXH64 (seed 0) of bytes at an address, compiled: it tells whether a stored image is still the one that was written.
+
+After Yann Collet's specification, xxhash_spec.md of xxHash.
 """
 
 import numpy as np

@@ -26,7 +26,7 @@ from ffcv_ops.compiled import kernel
 from ffcv_ops.index import Index, column
 from ffcv_ops.pixels import interleave
 
-_JPG, _RAW = int(IMAGE_MODES["jpg"]), int(IMAGE_MODES["raw"])
+JPG, RAW = int(IMAGE_MODES["jpg"]), int(IMAGE_MODES["raw"])
 
 OK, CORRUPT = jpeg.OK, jpeg.CORRUPT
 UNREAD, CHANGED = 2, 3
@@ -61,7 +61,7 @@ class Plan(NamedTuple):
 
 
 @intrinsic
-def _next(typing_context, counter):
+def next_ticket(typing_context, counter):
     """Atomically adds one to counter[0] (int64 array) and returns the value before: the ticket of a free thread."""
 
     def generate(context, builder, signature, arguments):
@@ -92,7 +92,7 @@ def source_of(view, heights, widths, modes, least):
         wanted = least * max(view.full_height / view.box_height, view.full_width / view.box_width)
         while level + 1 < len(heights) and _scale(heights, widths, level + 1) >= wanted:
             level += 1
-        while modes[level] == _JPG and eighths > 1 and _scale(heights, widths, level) * eighths >= 16 * wanted:
+        while modes[level] == JPG and eighths > 1 and _scale(heights, widths, level) * eighths >= 16 * wanted:
             eighths //= 2
     return Source(level, eighths, jpeg.scaled(heights[level], eighths), jpeg.scaled(widths[level], eighths))
 
@@ -137,9 +137,7 @@ def fetch(file, place, size, checksum, checked, buffer):
 
 
 @kernel
-def _show(
-    decoder, files, places, sizes, checksums, checked, modes, heights, widths, plan, seed, draw, workspace, out
-):
+def _show(decoder, files, places, sizes, checksums, checked, modes, heights, widths, plan, seed, draw, workspace, out):
     """One stored sample, given by its levels -> out [size, size, 3], its augmented showing number `draw`.
 
     Returns OK or what is wrong with it.
@@ -161,12 +159,10 @@ def _show(
     down_first = resample.vertical_first(
         box_rows[1] - box_rows[0], box_columns[1] - box_columns[0], view.full_height, view.full_width
     )
-    address, status = fetch(
-        files[level], places[level], sizes[level], checksums[level], checked, buffer
-    )
+    address, status = fetch(files[level], places[level], sizes[level], checksums[level], checked, buffer)
     if status != OK:
         return status
-    is_jpg = modes[level] == _JPG
+    is_jpg = modes[level] == JPG
     if is_jpg:
         luma = plan.least > 0.0 and policies.is_gray(plan.augment, plan.three_ops, seed, draw)
         status = jpeg.begin(
@@ -225,13 +221,13 @@ def _decode_some(
     """
     decoder = jpeg.open_decoder()
     work = _workspace(sizes, heights, widths, out.shape[1], plan.interpolation)
-    i = _next(ticket)
+    i = next_ticket(ticket)
     while i < len(draw_ids):
         faults[i] = _show(
             decoder, files[i], places[i], sizes[i], checksums[i], checked, modes[i], heights[i], widths[i],
             plan, seed, draw_ids[i], work, out[i],
         )  # fmt: skip
-        i = _next(ticket)
+        i = next_ticket(ticket)
     jpeg.close_decoder(decoder)
 
 
@@ -241,7 +237,7 @@ def show(image: np.ndarray, *, plan: Plan, resolution: int, seed: int, draw: int
     out = np.empty((1, resolution, resolution, 3), np.uint8)
     height, width, _ = image.shape
     file, place = np.array([[storage.IN_MEMORY]], np.int32), np.array([[image.ctypes.data]], np.uint64)
-    size, mode, height, width = (np.array([[n]], np.int64) for n in (image.nbytes, _RAW, height, width))
+    size, mode, height, width = (np.array([[n]], np.int64) for n in (image.nbytes, RAW, height, width))
     _decode_some(
         np.zeros(1, np.int64), np.array([draw]), file, place, size, np.zeros((1, 1), np.uint64), False,
         mode, height, width, seed, plan, out, np.zeros(1, np.uint8),

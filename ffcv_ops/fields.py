@@ -37,8 +37,8 @@ def describe(path: Path | str) -> Beton:
 
 
 def opened(path: Path | str) -> Index:
-    """The index of a data set, after checking that every image lies inside its file, in a recorded region of a plausible
-    size, that smaller levels are smaller pictures of the same shape, and that no label is negative."""
+    """The index of a data set, after checking that every image lies inside its file, in a recorded region of a
+    plausible size, that smaller levels are smaller pictures of the same shape, and that no label is negative."""
     known = index.read(path)
     for begin in range(0, len(known.metadata), _AT_ONCE):
         bad = _bad(known, slice(begin, begin + _AT_ONCE))

@@ -1,8 +1,8 @@
 """The index of a data set: what its .beton says of every sample, as arrays. Read from one file, or from shards as one.
 
-Stock FFCV's loader keeps Python dictionaries with an entry per sample and knows one file. Here the shards' bytes lie one
-behind the other, each shard at the next multiple of the page size, and every place is one in that row; a sample's number
-goes on from shard to shard. What `write_datasets.py` puts beside a file (x.json, x.xxh64) is held against it.
+Stock FFCV's loader keeps Python dictionaries with an entry per sample and knows one file. Here the shards' bytes lie
+one behind the other, each shard at the next multiple of the page size, and every place is one in that row; a sample's
+number goes on from shard to shard. What `write_datasets.py` puts beside a file (x.json, x.xxh64) is held against it.
 """
 
 import glob
@@ -108,8 +108,8 @@ def source_of(index: Index, sample: int) -> str:
 
 
 def read(path: Path | str) -> Index:
-    """The index of a .beton, or of all shards that match a pattern. Headers, lengths and checksums are checked here, the
-    samples are not (fields.py does that). Raises BadInput with one line."""
+    """The index of a .beton, or of all shards that match a pattern. Headers, lengths and checksums are checked here,
+    the samples are not (fields.py does that). Raises BadInput with one line."""
     heads = [_head(file) for file in files_of(path)]
     if "*" in str(path):
         _check_shards(path, heads)
@@ -296,7 +296,7 @@ def _place(head: _Head) -> tuple[int, int] | None:
     if said == (None, None):
         return by_name
     if by_name not in (None, said):
-        raise BadInput(f"{head.path}: {sidecar(head.path)} says that it is shard {said[0]} of {said[1]}; rename it back")
+        raise BadInput(f"{head.path}: shard {said[0]} of {said[1]}, as {sidecar(head.path)} says; rename it back")
     return said
 
 

@@ -37,7 +37,7 @@ def shuffled(num_samples: int, *, seed: int, epoch: int, windows: Windows | None
     """
     keys = _sort_keys(seed, epoch, num_samples, draws.ORDER)
     if windows is None:
-        return np.argsort(keys)  # no two keys are equal (draws.bits is a bijection of the draw), so any kind will do
+        return np.argsort(keys, kind="stable")
     pages, page_number = np.unique(windows.page_of, return_inverse=True)
     place = np.empty(len(pages), np.int64)
     place[np.argsort(_sort_keys(seed, epoch, len(pages), draws.PAGES), kind="stable")] = np.arange(len(pages))

@@ -1,7 +1,7 @@
 """Where the bytes of the stored images come from: FFCV's memory managers, ours.
 
-`Files`: each decoding thread reads its image from the file, which the system's page cache may hold. Unlike a mapped file,
-one that is cut while it is read ends in an error, not in a bus error that kills the process; and what was checked is
+`Files`: each decoding thread reads its image from the file, which the system's page cache may hold. Where a mapped file
+that is cut while it is read kills the process by a bus error, this is an error like any other; and what was checked is
 what is decoded, because it is a copy. `Pages`: whole pages are read ahead into this process's memory.
 
 Both open the files at the start of an epoch, and hold against the index that they are still those that it describes.
@@ -49,7 +49,7 @@ class _Epoch(MemoryContext):
     def __enter__(self):
         try:
             for file in self.index.files:
-                self.handles.append(open(file.path, "rb", buffering=0))  # noqa: SIM115  closed by __exit__
+                self.handles.append(open(file.path, "rb", buffering=0))
             self.check()
         except OSError as error:
             self.__exit__()
@@ -69,8 +69,8 @@ class _Epoch(MemoryContext):
         for file, handle in zip(self.index.files, self.handles, strict=True):
             if identity(os.fstat(handle.fileno())) != file.identity:
                 raise BadInput(
-                    f"{file.path}: was cut, replaced or written to while it was in use; put the file back that was there"
-                    " and start again, the run goes on from its last checkpoint"
+                    f"{file.path}: was cut, replaced or written to while it was in use; put back what was there and"
+                    " start again: the run goes on from its last checkpoint"
                 )
 
     @property
@@ -131,15 +131,10 @@ class _PagedEpoch(_Epoch):
         self.loaded: dict[int, Future] = {}
         self.free: list[np.ndarray] = []
         self.submitted = 0
-
-    def __enter__(self):
-        super().__enter__()
         self.readers = ThreadPoolExecutor(self.THREADS, thread_name_prefix="read")
-        return self
 
     def __exit__(self, *failure):
-        if self.handles and not self.handles[0].closed:
-            self.readers.shutdown(cancel_futures=True)
+        self.readers.shutdown(cancel_futures=True)
         super().__exit__()
         self.loaded.clear()
         self.free.clear()

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from ffcv_ops.errors import BadInput
 from ffcv_ops.fields import Beton, describe
+from ffcv_ops.index import exists
 from training.recipe import Run
 
 # (images to train on, classes) by the name that our recipes give the file, for plans made where it is not.
@@ -42,8 +43,8 @@ def planned_sets(run: Run) -> dict[str, DataSet]:
     sets = {}
     for word in _words(run):
         train, val = map(Path, _files(run, word))
-        known = describe(train) if train.exists() else assumed(train)
-        sets[word] = _data_set(run, known, describe(val) if train.exists() and val.exists() else known)
+        known = describe(train) if exists(train) else assumed(train)
+        sets[word] = _data_set(run, known, describe(val) if exists(train) and exists(val) else known)
     return sets
 
 

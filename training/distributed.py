@@ -85,6 +85,11 @@ def least_over_ranks(number: int, device: torch.device) -> int:
     return int(least)
 
 
+def total_over_ranks(number: int, device: torch.device) -> int:
+    """The sum of the numbers that the processes give."""
+    return int(sum_over_ranks(torch.tensor(number, device=device)))
+
+
 def from_first(value):
     """What the first process gives, a plain value, in all of them."""
     if not distributed.is_initialized():

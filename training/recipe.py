@@ -26,7 +26,7 @@ BASE = Path(__file__).resolve().parents[1] / "recipes" / "base.yaml"
 class Data:
     """data: the files a run reads, and how"""
 
-    train: str = key(".beton to train on")
+    train: str = key(".beton to train on; a pattern with a * names the shards of one data set")
     val: str = key(".beton to evaluate on")
     finetune_train: str | None = key(".beton to train on, of stages with data: finetune")
     finetune_val: str | None = key(".beton to evaluate on, of stages with data: finetune")
@@ -37,6 +37,8 @@ class Data:
         "os: the system's page cache holds the file; process: read page by page", changes="speed"
     )
     shuffle_pages: int | None = key("pages of the file that are shuffled together; none: all", low=1)
+    on_bad_sample: Literal["stop", "replace"] = key("a stored image that does not decode: stop, or show another one")
+    bad_limit: float = key("replace: share of an epoch's showings above which the run stops", low=0, high=1)
 
 
 @dataclasses.dataclass(frozen=True)

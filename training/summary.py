@@ -16,6 +16,7 @@ from torch import nn
 
 from ffcv_ops import order
 from ffcv_ops.errors import BadInput
+from ffcv_ops.index import exists
 from training import model, optim, schedule
 from training.datasets import DataSet
 from training.recipe import Model, Run, Stage
@@ -56,7 +57,7 @@ def _notes(run, sets, images_per_s):
         speeds = ", ".join(f"{speed:.4g}" for speed in images_per_s)
         yield f"GPU-hours: at {speeds} training images/s and GPU, without evaluation and loading."
     for data in sets.values():
-        if not data.train.path.exists():
+        if not exists(data.train.path):
             yield (f"{data.train.path} is not here: taken to hold {data.train.samples:,} images in"
                    f" {data.classes:,} classes.")  # fmt: skip
 

@@ -199,7 +199,7 @@ class _Watched:
 
     def __init__(self, loader, at, words):
         self.loader, self.at, self.words = loader, at, words
-        self.decoder = loader.decoder
+        self.decoder, self.bad = loader.decoder, loader.bad
 
     def __len__(self):
         return len(self.loader)

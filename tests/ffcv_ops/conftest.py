@@ -1,13 +1,20 @@
-"""The zoo's reference: RandAugment and AutoAugment by timm's operations, TrivialAugment by torchvision's, on Pillow."""
+"""The zoo's reference: RandAugment and AutoAugment by timm's operations, TrivialAugment by torchvision's, on Pillow.
+And .beton files with all that belongs to them, whole and in shards."""
 
+import json
 from unittest import mock
 
+import numpy as np
 import pytest
+import xxhash
+from ffcv.reader import Reader
 from PIL import Image
 from timm.data import auto_augment
 from torchvision.transforms import InterpolationMode, TrivialAugmentWide
 from torchvision.transforms.autoaugment import _apply_op
 
+from conversion import beton
+from conversion.encode import encode_rgb
 from ffcv_ops import autoaugment, draws, operations, policies, randaugment
 
 _TIMM = {
@@ -91,3 +98,77 @@ def timm_operation():
 @pytest.fixture(scope="session")
 def pillow_zoo():
     return _pillow_zoo
+
+
+def _write_beton(path, samples, *, page_size=2**21, names=None, **said):
+    """`samples` [((Encoded, ...), label), ...] as a .beton with all that write_datasets.py puts beside it."""
+    levels = len(samples[0][0])
+    images = ("image", "image_48", "image_24")[:levels]
+    table, checksums = beton.write(path, samples, capacity=len(samples), page_size=page_size, images=images)
+    path.with_suffix(".xxh64").write_bytes(checksums.tobytes())
+    said = {
+        "format": 2, "bytes": path.stat().st_size, "index_xxh64": beton.index_checksum(path), "split": "train",
+        "checksums_xxh64": xxhash.xxh64_hexdigest(checksums.tobytes()), "classes": list("abcde"), "shard": 0,
+        "shards": 1, **said,
+    }  # fmt: skip
+    path.with_suffix(".json").write_text(json.dumps(said))
+    names = names or [f"{path.stem}/{number}.jpg" for number in range(len(samples))]
+    path.with_suffix(".files.txt").write_text("".join(f"{name}\n" for name in names))
+    return path
+
+
+@pytest.fixture(scope="session")
+def write_beton():
+    return _write_beton
+
+
+@pytest.fixture(scope="session")
+def write_shards():
+    """write_shards(folder, samples, counts) -> the pattern of so many shards, of `counts` samples each."""
+
+    def write_shards(folder, samples, counts, **options):
+        begin = 0
+        for number, count in enumerate(counts):
+            path = folder / f"x_train-{number:05}-of-{len(counts):05}.beton"
+            _write_beton(path, samples[begin : begin + count], shard=number, shards=len(counts), **options)
+            begin += count
+        return folder / "x_train-*.beton"
+
+    return write_shards
+
+
+@pytest.fixture(scope="session")
+def encoded(tiles):
+    """The tiles as samples of `write_beton`: JPEGs, labels index % 5."""
+    return [((encode_rgb(tile, mode="jpg", quality=90),), number % 5) for number, tile in enumerate(tiles)]
+
+
+@pytest.fixture(scope="session")
+def encoded_levels(tiles):
+    """The tiles as pyramids of three levels."""
+
+    def levels(tile):
+        image = Image.fromarray(tile)
+        smaller = [np.asarray(image.resize((image.width * k // 4, image.height * k // 4))) for k in (2, 1)]
+        return tuple(encode_rgb(pixels, mode="jpg", quality=90) for pixels in (tile, *smaller))
+
+    return [(levels(tile), number % 5) for number, tile in enumerate(tiles)]
+
+
+@pytest.fixture
+def flip_bit():
+    """flip_bit(path, sample, bit): damages a stored full-size image in place; returns the path."""
+
+    def flip_bit(path, sample, bit=None):
+        reader = Reader(str(path))
+        place = int(reader.metadata["f0"]["data_ptr"][sample])
+        size = int(reader.alloc_table["size"][reader.alloc_table["ptr"] == place][0])
+        bit = 4 * size if bit is None else bit
+        with open(path, "r+b") as file:
+            file.seek(place + bit // 8)
+            byte = file.read(1)[0]
+            file.seek(-1, 1)
+            file.write(bytes([byte ^ 1 << bit % 8]))
+        return path
+
+    return flip_bit

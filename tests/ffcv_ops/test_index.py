@@ -1,0 +1,201 @@
+"""The index of one file and of shards, against stock FFCV's reader; what does not belong together is refused."""
+
+import json
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+from ffcv.reader import Reader
+
+from bench.startup import write_hole
+from ffcv_ops import index, loader
+from ffcv_ops.errors import BadInput
+from ffcv_ops.fields import describe, opened
+from training import recipe
+
+COUNTS = (40, 1, 35, 20)
+
+
+def refused(path, *words):
+    with pytest.raises(BadInput) as caught:
+        describe(path)
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def change_json(path, **changes):
+    said = path.with_suffix(".json")
+    said.write_text(json.dumps(json.loads(said.read_text()) | changes))
+
+
+@pytest.fixture
+def shards(tmp_path, encoded, write_shards):
+    """The pattern and the files of four shards."""
+    pattern = write_shards(tmp_path, encoded, COUNTS)
+    return pattern, sorted(tmp_path.glob("*.beton"))
+
+
+def test_one_file_is_what_stock_ffcv_reads(jpg_beton):
+    known, stock = index.read(jpg_beton), Reader(str(jpg_beton))
+    by_place = np.argsort(stock.alloc_table["ptr"])
+    np.testing.assert_array_equal(known.metadata, stock.metadata)
+    np.testing.assert_array_equal(known.places, stock.alloc_table["ptr"][by_place])
+    np.testing.assert_array_equal(known.sizes, stock.alloc_table["size"][by_place])
+    assert (known.field_names, known.page_size) == (stock.field_names, stock.page_size)
+    assert known.checksums is None
+
+
+@pytest.mark.parametrize("fixture", ["encoded", "encoded_levels"])
+def test_shards_are_one_row(request, tmp_path, write_shards, write_beton, fixture):
+    """Every record of the shards is the whole file's, and its place the right one of the right shard."""
+    samples = request.getfixturevalue(fixture)
+    pattern = write_shards(tmp_path, samples, COUNTS)
+    known, whole = opened(pattern), opened(write_beton(tmp_path / "whole.beton", samples))
+    assert describe(pattern)._replace(path=None) == describe(tmp_path / "whole.beton")._replace(path=None)
+    np.testing.assert_array_equal(index.column(known, "label"), index.column(whole, "label"))
+    for level, name in enumerate(index.levels_of(known)):
+        image, same = index.column(known, name), index.column(whole, name)
+        np.testing.assert_array_equal(image[["mode", "width", "height"]], same[["mode", "width", "height"]])
+        for number, ((*images,), _) in enumerate(samples):
+            place = int(image["data_ptr"][number])
+            file = [file for file in known.files if file.start <= place][-1]
+            assert file.path.read_bytes()[place - file.start :].startswith(images[level].data)
+    assert (np.diff(known.places.astype(np.int64)) > 0).all()
+    assert set(known.checksums) == set(whole.checksums)
+    assert all(file.start % known.page_size == 0 for file in known.files)
+
+
+def test_names_go_on_from_shard_to_shard(shards):
+    known = index.read(shards[0])
+    names = list(index.source_names(shards[0]))
+    assert len(names) == 96
+    assert names[0] == "x_train-00000-of-00004/0.jpg"
+    for sample in (0, 39, 40, 41, 95):
+        assert index.source_of(known, sample) == names[sample]
+    shards[1][0].with_suffix(".files.txt").unlink()
+    assert index.source_of(known, 3) == ""
+    assert index.source_of(known, 40) == names[40]
+
+
+def test_no_file_matches(tmp_path):
+    refused(tmp_path / "x_*.beton", "no such file")
+    assert not index.exists(tmp_path / "x_*.beton")
+
+
+@pytest.mark.parametrize("missing", [0, 2, 3])
+def test_a_missing_shard(shards, missing):
+    shards[1][missing].unlink()
+    refused(shards[0], f"shard {missing} of 4 is missing")
+
+
+def test_a_foreign_file_among_shards(shards, jpg_beton):
+    (shards[1][0].parent / "x_train-foreign.beton").write_bytes(jpg_beton.read_bytes())
+    refused(shards[0], "x_train-foreign.beton", "no shard")
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [({"classes": list("abcdf")}, "other classes"), ({"split": "val"}, "other split"), ({"shards": 5}, "rename it"),
+     ({"shard": 1}, "rename it"), ({"source": "elsewhere"}, "other source")],
+)  # fmt: skip
+def test_a_shard_of_another_data_set(shards, changes, words):
+    change_json(shards[1][2], **changes)
+    refused(shards[0], str(shards[1][2]), words)
+
+
+def test_shards_of_two_conversions(tmp_path, encoded, write_shards):
+    write_shards(tmp_path, encoded, (48, 48))
+    refused(write_shards(tmp_path, encoded, (30, 30, 36)), "one of 3 shards", "of 2")
+
+
+def test_shards_with_other_fields_or_pages(tmp_path, encoded, encoded_levels, write_shards, write_beton):
+    pattern = write_shards(tmp_path, encoded, (48, 48))
+    last = tmp_path / "x_train-00001-of-00002.beton"
+    write_beton(last, encoded_levels[48:], shard=1, shards=2)
+    refused(pattern, "other fields")
+    write_beton(last, encoded[48:], page_size=2**22, shard=1, shards=2)
+    refused(pattern, "other page size")
+
+
+def test_shards_without_descriptions_go_by_their_names(shards):
+    for path in shards[1]:
+        path.with_suffix(".json").unlink()
+    assert describe(shards[0]).samples == 96
+    shards[1][1].rename(shards[1][1].with_stem("x_train-00007-of-00004"))
+    refused(shards[0], "shard 1 of 4 is missing")
+
+
+def test_a_damaged_shard_is_named(shards):
+    path = shards[1][2]
+    path.write_bytes(path.read_bytes()[:-24])
+    refused(shards[0], str(path), "truncated")
+
+
+# --- what lies beside a file ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def whole(tmp_path, encoded, write_beton):
+    return write_beton(tmp_path / "x.beton", encoded)
+
+
+def test_any_change_of_the_index_is_seen(whole):
+    """Also those that leave an index that makes sense: labels, widths, two entries that change places."""
+    content, reader = whole.read_bytes(), Reader(str(whole))
+    start, size = 24 + 2 * 1041, reader.metadata.dtype.itemsize
+    table = int(reader.header["alloc_table_ptr"])
+    for place in (4, 30, start + 1, start + 50 * size + 16, table + 8, len(content) - 8):
+        changed = bytearray(content)
+        changed[place] ^= 1
+        whole.write_bytes(changed)
+        refused(whole)
+    one, two = content[start : start + size], content[start + size : start + 2 * size]
+    whole.write_bytes(content[:start] + two + one + content[start + 2 * size :])
+    refused(whole, "not those that were written")
+    whole.write_bytes(content)
+    assert describe(whole).samples == 96
+
+
+def test_another_length(whole):
+    change_json(whole, bytes=1)
+    refused(whole, "truncated or another file")
+
+
+def test_checksums_must_be_there_and_the_right_ones(whole):
+    sums = whole.with_suffix(".xxh64")
+    content = sums.read_bytes()
+    for other in (content[:-8], content + bytes(8), bytes([content[0] ^ 1]) + content[1:]):
+        sums.write_bytes(other)
+        refused(whole, "not the checksums of")
+    sums.unlink()
+    refused(whole, "no such file", "copy it too")
+    whole.with_suffix(".json").unlink()
+    assert describe(whole).samples == 96  # a file of others
+
+
+@pytest.mark.timeout(120)
+def test_no_object_and_few_bytes_per_sample(tmp_path):
+    """Checking, loader and first order of 200,000 samples: what 14 million would take (bench.startup measures it)."""
+    samples, stage = 200_000, recipe.load(recipe.BASE).stages[0]
+    write_hole(tmp_path / "hole.beton", samples)
+
+    def start():
+        data = describe(tmp_path / "hole.beton")
+        batches = loader.train_loader(data.path, data.samples, stage, seed=0, world=64, workers=1)
+        return batches, batches.of_epoch(0)
+
+    start()
+    tracemalloc.start()
+    try:
+        objects = sys.getallocatedblocks()
+        batches, order = start()
+        objects = sys.getallocatedblocks() - objects
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(order) == len(batches) * 32
+    assert objects < 40_000  # of which the names of 19,167 classes
+    assert kept < 50 * samples + 5e6
+    assert peak < 140 * samples + 10e6
