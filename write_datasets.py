@@ -73,7 +73,10 @@ class ImageKeys:
     mode: Literal["jpg", "raw"] = key("JPEG, or RGB bytes", default="jpg")
 
 
-OPTIONS = [("--plan", {"action": "store_true", "help": "measure a sample, predict size and speed, write nothing"})]
+OPTIONS = (
+    ("--plan", {"action": "store_true", "help": "measure a sample, predict size and speed, write nothing"}),
+    ("--verify", {"metavar": "FILE", "help": "check a .beton, or all shards of a pattern, and write nothing"}),
+)
 
 
 @exits_cleanly
@@ -83,8 +86,12 @@ def main():
     sections = {"data": DataKeys, "image": ImageKeys, "plan": PlanKeys}
     flags, given = keys.parse(__doc__, sections, {}, OPTIONS)
     data = keys.build(DataKeys, keys.of_section(given, "data"), "--data.")
-    image = image_keys(keys.of_section(given, "image"))
     workers = available_cores() if data.workers == "auto" else data.workers
+    if flags.verify:
+        from conversion.verify import verify  # decodes as the loader does, which takes seconds to import
+
+        raise SystemExit(1 if verify(flags.verify, workers=workers) else 0)
+    image = image_keys(keys.of_section(given, "image"))
     if data.source == "photos":
         from conversion.photos import photographs  # its draws are compiled by Numba, which takes a second to import
 

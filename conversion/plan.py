@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import psutil
@@ -54,6 +54,8 @@ UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 @dataclasses.dataclass(frozen=True)
 class PlanKeys:
     """--plan: what there is to put the files on and to read them with."""
+
+    changes: ClassVar[str] = "records"
 
     disk: str = key("room for all splits: 500GB, 1.5TB; auto: what is free where they would go", default="auto")
     cores: int | Literal["auto"] = key("that convert, and later load; auto: this machine's", low=1, default="auto")
