@@ -19,11 +19,13 @@ from typing import Literal
 from conversion import beton, jpeg
 from conversion.convert import convert
 from conversion.encode import encode_item
+from conversion.plan import PlanKeys, plan
 from conversion.shards import automatic
-from conversion.sources import image_folder
+from conversion.sources import open_source, output_name
+from conversion.split import with_val
 from conversion.workers import available_cores
 from ffcv_ops.errors import BadInput, exits_cleanly
-from training import keys
+from training import keys, recipe
 from training.keys import key
 
 FOLDER_PAGE_SIZE = 2**23  # FFCV's default, and the most that one stored image may take
@@ -34,11 +36,27 @@ PHOTOS_PAGE_SIZE = 2**21  # the least, for a file of a few MB
 class DataKeys:
     """What is converted, and how."""
 
-    source: str = key("photos: the bundled photographs; else a folder with train/ and perhaps val/", default="photos")
-    out: str = key("files are named <out>_train.beton ...; auto: data/photos or data/<folder>", default="auto")
+    source: str = key(
+        "photos: the bundled photographs; or a folder with train/<class>/ and perhaps val/; a folder with ILSVRC's tar"
+        " files; a tar or a folder of class tars; WebDataset shards or Parquet files (a folder, or a pattern with *);"
+        " torchvision:NAME[,argument=value]. docs/sources.md has an example of each",
+        default="photos",
+    )
+    classes: str = key(
+        "which class has which number. auto: the sorted names, or what the source says; imagenet1k, imagenet12k,"
+        " imagenet21k (fall11), imagenet21k_goog, winter21; or a file with a class a line",
+        default="auto",
+    )
+    label: str = key("where Parquet (a column) and WebDataset (a field of .json) keep it", default="auto")
+    val_share: float | None = key(
+        "share of each class's images that becomes val, where the source has none", above=0, below=1, default=None
+    )
+    out: str = key(
+        "files are named <out>_train.beton ...; auto: data/photos or data/<folder>", default="auto", changes="records"
+    )
     on_error: Literal["stop", "skip"] = key("what an image that cannot be stored does", default="stop")
     shards: int | Literal["auto"] = key("files of each split; auto: of about 1 GB each", low=1, default=1)
-    workers: int | Literal["auto"] = key("processes; auto: one per core", low=1, default="auto")
+    workers: int | Literal["auto"] = key("processes; auto: one per core", low=1, default="auto", changes="speed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,33 +74,44 @@ class ImageKeys:
 
 
 OPTIONS = (
+    ("--plan", {"action": "store_true", "help": "measure a sample, predict size and speed, write nothing"}),
     ("--verify", {"metavar": "FILE", "help": "check a .beton, or all shards of a pattern, and write nothing"}),
-)  # fmt: skip
+)
 
 
 @exits_cleanly
 def main():
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends a conversion as Ctrl-C does
     jpeg.load()
-    options, given = keys.parse("Images -> .beton files.", {"data": DataKeys, "image": ImageKeys}, {}, OPTIONS)
+    sections = {"data": DataKeys, "image": ImageKeys, "plan": PlanKeys}
+    flags, given = keys.parse(__doc__, sections, {}, OPTIONS)
     data = keys.build(DataKeys, keys.of_section(given, "data"), "--data.")
     workers = available_cores() if data.workers == "auto" else data.workers
-    if options.verify:
+    if flags.verify:
         from conversion.verify import verify  # decodes as the loader does, which takes seconds to import
 
-        raise SystemExit(1 if verify(options.verify, workers=workers) else 0)
+        raise SystemExit(1 if verify(flags.verify, workers=workers) else 0)
     image = image_keys(keys.of_section(given, "image"))
     if data.source == "photos":
         from conversion.photos import photographs  # its draws are compiled by Numba, which takes a second to import
 
-        if image.levels:
-            raise BadInput("--image.levels: the bundled photographs keep their size; it needs a --data.source")
+        if image.levels or flags.plan:
+            what = "--plan" if flags.plan else "--image.levels"
+            raise BadInput(f"{what}: the bundled photographs keep their size; it needs a --data.source")
         source, page_size = photographs(), PHOTOS_PAGE_SIZE
         image = dataclasses.replace(image, max_side=None, min_side=None)
     else:
-        source, page_size = image_folder(data.source), FOLDER_PAGE_SIZE
+        source = open_source(data.source, classes=data.classes, label=data.label, workers=workers)
+        page_size = FOLDER_PAGE_SIZE
+    if data.val_share is not None:
+        source = with_val(source, data.val_share)
     encode = functools.partial(encode_item, **dataclasses.asdict(image))
-    out = f"data/{Path(data.source).absolute().name}" if data.out == "auto" else data.out
+    out = f"data/{output_name(data.source)}" if data.out == "auto" else data.out
+    if flags.plan:
+        wanted = keys.build(PlanKeys, keys.of_section(given, "plan"), "--plan.")
+        stage = recipe.load(recipe.BASE).stages[0]
+        print(plan(source, image, stage, wanted, out=Path(out), given=given, page_size=page_size))
+        return
     options = {"on_error": data.on_error, "workers": workers, "page_size": page_size}
     for name, split in source.splits.items():
         shards = data.shards
@@ -90,6 +119,8 @@ def main():
             shards = automatic(split.items, functools.partial(encode, read=source.read))
         path, images = Path(f"{out}_{name}.beton"), beton.level_fields(image.levels or ())
         print(convert(source, name, path, encode, **options, images=images, shards=shards), flush=True)
+    if list(source.splits) == ["train"]:
+        print(f"{data.source} has no val; --data.val_share=0.1 makes a tenth of each class one")
 
 
 def image_keys(given) -> ImageKeys:

@@ -11,11 +11,11 @@ SECONDS_BETWEEN_LINES = 10
 
 
 @contextlib.contextmanager
-def progress(label: str, total: int):
-    """Gives a function to be called once per finished image; with `found`, for so many that were finished before and
+def progress(label: str, total: int, unit: str = "images"):
+    """Gives a function to be called once per finished `unit`; with `found`, for so many that were finished before and
     are no measure of speed."""
     console = Console(stderr=True)
-    with _bar(console, label, total) if console.is_terminal else _lines(label, total) as show:
+    with _bar(console, label, total, unit) if console.is_terminal else _lines(label, total, unit) as show:
         began, done, before = time.monotonic(), 0, 0
 
         def advance(count=1, *, found=0):
@@ -27,8 +27,8 @@ def progress(label: str, total: int):
 
 
 @contextlib.contextmanager
-def _bar(console, label, total):
-    speed = TextColumn("{task.fields[rate]:,.0f} images/s")
+def _bar(console, label, total, unit):
+    speed = TextColumn("{task.fields[rate]:,.0f} " + f"{unit}/s")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(label, total=total, rate=0.0)
@@ -36,7 +36,7 @@ def _bar(console, label, total):
 
 
 @contextlib.contextmanager
-def _lines(label, total):
+def _lines(label, total, unit):
     last = time.monotonic()
 
     def show(done, rate):
@@ -44,6 +44,6 @@ def _lines(label, total):
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES:
             last, left = now, (total - done) / max(rate, 1e-9)
-            print(f"{label}: {done:,} of {total:,} images, {rate:,.0f} images/s, {left:,.0f} s left", file=sys.stderr)
+            print(f"{label}: {done:,} of {total:,} {unit}, {rate:,.0f} {unit}/s, {left:,.0f} s left", file=sys.stderr)
 
     yield show

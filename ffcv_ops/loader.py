@@ -174,7 +174,8 @@ def train_loader(
     if steps == 0:
         raise BadInput(
             f"{path}: {num_samples} images do not fill one batch of {stage.batch}"
-            f" (stage {stage.name}, {stage.repeats} repeats); set a smaller --stage.batch"
+            f" (stage {stage.name}, {stage.repeats} repeats); try {order.smaller_batch(stage, num_samples)} and a lower"
+            " --stage.lr"
         )
     index, chunk = _index(path, num_samples), stage.mix_chunk if mixed else 1
     windows = None

@@ -77,6 +77,15 @@ def stand_in(draw: int, *, seed: int, num_samples: int) -> int:
     return int(draw - draw % num_samples + draws.uniform_int(seed, draw, draws.STAND_IN, num_samples))
 
 
+def smaller_batch(stage, num_samples: int) -> str:
+    """Options for a data set that does not fill one of the stage's batches: the largest power of two with which an
+    epoch has ten steps. What is trained with them is another recipe, so nothing chooses them silently."""
+    showings = epoch_length(num_samples, repeats=stage.repeats)
+    batch = 1 << max(showings // 10, min(2, showings)).bit_length() - 1
+    chunk = f" --stage.mix_chunk={batch}" if (stage.mixup or stage.cutmix) and batch % stage.mix_chunk else ""
+    return f"--stage.batch={batch}{chunk}"
+
+
 def arrange(ids: np.ndarray, *, batch: int, chunk: int) -> np.ndarray:
     """Puts showings into the order in which the global batches hold them; incomplete last batch dropped.
 

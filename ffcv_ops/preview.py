@@ -1,11 +1,13 @@
 """What training sees: a contact sheet of images of a .beton under a recipe's augmentation.
 
     python -m ffcv_ops.preview data/photos_train.beton --cfg recipes/demo.yaml --out preview.png
-    python -m ffcv_ops.preview photo.jpg --cfg recipes/vit_s_400ep.yaml --out preview.png
+    python -m ffcv_ops.preview photo.jpg --cfg recipes/vit_s_400ep.yaml --stage pretrain_224
+    python -m ffcv_ops.preview photo.jpg --cfg recipes/vit_s_400ep.yaml --compare --out compare.png
     python -m ffcv_ops.preview photo.jpg --cfg recipes/in21k_s_90ep.yaml --all-policies --out policies.png
 
-A row for each image, or for each policy on the first one: the stored image, then one draw after another, each with the
-operations that made it.
+A row for each image, the stored one first, then some draws of each stage; under each picture the operations that made
+it (bcs: factors of brightness, contrast, saturation). --compare: ours, the same by Pillow, torchvision and timm, and
+the difference times AMPLIFIED, with its largest and mean value. --all-policies: a row for each policy on one image.
 """
 
 import argparse
@@ -25,6 +27,7 @@ from ffcv_ops.loader import plan_of
 
 matplotlib.use("Agg")
 
+AMPLIFIED = 32  # a difference of 8 of 255 is white
 JITTER = 0.3  # of 3-Augment in the paper
 POLICIES = {  # what --all-policies shows: changes to a plan without augmentation
     "none": {},
@@ -46,26 +49,85 @@ def main(argv=None) -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="a .beton file, or one image file")
-    parser.add_argument("--cfg", required=True, help="the recipe whose first stage is shown")
+    parser.add_argument("--cfg", required=True, help="the recipe")
     parser.add_argument("--out", default="preview.png", help="the picture to write")
+    parser.add_argument("--stage", help="this stage alone")
+    parser.add_argument("--compare", action="store_true", help="beside Pillow's, torchvision's and timm's result")
     parser.add_argument("--all-policies", action="store_true", help="every policy on the first image, with equal crops")
     parser.add_argument("--images", type=int, default=4, help="rows")
-    parser.add_argument("--draws", type=int, default=7, help="columns besides the stored image")
+    parser.add_argument("--draws", type=int, help="columns for each stage (6 shared by the stages, at least 2)")
     options = parser.parse_args(argv)
     run = recipe.load(options.cfg)
-    stage = run.stages[0]
-    images, plan = stored_images(Path(options.source), options.images), plan_of(stage)
+    stages = [stage for stage in run.stages if options.stage in (None, stage.name)]
+    if not stages:
+        names = ", ".join(stage.name for stage in run.stages)
+        raise BadInput(f"--stage {options.stage}: the stages of {options.cfg} are {names}")
+    images = stored_images(Path(options.source), options.images)
+    number = options.draws or max(6 // len(stages), 2)
     if options.all_policies:
-        plain = plan._replace(augment=policies.NONE, jitter=0.0, erase=0.0)
-        plans = {name: plain._replace(**changes) for name, changes in POLICIES.items()}
-        rows = [Row(name, images[0], plan, range(options.draws)) for name, plan in plans.items()]
-        said = f"{len(rows)} policies"
+        rows = policy_rows(images[0], stages[0], run.seed, number)
+        said = f"{len(rows)} policies, {number} draws each, stage {stages[0].name}"
     else:
-        number = len(images)
-        rows = [Row("stored", image, plan, range(k, options.draws * number, number)) for k, image in enumerate(images)]
-        said = f"{number} images"
-    sheet(rows, stage.resolution, seed=run.seed).savefig(options.out, dpi=100)
-    print(f"{options.out}: {said}, {options.draws} draws each, stage {stage.name} of {options.cfg}")
+        rows = []
+        for place, image in enumerate(images):
+            shown = [(stage, place + k * len(images)) for stage in stages for k in range(number)]
+            rows += compared(image, shown, run.seed) if options.compare else [row_of(image, shown, run.seed)]
+        names = ", ".join(stage.name for stage in stages)
+        said = f"{len(images)} images, {number} draws each, stages {names}"
+    sheet(rows).savefig(options.out, dpi=100)
+    print(f"{options.out}: {said} of {options.cfg}")
+
+
+class Panel(NamedTuple):
+    """One picture, uint8 [height, width, 3] or None for an empty place, and the words above and below it."""
+
+    picture: np.ndarray | None
+    above: str = ""
+    below: str = ""
+
+
+def row_of(image: np.ndarray, shown, seed: int) -> list[Panel]:
+    """The stored image and one panel for each (stage, draw) of `shown`."""
+    return [_stored_panel(image)] + [_panel(image, stage, plan_of(stage), draw, seed) for stage, draw in shown]
+
+
+def compared(image: np.ndarray, shown, seed: int) -> list[list[Panel]]:
+    """Three rows: ours, the reference, the difference."""
+    from ffcv_ops import reference  # imports torch and timm
+
+    rows = [[_stored_panel(image)], [Panel(None)], [Panel(None)]]
+    for stage, draw in shown:
+        plan = plan_of(stage)._replace(erase=0.0, least=0.0)  # neither has another implementation to be held against
+        ours = _panel(image, stage, plan, draw, seed)
+        theirs = reference.show(image, plan=plan, resolution=stage.resolution, seed=seed, draw=draw)
+        apart = np.abs(ours.picture.astype(int) - theirs)
+        amplified = np.minimum(AMPLIFIED * apart, 255).astype(np.uint8)
+        rows[0].append(ours)
+        rows[1].append(Panel(theirs, below="Pillow, torchvision, timm"))
+        rows[2].append(Panel(amplified, below=f"difference x {AMPLIFIED}\nmax {apart.max()}, mean {apart.mean():.3f}"))
+    return rows
+
+
+def policy_rows(image: np.ndarray, stage, seed: int, number: int) -> list[list[Panel]]:
+    """A row for each policy, with the stage's crops."""
+    plain = plan_of(stage)._replace(augment=policies.NONE, jitter=0.0, erase=0.0)
+    return [
+        [Panel(image, below=name)]
+        + [_panel(image, stage, plain._replace(**changes), draw, seed) for draw in range(number)]
+        for name, changes in POLICIES.items()
+    ]
+
+
+def _stored_panel(image):
+    height, width, _ = image.shape
+    return Panel(image, "stored", f"{width}x{height}")
+
+
+def _panel(image, stage, plan, draw, seed):
+    height, width, _ = image.shape
+    size = stage.resolution
+    shown = decoders.show(image, plan=plan, resolution=size, seed=seed, draw=draw)
+    return Panel(shown, f"{stage.name}, {size} px", words(plan, height, width, size, seed=seed, draw=draw))
 
 
 def stored_images(path: Path, number: int) -> list[np.ndarray]:
@@ -116,28 +178,21 @@ def _strength(plan: decoders.Plan) -> randaugment.Strength:
     return randaugment.Strength(*(getattr(plan, f"rand_{name}") for name in randaugment.Strength._fields))
 
 
-class Row(NamedTuple):
-    """A row of the sheet: its title, an image (uint8 [height, width, 3]), what is done to it, at which draws."""
-
-    title: str
-    image: np.ndarray
-    plan: decoders.Plan
-    draws: range
-
-
-def sheet(rows: list[Row], size: int, *, seed: int) -> Figure:
-    """The contact sheet. bcs: factors of brightness, contrast and saturation."""
-    columns = len(rows[0].draws) + 1
-    figure = Figure(figsize=(1.65 * columns, 2.35 * len(rows)), layout="constrained")
-    for (first, *others), row in zip(figure.subplots(len(rows), columns, squeeze=False), rows, strict=True):
-        height, width, _ = row.image.shape
-        first.imshow(row.image)
-        first.set_title(f"{row.title}\n{width}x{height}", fontsize=8)
-        for panel, draw in zip(others, row.draws, strict=True):
-            panel.imshow(decoders.show(row.image, plan=row.plan, resolution=size, seed=seed, draw=draw))
-            panel.set_title(words(row.plan, height, width, size, seed=seed, draw=draw), fontsize=8)
-        for panel in (first, *others):
-            panel.set_axis_off()
+def sheet(rows: list[list[Panel]]) -> Figure:
+    """The contact sheet; what is above a picture is said in the first row only."""
+    lines = [max(panel.below.count("\n") + 1 for panel in row) for row in rows]
+    heights = [1.65 + 0.16 * count for count in lines]
+    figure = Figure(figsize=(1.7 * len(rows[0]), sum(heights) + 0.2), layout="constrained")
+    grid = figure.subplots(len(rows), len(rows[0]), squeeze=False, height_ratios=heights)
+    for number, (places, row) in enumerate(zip(grid, rows, strict=True)):
+        for place, panel in zip(places, row, strict=True):
+            place.set(xticks=[], yticks=[], anchor="N")
+            place.spines[:].set_visible(False)
+            if panel.picture is not None:
+                place.imshow(panel.picture)
+                place.set_xlabel(panel.below, fontsize=8)
+            if number == 0:
+                place.set_title(panel.above, fontsize=8)
     return figure
 
 

@@ -7,8 +7,8 @@ Every YAML scalar is read as text and the declared type alone decides what it me
 line follow the same rules: `3e-3` is a number, `yes` and `0` are not truth values, `null` unsets nothing (`none` does,
 where a key allows it), `16.7` is no whole number.
 
-fastargs declares the options `--section.key` and draws the tables of `--help`. It is given neither values, files nor
-the environment: it would drop unknown keys and let environment variables win.
+fastargs declares the options `--section.key`. It is given neither values, files nor the environment: it would drop
+unknown keys and let environment variables win. `--help` is training/help.py's.
 """
 
 import argparse
@@ -17,32 +17,53 @@ import difflib
 import math
 import re
 import sys
-import textwrap
 import types
 import typing
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
 import fastargs
-import fastargs.validation
 import yaml
 
 from ffcv_ops.errors import BadInput
 
-HELP_COLUMNS = 100
 
-
-def key(help, *, low=None, high=None, above=None, below=None, default=dataclasses.MISSING):
+def key(help, *, low=None, high=None, above=None, below=None, default=dataclasses.MISSING, changes=None):
     """A dataclass field that is a key: its help text and the range of its numbers, `low <= x <= high` and
-    `above < x < below`; in a tuple, of each number. A key without `default` must be given."""
+    `above < x < below`; in a tuple, of each number. A key without `default` must be given. changes: what --help lists
+    it under ("result", "speed" or "records"), where that is not what its class says."""
     limits = {"at least": low, "above": above, "at most": high, "below": below}
-    return dataclasses.field(default=default, metadata={"help": help, "limits": limits})
+    return dataclasses.field(default=default, metadata={"help": help, "limits": limits, "changes": changes})
 
 
 def keys_of(cls):
     """{name: (type, field)} of the fields of `cls` that are keys."""
     types_of = typing.get_type_hints(cls)
     return {field.name: (types_of[field.name], field) for field in dataclasses.fields(cls) if "help" in field.metadata}
+
+
+def paths(sections: Mapping[str, type]) -> list[str]:
+    """The names of all keys: ["seed", "stage.epochs", ...]."""
+    return [path(section, name) for section, cls in sections.items() for name in keys_of(cls)]
+
+
+def path(section: str, name: str) -> str:
+    """The name of a key on the command line; the section "" has none."""
+    return f"{section}.{name}" if section else name
+
+
+def title(cls) -> str:
+    """What a section is, for --help: the first line of its docstring."""
+    return cls.__doc__.partition("\n")[0].rstrip(".")
+
+
+def changes(cls, field) -> str:
+    """What a key changes: "result" unless the field or its class says "speed" or "records"."""
+    return field.metadata["changes"] or getattr(cls, "changes", "result")
+
+
+def is_value(default) -> bool:
+    return default is not dataclasses.MISSING
 
 
 # --- values --------------------------------------------------------------------------------------------------------
@@ -240,8 +261,8 @@ def read_yaml(path) -> dict:
 # --- command line --------------------------------------------------------------------------------------------------
 
 
-class _Tables(fastargs.Config):
-    """fastargs' declarations and help tables, without its reading of sys.argv, files and environment variables."""
+class _Declarations(fastargs.Config):
+    """fastargs' declarations, without its reading of sys.argv, files and environment variables."""
 
     def collect_argparse_args(self, parser, disable_help=False):
         return self
@@ -256,17 +277,12 @@ class _Parser(argparse.ArgumentParser):
         raise BadInput(f"{_line(message)}; --help lists what there is")
 
 
-class _Kind(fastargs.validation.Checker):
-    """A key's type, for the Constraint column."""
+class _Help(argparse.Action):
+    """--help [WORD]: shows it through `const`, a function of the parser and the word, and ends."""
 
-    def __init__(self, kind, limits):
-        self.kind, self.limits = kind, limits
-
-    def check(self, value):
-        return take(self.kind, value, self.limits)
-
-    def help(self):
-        return textwrap.fill(describe(self.kind, self.limits), 22)
+    def __call__(self, parser, namespace, word, option_string=None):
+        self.const(parser, word if isinstance(word, str) else "")
+        parser.exit()
 
 
 def parse(
@@ -283,51 +299,40 @@ def parse(
     shown by --help only; without an entry a field's own default is shown.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    config = _Tables()
-    for name, cls in sections.items():
-        _declare(config, name, cls, defaults.get(name, {}))
+
+    def show_help(parser, word):
+        from training import help
+
+        shown = [action for action in parser._actions if action.help != argparse.SUPPRESS]
+        listed = [(_spelled(action), action.help or "") for action in shown]
+        help.show(parser.usage % {"prog": parser.prog}, description, listed, sections, defaults, word)
+
     usage = "%(prog)s [options] [--section.key=value ...]"
-    parser = _Parser(usage=usage, description=description, allow_abbrev=False)
+    parser = _Parser(usage=usage, allow_abbrev=False, add_help=False)
+    parser.add_argument(
+        "--help", "-h", action=_Help, nargs="?", const=show_help, metavar="WORD", help="show this, or the keys of WORD"
+    )
     for flag, keywords in options:
         parser.add_argument(flag, **keywords)
+    config = _Declarations()
+    for name, cls in sections.items():
+        section = fastargs.Section(name, config_descriptor=config)
+        section.ns = tuple(filter(None, [name]))  # fastargs would call a key of the unnamed section `.seed`
+        config.add_section(section)
+        section.params(**{row: fastargs.Param(fastargs.validation.Anything()) for row in keys_of(cls)})
     config.augment_argparse(parser)
-    tables = parser.epilog[parser.epilog.index("\033") :]
-    parser.epilog = "keys, given as --section.key=value:\n\n" + _plain(tables)
 
-    paths = [".".join(path) for path in config.entries]
-    known = ["--help", *(flag for flag, _ in options), *(f"--{path}" for path in paths)]
+    known = ["--help", *(flag for flag, _ in options), *(f"--{path}" for path in paths(sections))]
     for word in argv:
         flag = word.partition("=")[0]
         if flag.startswith("--") and flag not in known:
             raise BadInput(f"{_line(flag)} is not an option; the nearest is {nearest(flag, known)}")
     given = vars(parser.parse_args(argv))
-    texts = {path: given.pop(path) for path in paths}
+    texts = {path: given.pop(path) for path in paths(sections)}
+    given.pop("help")
     return argparse.Namespace(**given), {path: text for path, text in texts.items() if text is not None}
 
 
-def _declare(config, name, cls, defaults):
-    """One fastargs Section of `cls`, its descriptions wrapped so that the table fits HELP_COLUMNS."""
-    title = cls.__doc__.partition("\n")[0].rstrip(".")
-    section = fastargs.Section(name, title, config_descriptor=config)
-    section.ns = tuple(filter(None, [name]))  # fastargs would call a key of the unnamed section `.seed`
-    config.add_section(section)
-    rows = {}
-    for field_name, (kind, field) in keys_of(cls).items():
-        value = defaults.get(field_name, field.default)
-        shown = "" if value is dataclasses.MISSING else spell(take(kind, value, field.metadata["limits"]))
-        rows[field_name] = (_Kind(kind, field.metadata["limits"]), shown, field.metadata["help"])
-    taken = (
-        max(len(f"{name}.{row}") for row in rows)
-        + max(len("Default"), *(len(shown) for _, shown, _ in rows.values()))
-        + max(len("Constraint"), *(len(line) for row in rows.values() for line in row[0].help().splitlines()))
-    )
-    width = HELP_COLUMNS - taken - 13  # 13: the borders and the spaces beside them
-    for field_name, (checker, shown, text) in rows.items():
-        description = textwrap.fill(text, max(20, width))
-        section.params(**{field_name: fastargs.Param(checker, description, default=shown)})
-
-
-def _plain(tables):
-    """Tables drawn with the terminal's line-drawing mode, as plain text that a log or a pager shows too."""
-    corners = str.maketrans("lqkxjmntuvw", "+-+|++++" + "+++")
-    return re.sub(r"\033\(0(.*?)\033\(B", lambda drawn: drawn[1].translate(corners), tables)
+def _spelled(action):
+    """An option as --help lists it: `--cfg FILE`."""
+    return " ".join(filter(None, [action.option_strings[0], action.metavar]))

@@ -13,7 +13,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from ffcv_ops.errors import BadInput
 from training import keys
@@ -30,8 +30,12 @@ class Data:
     val: str = key(".beton to evaluate on")
     finetune_train: str | None = key(".beton to train on, of stages with data: finetune")
     finetune_val: str | None = key(".beton to evaluate on, of stages with data: finetune")
-    workers: int | Literal["auto"] = key("threads of the loader, per rank; auto: this rank's cores", low=1)
-    cache: Literal["os", "process"] = key("os: the system's page cache holds the file; process: read page by page")
+    workers: int | Literal["auto"] = key(
+        "threads of the loader, per rank; auto: this rank's cores", low=1, changes="speed"
+    )
+    cache: Literal["os", "process"] = key(
+        "os: the system's page cache holds the file; process: read page by page", changes="speed"
+    )
     shuffle_pages: int | None = key("pages of the file that are shuffled together; none: all", low=1)
     on_bad_sample: Literal["stop", "replace"] = key("a stored image that does not decode: stop, or show another one")
     bad_limit: float = key("replace: share of an epoch's showings above which the run stops", low=0, high=1)
@@ -112,6 +116,8 @@ class Stage:
 class Speed:
     """speed: how fast; the result changes by rounding only, except for drop_path: subset"""
 
+    changes: ClassVar[str] = "speed"
+
     device: Literal["auto", "cpu", "cuda"] = key("auto: cuda where there is one")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = key("of the forward pass; auto: bf16 or fp16 on a GPU")
     compile: bool = key("torch.compile the mixing and the model's blocks")
@@ -125,6 +131,8 @@ class Speed:
 @dataclasses.dataclass(frozen=True)
 class Log:
     """log: what is written, and where"""
+
+    changes: ClassVar[str] = "records"
 
     out: str = key("folder of the run folders")
     name: str = key("this run's folder in it; auto: the recipe's name")

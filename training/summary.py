@@ -76,7 +76,10 @@ def length(stage: Stage, sets: dict[str, DataSet]) -> tuple[int, tuple[float, fl
     samples = sets[stage.data].train.samples
     per_epoch = order.epoch_length(samples, repeats=stage.repeats) // stage.batch
     if per_epoch == 0:
-        raise BadInput(f"stage {stage.name}: {samples} images do not fill one batch of {stage.batch}")
+        raise BadInput(
+            f"stage {stage.name}: {samples} images do not fill one batch of {stage.batch}; try"
+            f" {order.smaller_batch(stage, samples)} and a lower --stage.lr"
+        )
     steps = per_epoch * stage.epochs
     rates = [schedule.of_stage(stage, step, per_epoch) for step in (*range(0, steps, per_epoch), steps - 1)]
     return steps, (rates[0], max(rates), rates[-1])

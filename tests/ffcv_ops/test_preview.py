@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ffcv_ops import crops, decoders, policies, preview
+from ffcv_ops import crops, decoders, loader, policies, preview, reference
+from training import recipe
 
 RECIPE = str(Path(__file__).resolve().parents[2] / "recipes" / "vit_s_400ep.yaml")
 
@@ -15,7 +16,7 @@ RECIPE = str(Path(__file__).resolve().parents[2] / "recipes" / "vit_s_400ep.yaml
 def test_a_sheet_of_a_beton(request, fixture, tmp_path, capsys):
     path = tmp_path / "sheet.png"
     preview.main([str(request.getfixturevalue(fixture)), "--cfg", RECIPE, "--out", str(path), "--images", "2"])
-    assert "2 images, 7 draws each" in capsys.readouterr().out
+    assert "2 images, 3 draws each, stages pretrain_224, finetune_384" in capsys.readouterr().out
     picture = np.asarray(Image.open(path).convert("RGB"))
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 1000
 
@@ -58,7 +59,38 @@ def test_all_policies_on_one_photograph(jpg_beton, tmp_path, capsys):
     path = tmp_path / "sheet.png"
     preview.main([str(jpg_beton), "--cfg", RECIPE, "--out", str(path), "--all-policies", "--draws", "2"])
     assert "10 policies, 2 draws each" in capsys.readouterr().out
-    assert Image.open(path).size == (round(1.65 * 3 * 100), round(2.35 * 10 * 100))
+    assert Image.open(path).size[0] == round(1.7 * 3 * 100)
+
+
+def test_rows_show_the_stages_as_training_sees_them(photos):
+    stages = recipe.load(RECIPE).stages
+    stored, *panels = preview.row_of(photos["cat"], [(stage, draw) for stage in stages for draw in (3, 4)], seed=7)
+    assert stored.below == "451x300" and stored.above == "stored"
+    assert [panel.picture.shape[0] for panel in panels] == [224, 224, 384, 384]
+    assert [panel.above for panel in panels[1:3]] == ["pretrain_224, 224 px", "finetune_384, 384 px"]
+    plan = loader.plan_of(stages[1])
+    np.testing.assert_array_equal(
+        panels[3].picture, decoders.show(photos["cat"], plan=plan, resolution=384, seed=7, draw=4)
+    )
+
+
+def test_a_comparison_shows_ours_the_reference_and_what_is_between(photos, monkeypatch):
+    stage = recipe.load(RECIPE).stages[0]
+    ours, theirs, apart = (row[1] for row in preview.compared(photos["cat"], [(stage, 3)], seed=0))
+    np.testing.assert_array_equal(ours.picture, theirs.picture)
+    assert not apart.picture.any() and "max 0, mean 0.000" in apart.below
+    real = reference.show
+    monkeypatch.setattr(reference, "show", lambda *args, **keys: real(*args, **keys) ^ 2)
+    _, _, apart = (row[1] for row in preview.compared(photos["cat"], [(stage, 3)], seed=0))
+    assert (apart.picture == 64).all() and "max 2, mean 2.000" in apart.below
+
+
+def test_a_comparison_of_a_beton(jpg_beton, tmp_path, capsys):
+    path = tmp_path / "sheet.png"
+    preview.main([str(jpg_beton), "--cfg", RECIPE, "--out", str(path), "--compare", "--stage", "finetune_384",
+                  "--draws", "2", "--images", "1"])  # fmt: skip
+    assert "1 images, 2 draws each, stages finetune_384" in capsys.readouterr().out
+    assert Image.open(path).size[0] == round(1.7 * 3 * 100)
 
 
 def test_rubbish_is_refused(tmp_path, capsys):
@@ -67,3 +99,10 @@ def test_rubbish_is_refused(tmp_path, capsys):
         preview.main([str(tmp_path / "x.jpg"), "--cfg", RECIPE])
     assert ended.value.code == 2
     assert "neither a .beton nor an image" in capsys.readouterr().err
+
+
+def test_a_stage_that_is_not_there(jpg_beton, capsys):
+    with pytest.raises(SystemExit) as ended:
+        preview.main([str(jpg_beton), "--cfg", RECIPE, "--stage", "pretrain"])
+    assert ended.value.code == 2
+    assert "are pretrain_224, finetune_384" in capsys.readouterr().err

@@ -1,10 +1,11 @@
 import dataclasses
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import fastargs
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from ffcv_ops.errors import BadInput
 from training import keys
+from training.help import GROUPS
 from training.keys import key
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,11 +30,11 @@ class Cake:
     icing: bool = key("with icing")
     kind: Literal["sponge", "pound"] = key("kind of dough")
     label: str = key("what is written on it")
-    heat: float | None = key("degrees; none: raw", low=50)
+    heat: float | None = key("degrees; none: raw", low=50, changes="speed")
     slices: int | Literal["auto"] = key("pieces", low=2)
     range: tuple[float, float] = key("least and most", low=0, high=1)
     fruit: tuple[Literal["fig", "plum"], ...] = key("fruit on top")
-    notes: str = key("free text", default="plain")
+    notes: str = key("free text", default="plain", changes="records")
     ribbon: str | None = key("its colour", default=None)
 
 
@@ -221,8 +223,17 @@ class Top:
     seed: int = key("the seed")
 
 
+@dataclasses.dataclass(frozen=True)
+class Oven:
+    """oven: where"""
+
+    changes: ClassVar[str] = "records"
+
+    shelf: int = key("from below")
+
+
 def parse(*argv, options=OPTIONS):
-    return keys.parse("Bakes.", {"": Top, "cake": Cake}, {"": {"seed": 7}, "cake": GOOD}, options, argv)
+    return keys.parse("Bakes.", {"": Top, "cake": Cake, "oven": Oven}, {"": {"seed": 7}, "cake": GOOD}, options, argv)
 
 
 def test_parse_returns_options_and_given_keys_only():
@@ -273,22 +284,43 @@ def test_fastargs_global_configuration_is_untouched():
     assert dict(fastargs.get_current_config().entries) == before == {}
 
 
-def test_help_shows_every_key_with_its_default_in_100_columns(capsys):
+def help_of(capsys, *argv):
     with pytest.raises(SystemExit) as end:
-        parse("--help")
+        parse(*argv)
     assert end.value.code == 0
-    text = capsys.readouterr().out
-    assert max(map(len, text.splitlines())) <= 100
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("columns", [80, 100, 120, 200])
+def test_help_shows_every_key_with_its_default(capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = help_of(capsys, "--help")
+    assert max(map(len, text.splitlines())) <= min(columns, 120)
     assert text.isascii()
     assert "\033" not in text
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
-    shown = {row[0]: row[1] for row in rows if row[0] not in ("", "Name")}
+    assert not any(line.endswith(" ") for line in text.splitlines())
+    shown = dict(re.findall(r"^  (cake\.\w+|seed) +(.*?)(?:  .*)?$", text, re.MULTILINE))
     assert shown.pop("seed") == "7"
     assert shown == {f"cake.{name}": keys.spell(value) for name, value in dataclasses.asdict(
         keys.build(Cake, GOOD, "")).items()}  # fmt: skip
-    assert "cake: what is baked" in text
-    assert "env" not in text
+    for said in ("Bakes.", "usage: ", "--cfg FILE", "cake: what is baked", "layers (a whole number at least 1 "):
+        assert said in " ".join(text.split())
     assert "config-file" not in text
+
+
+def test_help_lists_keys_under_what_they_change(capsys):
+    text = help_of(capsys, "--help")
+    result, speed, records = (text.index(lead) for lead in GROUPS.values())
+    order = [text.index(f"  cake.{name}") for name in ("layers", "heat", "notes")]
+    assert result < order[0] < speed < order[1] < records < order[2]
+    assert speed < text.rindex("cake: what is baked") and "  oven.shelf" in text[records:]
+
+
+def test_help_of_a_word(capsys):
+    text = help_of(capsys, "--help", "cake.l")
+    assert re.findall(r"^  (\S+)", text, re.MULTILINE) == ["cake.layers", "cake.label"]
+    assert "  seed" not in text and "usage" not in text
+    assert help_of(capsys, "--help=sugr") == "no key has 'sugr' in its name; the nearest is cake.sugar\n"
 
 
 def test_imports_nothing_heavy():

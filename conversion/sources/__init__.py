@@ -1,0 +1,84 @@
+"""Where images come from: what `data.source` names -> a Source, with the items, names and labels of its splits."""
+
+import itertools
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from conversion.sources import ilsvrc, parquet, synsets, tars, torchvision, webdataset
+from conversion.sources.folder import image_folder
+from conversion.sources.source import Source, Split, read_file, some
+from ffcv_ops.errors import BadInput
+
+__all__ = ["Source", "Split", "image_folder", "open_source", "output_name", "read_file"]
+
+
+def open_source(place: str, *, classes: str = synsets.AUTO, label: str = "auto", workers: int = 1) -> Source:
+    """The data set at `place` by what lies there: `torchvision:NAME`, a folder of images, ILSVRC's or other class tars,
+    WebDataset shards, Parquet files. docs/sources.md describes each.
+
+    classes: auto, a list's name or a file (synsets.py). label: where WebDataset and Parquet keep it. workers: processes
+    that read the headers of tar files. Classes of a list that have no images in train are named on standard error."""
+    kind = _kind_of(place)
+    if label != "auto" and kind not in ("WebDataset", "Parquet"):
+        raise BadInput(f"data.label is for WebDataset and Parquet; {place} tells its labels itself")
+    match kind:
+        case "torchvision":
+            source = torchvision.torchvision(place, classes)
+        case "ILSVRC":
+            source = ilsvrc.ilsvrc(place, classes, workers)
+        case "class tars":
+            source = ilsvrc.class_tars(place, classes, workers)
+        case "WebDataset":
+            source = webdataset.webdataset(place, classes, label, workers)
+        case "Parquet":
+            source = parquet.parquet(place, classes, label)
+        case "folder":
+            source = image_folder(place, classes)
+    if "train" in source.splits:
+        counts = np.bincount(source.splits["train"].labels, minlength=len(source.classes))
+        if empty := [name for name, count in zip(source.classes, counts, strict=True) if not count]:
+            share = f"{len(empty):,} of {len(source.classes):,} classes"
+            print(f"{share} have no images in train: {some(empty)}", file=sys.stderr)
+    return source
+
+
+def _kind_of(place: str) -> str:
+    if place.startswith(torchvision.PREFIX):
+        return "torchvision"
+    path = Path(place)
+    if (path / "train").is_dir():
+        return "folder"
+    if (path / ilsvrc.TRAIN).is_file():
+        return "ILSVRC"
+    if place.endswith(".parquet") or (path.is_dir() and parquet.parquet_paths(path)):
+        return "Parquet"
+    tar_files = tars.tar_paths(path) if path.is_dir() else sorted(path.absolute().parent.glob(path.name))
+    if tar_files and tar_files[0].is_file():
+        return "class tars" if _of_classes(path, tar_files) else "WebDataset"
+    if not path.is_dir():
+        raise BadInput(
+            f"{path.absolute()} is not a folder, and there are no such files; data.source must be a folder with"
+            " train/<class>/<images>, tar or Parquet files, or torchvision:NAME (docs/sources.md)"
+        )
+    return "folder"
+
+
+def _of_classes(path, shards):
+    """Are these class tars, with nothing but images, and no shards? A single file would be a tar of them."""
+    first = list(itertools.islice(tars.members(tars.whole(shards[0])), 8))
+    if not first:
+        raise BadInput(f"{shards[0]} is an empty tar file")
+    if not path.is_dir():
+        return first[0].name.endswith(".tar")
+    return not any(member.name.endswith((".cls", ".json")) for member in first)
+
+
+def output_name(place: str) -> str:
+    """What files made of it are called: /path/imagenet -> imagenet, torchvision:CIFAR100,root=x -> cifar100."""
+    if place.startswith(torchvision.PREFIX):
+        return place.removeprefix(torchvision.PREFIX).partition(",")[0].lower()
+    name = Path(place).absolute().name.removesuffix(".tar").removesuffix(".parquet")
+    return re.sub(r"[^\w .-]+", "", name).strip("-_. ") or "images"

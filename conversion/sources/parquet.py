@@ -1,0 +1,165 @@
+"""Parquet files as Hugging Face stores image data sets: train-00000-of-00010.parquet and so on.
+
+A column of structs with `bytes` (an image file) and `path`, a column of class numbers, and in the schema's metadata,
+under `huggingface`, the names of the classes. Only labels and names are read ahead. An image is read with its row group
+(some hundred images), the last of which each process keeps.
+"""
+
+import contextlib
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+
+from conversion.sources import synsets
+from conversion.sources.source import Lazy, Source, Split, Strings, one_line, some
+from conversion.sources.webdataset import split_of
+from ffcv_ops.errors import BadInput
+
+LABELS = ("label", "labels", "fine_label")  # the column that `auto` takes where there are several
+
+
+class Rows(Lazy):
+    """Items that are rows: (path, column, row group, row in it). `ends`: of each row group, in samples."""
+
+    def __init__(self, groups: list[tuple[str, int]], ends: np.ndarray, column: str):
+        self.groups, self.ends, self.column = groups, ends, column
+
+    def __len__(self):
+        return int(self.ends[-1])
+
+    def _make(self, number):
+        group = int(np.searchsorted(self.ends, number, side="right"))
+        path, group_number = self.groups[group]
+        return path, self.column, group_number, int(number - (self.ends[group - 1] if group else 0))
+
+
+def parquet(place: str, classes: str, label: str) -> Source:
+    """place: a folder of .parquet files (or one with a folder data/ of them), one file, or a pattern with `*`. label:
+    the column with the labels; auto: the only one that has class names, or label, labels, fine_label."""
+    paths = parquet_paths(Path(place).absolute())
+    if not paths:
+        raise BadInput(f"{place} holds no .parquet files")
+    image, label, known = columns = _columns(paths[0], label)
+    for path in paths[1:]:
+        if _columns(path, label) != columns:
+            raise BadInput(f"{path} has other columns or classes than {paths[0].name}")
+    files = {}
+    for path in paths:
+        files.setdefault(split_of(path.name), []).append(path)
+    splits = {name: _split(files[name], image, label) for name in ("train", "val", "test") if name in files}
+    splits = {name: split for name, split in splits.items() if split is not None}
+    if not splits:
+        raise BadInput(f"{place}: no split has labels")
+    count = 1 + max(int(split.labels.max()) for split in splits.values())
+    if known and count > len(known):
+        raise BadInput(f"{place} has the label {count - 1}, but names for {len(known)} classes")
+    numbered = synsets.named(count, known, classes, place)
+    return Source(str(paths[0].parent), numbered, splits, read_row)
+
+
+def parquet_paths(place: Path) -> list[Path]:
+    if not place.is_dir():
+        return sorted(place.parent.glob(place.name))
+    return sorted(place.glob("*.parquet")) or sorted((place / "data").glob("*.parquet"))
+
+
+def read_row(item) -> bytes:
+    """The image file in (path, column, row group, row)."""
+    path, column, group, row = item
+    image = _row_group(path, column, group)[row].as_py()
+    if image is None or image["bytes"] is None:
+        raise BadInput("has no bytes here, only a path; store the data set with its images inside")
+    return image["bytes"]
+
+
+@functools.lru_cache(1)
+def _row_group(path, column, group):
+    with _opened(path) as file:
+        return file.read_row_group(group, [f"{column}.bytes"]).column(0)
+
+
+@contextlib.contextmanager
+def _opened(path):
+    """A pyarrow.parquet.ParquetFile; what is wrong with it is a BadInput."""
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise BadInput("Parquet files need pyarrow; pip install pyarrow") from None
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            yield file
+    except (OSError, pyarrow.ArrowException) as error:
+        raise BadInput(f"{path} cannot be read: {one_line(str(error))}") from None
+
+
+def _columns(path, label):
+    """(image column, label column, class names or None) by the first file's schema."""
+    with _opened(path) as file:
+        schema = file.schema_arrow
+    named = _class_names(schema, path)
+    images = [name for name in schema.names if _holds_images(schema.field(name).type)]
+    if len(images) != 1:
+        what = f"several columns with images: {some(images)}" if images else "no column of structs with `bytes`"
+        raise BadInput(f"{path} has {what}; it needs one column with an image")
+    numbers = [name for name in schema.names if str(schema.field(name).type).startswith(("int", "uint"))]
+    if label == "auto":
+        of_classes = [name for name in numbers if name in named]
+        label = of_classes[0] if len(of_classes) == 1 else next((name for name in LABELS if name in numbers), None)
+    if label not in numbers:
+        raise BadInput(f"{path}: data.label must be a column of class numbers; there is {some(numbers) or 'none'}")
+    return images[0], label, named.get(label)
+
+
+def _class_names(schema, path) -> dict[str, list[str]]:
+    """Of each column that has some, by Hugging Face's description of the columns."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {
+            column: list(map(str, feature["names"]))
+            for column, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+        }
+    except KeyError:
+        return {}
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise BadInput(f"{path}: the metadata `huggingface` cannot be used") from None
+
+
+def _holds_images(kind):
+    return str(kind).startswith("struct") and kind.get_field_index("bytes") >= 0
+
+
+def _split(paths, image, label) -> Split | None:
+    """None where no image has a label, as in test splits, whose labels are all -1."""
+    groups, counts, labels, names = [], [], [], []
+    for path in paths:
+        with _opened(path) as file:
+            for group in range(file.num_row_groups):
+                groups.append((str(path), group))
+                counts.append(file.metadata.row_group(group).num_rows)
+            table = file.read([label, f"{image}.path"] if _has_path(file, image) else [label])
+        own = table.column(label)
+        if own.null_count:
+            raise BadInput(f"{path}: {own.null_count:,} images have no label")
+        labels.append(own.to_numpy().astype(np.int64))
+        names.append(Strings.of(_names(path, table, image)))
+    labels = np.concatenate(labels)
+    if len(labels) == 0 or (labels == -1).all():
+        return None
+    if labels.min() < 0:
+        raise BadInput(f"{paths[0]}: some images of its split have no label but {labels.min()}")
+    return Split(Rows(groups, np.cumsum(counts), image), Strings.joined(names), labels)
+
+
+def _has_path(file, image):
+    return file.schema_arrow.field(image).type.get_field_index("path") >= 0
+
+
+def _names(path, table, image):
+    """file.parquet/17 or, where the row tells its image's name, file.parquet/17/name."""
+    told = table.column(image) if image in table.column_names else [None] * table.num_rows
+    for row, value in enumerate(told):
+        name = value.as_py()["path"] if value is not None and value.is_valid else None
+        yield f"{path.name}/{row}" + (f"/{one_line(name)}" if name else "")

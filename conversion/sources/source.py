@@ -1,0 +1,104 @@
+"""What a source is to the writer: its splits' items, names and labels, in arrays instead of an object per sample.
+
+20 million samples of tar files take about 1 GB here: 8 bytes each for place, size, label and the end of the name, and
+the name itself.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+_ESCAPED = {code: f"\\x{code:02x}" for code in (*range(32), 127, 0x85, 0x2028, 0x2029)}
+
+
+class Split(NamedTuple):
+    """The samples of one .beton in their order: what `Source.read` takes (picklable, made when asked for), the names
+    that lists and messages show, one line each, and int64 class numbers."""
+
+    items: Sequence
+    names: Sequence[str]
+    labels: np.ndarray
+
+
+def read_file(item: str, root: str = "") -> bytes:
+    """The image file at the path `item` below `root`."""
+    with open(os.path.join(root, item), "rb") as file:
+        return file.read()
+
+
+class Source(NamedTuple):
+    """A data set before its conversion: where it is from, its class names by number, its splits by name, and what
+    makes of an item the bytes of an image file, or RGB pixels: uint8 (height, width, 3). Workers call it, so it and the
+    items must pickle; it opens what it needs where it is called. BadInput or OSError: this item cannot be read."""
+
+    origin: str
+    classes: tuple[str, ...]
+    splits: dict[str, Split]
+    read: Callable = read_file
+
+
+class Lazy(Sequence):
+    """Something by number, made when it is asked for by `_make`; a slice gives a list."""
+
+    def __getitem__(self, number):
+        numbers = range(len(self))[number]
+        return [self._make(k) for k in numbers] if isinstance(number, slice) else self._make(numbers)
+
+
+class Strings(Lazy):
+    """Text by number: 8 bytes a string and its UTF-8. File names that are no UTF-8 keep their bytes."""
+
+    def __init__(self, text: np.ndarray, ends: np.ndarray):
+        self.text, self.ends = text, ends
+
+    @classmethod
+    def of(cls, strings: Iterable[str]):
+        text, ends = bytearray(), []
+        for string in strings:
+            text += string.encode("utf-8", "surrogateescape")
+            ends.append(len(text))
+        return cls(np.frombuffer(text, np.uint8), np.array(ends, np.int64))
+
+    @classmethod
+    def joined(cls, parts: Sequence["Strings"]):
+        if not parts:
+            return cls.of(())
+        starts = np.cumsum([0, *(len(part.text) for part in parts[:-1])])
+        ends = [part.ends + start for part, start in zip(parts, starts, strict=True)]
+        return cls(np.concatenate([part.text for part in parts]), np.concatenate(ends))
+
+    def __len__(self):
+        return len(self.ends)
+
+    def _make(self, number):
+        start = self.ends[number - 1] if number else 0
+        return self.text[start : self.ends[number]].tobytes().decode("utf-8", "surrogateescape")
+
+
+class Spans(Lazy):
+    """Items that are stretches of files, (path, offset, size in bytes), file after file."""
+
+    def __init__(self, paths: Sequence[str], counts: Sequence[int], offsets: np.ndarray, sizes: np.ndarray):
+        """counts: the number of items in each of `paths`."""
+        self.paths, self.ends = paths, np.cumsum(counts)
+        self.offsets, self.sizes = offsets, sizes
+
+    def __len__(self):
+        return len(self.offsets)
+
+    def _make(self, number):
+        path = self.paths[np.searchsorted(self.ends, number, side="right")]
+        return path, int(self.offsets[number]), int(self.sizes[number])
+
+
+def one_line(name: str) -> str:
+    """A name out of an archive with its control characters and line breaks written as \\x0a."""
+    return name.translate(_ESCAPED)
+
+
+def some(names: Sequence[str]) -> str:
+    """The first three of the names, and how many more there are."""
+    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+    return ", ".join(map(one_line, names[:3])) + more

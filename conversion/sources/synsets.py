@@ -1,0 +1,82 @@
+"""Which class has which number: by the sorted names that are there, by ImageNet's lists in timm, or by a file."""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+from conversion.sources.source import one_line, some
+from ffcv_ops.errors import BadInput
+
+AUTO, WINTER21 = "auto", "winter21"
+LISTS = {  # timm's file -> what data.classes calls it
+    "imagenet1k": "imagenet_synsets.txt",
+    "imagenet12k": "imagenet12k_synsets.txt",
+    "imagenet21k": "imagenet22k_synsets.txt",  # fall11: 21,841
+    "imagenet21k_goog": "imagenet21k_goog_synsets.txt",  # the 21,843 of Google's checkpoints
+}
+WINTER21_COUNT = 19_167
+
+
+def class_list(wanted: str) -> tuple[str, ...]:
+    """The classes in the order of the list or file `wanted`. Raises BadInput where there is none."""
+    if wanted == WINTER21:
+        raise BadInput(
+            "data.classes=winter21 is for a source whose folders or tar files are named by synset: timm has no list of"
+            f" its {WINTER21_COUNT:,} classes; give a file with one class a line"
+        )
+    path = _timm_list(LISTS[wanted]) if wanted in LISTS else Path(wanted)
+    try:
+        names = tuple(path.read_text(encoding="utf-8").split("\n"))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        known = ", ".join((AUTO, *LISTS, WINTER21))
+        raise BadInput(f"data.classes={one_line(wanted)} cannot be read: {reason}; a file, or one of {known}") from None
+    names = tuple(name.strip() for name in names if name.strip())
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if twice or not names:
+        raise BadInput(f"{path}: {f'{some(twice)} appear twice' if twice else 'no classes'}; it needs one class a line")
+    return names
+
+
+def ordered(found: Sequence[str], wanted: str, place: str) -> tuple[str, ...]:
+    """All classes by number, for a source whose class names `found` are at `place`. A name that the list `wanted` lacks
+    is refused; a class without images keeps its number."""
+    if wanted == AUTO:
+        return tuple(sorted(found))
+    if wanted == WINTER21:
+        return _winter21(found, place)
+    classes = class_list(wanted)
+    _refuse_unknown(found, classes, place, f"data.classes={wanted}")
+    return classes
+
+
+def _winter21(found, place):
+    """The release itself says what its classes are; they must be so many, all of fall11's."""
+    _refuse_unknown(found, class_list("imagenet21k"), place, "the 21,841 synsets of ImageNet-21k")
+    if len(found) != WINTER21_COUNT:
+        raise BadInput(f"{place} has {len(found):,} classes; winter21 has {WINTER21_COUNT:,}")
+    return tuple(sorted(found))
+
+
+def _refuse_unknown(found, classes, place, name):
+    unknown = sorted(set(found) - set(classes))
+    if unknown:
+        raise BadInput(f"{place} has classes that are not in {name}: {some(unknown)}")
+
+
+def named(count: int, known: Sequence[str] | None, wanted: str, place: str) -> tuple[str, ...]:
+    """Names for classes that the source at `place` knows by number, 0 to count - 1: the source's own, `known`, or
+    those of the list `wanted`."""
+    if wanted == AUTO:
+        return tuple(known) if known else tuple(map(str, range(count)))
+    classes = class_list(wanted)
+    if known and len(known) != len(classes):
+        raise BadInput(f"{place} has {len(known):,} classes, data.classes={wanted} {len(classes):,}")
+    if count > len(classes):
+        raise BadInput(f"{place} has the label {count - 1:,}, data.classes={wanted} {len(classes):,} classes")
+    return classes
+
+
+def _timm_list(file: str) -> Path:
+    """Without importing timm, which takes seconds."""
+    return Path(importlib.util.find_spec("timm").submodule_search_locations[0], "data", "_info", file)

@@ -1,0 +1,56 @@
+import os
+
+import psutil
+import pytest
+
+from ffcv_ops import host
+
+
+def test_memory_and_cores_agree_with_psutil():
+    total, available, limit = host.memory()
+    assert total == psutil.virtual_memory().total
+    assert 0 < available <= total
+    assert limit is None or limit < total
+    assert host.cores()[0] == len(psutil.Process().cpu_affinity())
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_limits_of_control_groups(tmp_path, monkeypatch, version):
+    """The tightest of the groups from the inner one to the root."""
+    own = [line.split(":", 2)[1:] for line in host.Path("/proc/self/cgroup").read_text().splitlines()]
+    for controllers, place in own:
+        inner = tmp_path / controllers / place.lstrip("/")
+        inner.mkdir(parents=True, exist_ok=True)
+        if version == 2:
+            (inner / "cpu.max").write_text("max 100000\n")
+            (tmp_path / controllers / "cpu.max").write_text("150000 100000\n")
+            (inner / "memory.max").write_text(f"{2**30}\n")
+        else:
+            (inner / "cpu.cfs_quota_us").write_text("150000\n")
+            (inner / "cpu.cfs_period_us").write_text("100000\n")
+            (inner / "memory.limit_in_bytes").write_text(f"{2**30}\n")
+    monkeypatch.setattr(host, "CGROUPS", tmp_path)
+    assert host.cores()[1] == 1.5
+    assert host.memory()[2] == 2**30
+
+
+def test_no_limits(tmp_path, monkeypatch):
+    monkeypatch.setattr(host, "CGROUPS", tmp_path)
+    assert host.cores()[1] is None
+    assert host.memory()[2] is None
+
+
+@pytest.mark.parametrize("size", [1, 10_000, 5 * 2**20 + 3])
+def test_read_speed_reads_no_more_than_there_is(tmp_path, monkeypatch, size):
+    path = tmp_path / "x"
+    path.write_bytes(os.urandom(size))
+    speed, _ = host.read_speed(path)
+    assert speed > 0
+    counted = []
+    monkeypatch.setattr(host.os, "preadv", lambda file, into, place: counted.append(place) or 1)
+    host.read_speed(path, most=2**20)
+    assert len(counted) == 1, "bounded by bytes"
+
+
+def test_file_systems():
+    assert host.file_system_of(host.Path("/proc/self/status")) == "proc"
