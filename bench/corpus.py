@@ -127,7 +127,7 @@ def _ours(*options: str) -> Callable[[Path, str], str]:
 
     def write(folder: Path, name: str) -> str:
         command = [sys.executable, ROOT / "write_datasets.py", f"--data.source={folder / 'images'}"]
-        command += [f"--data.out={folder / name}", f"--image.max_side={LONGEST}", *options]
+        command += [f"--data.out={folder / name}", f"--image.max_side={LONGEST}", "--image.passthrough=false", *options]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         return done.stderr.strip().splitlines()[-1] if done.returncode else ""
 

@@ -46,7 +46,7 @@ class Stored(NamedTuple):
 
 def pyramids_of(files: list[Path]) -> list[list[Stored]]:
     """Of each file, its levels as write_datasets.py stores them."""
-    keys = {"max_side": LEVELS[0], "min_side": None, "mode": "jpg", "quality": QUALITY, "levels": LEVELS}
+    keys = {"max_side": LEVELS[0], "mode": "jpg", "quality": QUALITY, "passthrough": False, "levels": LEVELS}
     return [[decoded(image.data) for image in encode_item(file, read=Path.read_bytes, **keys)] for file in files]
 
 

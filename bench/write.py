@@ -1,0 +1,175 @@
+"""Writing .beton files: images/s, bytes and peak memory of our writer and of stock FFCV's `DatasetWriter`.
+
+Both convert the same folder of JPEGs (bench/corpus.py) with the same limit on the longer side, JPEG quality and number
+of processes, one after the other in turns, each in a new process. Timed is the conversion, from the list of files to
+the synced file (ours: read back and described as well), without imports. Peak memory is what all its processes take
+together, shared pages counted once (PSS).
+
+    python -m bench.write --json bench/results/write.json       # about 15 minutes
+    python -m bench.write --quick                               # does it work?
+"""
+
+import argparse
+import contextlib
+import functools
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+from bench import corpus, machine, report
+from ffcv_ops.errors import BadInput, exits_cleanly
+
+QUALITY = 90
+COPIES = 4  # names of each image: making images takes longer than converting them
+SECONDS_BETWEEN_LOOKS = 0.1  # at the memory
+
+
+class Task(NamedTuple):
+    """What is asked of both writers, and our setting in it."""
+
+    max_side: int
+    passthrough: bool
+
+
+TASKS = {
+    "encoded again, 500 px": Task(500, passthrough=False),
+    "encoded again, 256 px": Task(256, passthrough=False),
+    "as they are, 500 px": Task(500, passthrough=True),
+}
+WANTED = {"encoded again, 500 px": 1.5, "encoded again, 256 px": 1.5, "as they are, 500 px": 4.0}
+
+
+def ours(images: Path, out: Path, task: Task, workers: int) -> float:
+    """Converts images/train and returns the seconds that it took."""
+    from conversion.convert import convert
+    from conversion.encode import encode_item
+    from conversion.sources import image_folder
+
+    source = image_folder(str(images))
+    settings = {"max_side": task.max_side, "mode": "jpg", "quality": QUALITY, "passthrough": task.passthrough}
+    encode = functools.partial(encode_item, **settings)
+    began = time.perf_counter()
+    convert(source, "train", out, encode, on_error="stop", workers=workers, page_size=2**23)
+    return time.perf_counter() - began
+
+
+def stock(images: Path, out: Path, task: Task, workers: int) -> float:
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.writer import DatasetWriter
+    from torchvision.datasets import ImageFolder
+
+    image = RGBImageField(write_mode="jpg", max_resolution=task.max_side, jpeg_quality=QUALITY)
+    dataset = ImageFolder(str(images / "train"))
+    began = time.perf_counter()
+    writer = DatasetWriter(str(out), {"image": image, "label": IntField()}, num_workers=workers)
+    with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
+        writer.from_indexed_dataset(dataset)
+    return time.perf_counter() - began
+
+
+WRITERS = {"ours": ours, "ffcv": stock}
+
+
+def measure(writer: str, task: str, images: Path, folder: Path, workers: int) -> dict[str, float]:
+    """One conversion in a process of its own."""
+    out = folder / "x_train.beton"
+    command = [sys.executable, "-m", "bench.write", "--one", writer, task, str(images), str(out), str(workers)]
+    process = psutil.Popen(command, cwd=corpus.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    peak = 0
+    while process.poll() is None:
+        peak = max(peak, _memory(process))
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    said, errors = process.communicate()
+    if process.returncode:
+        raise BadInput(f"{writer} failed at {task}: {(errors.strip().splitlines() or ['no word'])[-1]}")
+    size = corpus.stored_bytes(out)
+    for file in folder.iterdir():
+        file.unlink()
+    return {"seconds": json.loads(said.splitlines()[-1]), "bytes": size, "memory": peak}
+
+
+def _memory(process) -> int:
+    """Bytes of a process and those that it has started."""
+    total = 0
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for one in (process, *process.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                total += one.memory_full_info().pss
+    return total
+
+
+def rows_of(results, count):
+    rows = []
+    for (task, writer), runs in results.items():
+        rows += [
+            report.row(task, writer, [count / run["seconds"] for run in runs], "images/s"),
+            report.row(task, writer, [run["bytes"] / count for run in runs], "bytes/image"),
+            report.row(task, writer, [run["memory"] / 1e6 for run in runs], "MB"),
+        ]
+    for task in dict.fromkeys(task for task, _ in results):
+        pairs = zip(results[task, "ours"], results[task, "ffcv"], strict=True)
+        ratios = [theirs["seconds"] / mine["seconds"] for mine, theirs in pairs]
+        rows.append(report.row(task, "ours / ffcv", ratios, "x"))
+    return rows
+
+
+def grid_of(rows) -> report.Grid:
+    found = {(row["task"], row["name"], row["unit"]): row for row in rows}
+    lines = []
+    for task in dict.fromkeys(row["task"] for row in rows):
+        for writer in WRITERS:
+            speed, size, memory = (found[task, writer, unit] for unit in ("images/s", "bytes/image", "MB"))
+            spread = f"{speed['value']:,.0f} ({speed['lo']:,.0f}-{speed['hi']:,.0f})"
+            lines.append([f"{task}: {writer}", spread, f"{size['value'] / 1000:.1f}", f"{memory['value']:,.0f}"])
+        ratio = found[task, "ours / ffcv", "x"]
+        shown = f"{ratio['value']:.2f} ({ratio['lo']:.2f}-{ratio['hi']:.2f})"
+        lines.append([f"{task}: ours / ffcv (wanted {WANTED[task]})", shown, "", ""])
+    return report.Grid("Writing", ["", "images/s", "KB/image", "peak memory, MB"], lines)
+
+
+@exits_cleanly
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--images", type=int, default=16_000)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=machine.cores())
+    parser.add_argument("--quick", action="store_true", help="200 images, one turn")
+    parser.add_argument("--json", type=Path, help="write the results here too")
+    options = parser.parse_args()
+    count, turns = (200, 1) if options.quick else (options.images, options.turns)
+    results = {(task, writer): [] for task in TASKS for writer in WRITERS}
+    with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
+        images, out = Path(folder) / "images", Path(folder) / "out"
+        corpus.write_images(images, {"train": count // COPIES})
+        for file in sorted(images.rglob("*.jpg")):
+            for copy in range(1, COPIES):
+                os.link(file, file.with_name(f"{file.stem}-{copy}.jpg"))
+        out.mkdir()
+        for turn in range(turns):
+            for task in TASKS:
+                for writer in list(WRITERS)[:: 1 if turn % 2 else -1]:
+                    results[task, writer].append(measure(writer, task, images, out, options.workers))
+    rows = rows_of(results, count)
+    report.show(grid_of(rows))
+    if options.json:
+        report.write_json(options.json, machine.describe(), rows)
+
+
+def one(writer, task, images, out, workers):
+    """What a process of `measure` does."""
+    print(WRITERS[writer](Path(images), Path(out), TASKS[task], int(workers)))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--one"]:
+        one(*sys.argv[2:])
+    else:
+        main()
