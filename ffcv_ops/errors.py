@@ -1,6 +1,8 @@
 """What a user can mend is a `BadInput`: one line on stderr, exit status 2, no traceback."""
 
 import functools
+import os
+import select
 import sys
 
 
@@ -9,7 +11,8 @@ class BadInput(Exception):
 
 
 def exits_cleanly(main):
-    """Wraps a command line's `main` so that `BadInput` ends it with one line and status 2, and Ctrl-C with 130."""
+    """Wraps a command line's `main` so that `BadInput` ends it with one line and status 2, Ctrl-C with 130, and a
+    reader of its output that has read enough (`--help | head`) without a word."""
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
@@ -21,5 +24,17 @@ def exits_cleanly(main):
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             raise SystemExit(130) from None
+        except BrokenPipeError:
+            if not _is_gone(sys.stdout):
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+            raise SystemExit(1) from None
 
     return wrapped
+
+
+def _is_gone(stream) -> bool:
+    """Whether nobody reads the pipe that the stream writes to."""
+    poll = select.poll()
+    poll.register(stream.fileno(), select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
