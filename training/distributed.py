@@ -87,7 +87,7 @@ def least_over_ranks(number: int, device: torch.device) -> int:
 
 def total_over_ranks(number: int, device: torch.device) -> int:
     """The sum of the numbers that the processes give."""
-    return int(sum_over_ranks(torch.tensor(number, device=device)))
+    return sum_over_ranks(torch.tensor(number, device=device)).tolist() if distributed.is_initialized() else number
 
 
 def from_first(value):

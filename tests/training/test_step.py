@@ -2,6 +2,7 @@
 
 import copy
 from contextlib import nullcontext
+from types import SimpleNamespace
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ class Batches:
     def __init__(self, job, count):
         torch.manual_seed(1)
         self.batches = [random_batch(job, job.run.stages[0], 8) for _ in range(count)]
+        self.bad = SimpleNamespace(replaced=0)
 
     def __len__(self):
         return len(self.batches)

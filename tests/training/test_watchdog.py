@@ -92,7 +92,7 @@ ranks, stalled = distributed.join("cpu"), {stalled}
 
 
 class Loader:
-    decoder = None
+    decoder = bad = None
 
     def epoch(self, number, first=0):
         for batch in range(10**9):
