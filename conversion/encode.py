@@ -39,9 +39,8 @@ def encode_rgb(rgb: np.ndarray, *, mode: str, quality: int, colour: str = COLOUR
     """uint8 (height, width, 3), or 4 of which the last does not count -> Encoded. JPEGs have no metadata but the JFIF
     header."""
     height, width, _ = rgb.shape
-    return Encoded(
-        mode, height, width, rgb.tobytes() if mode == "raw" else jpeg.encode(rgb, quality=quality, colour=colour)
-    )
+    data = rgb[..., :3].tobytes() if mode == "raw" else jpeg.encode(rgb, quality=quality, colour=colour)
+    return Encoded(mode, height, width, data)
 
 
 def encode_item(
