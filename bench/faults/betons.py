@@ -57,7 +57,7 @@ def write(folder: Path) -> Path:
         Image.fromarray(image).save(file)
     command = [sys.executable, "write_datasets.py", f"--data.source={folder / 'images'}"]
     command.append(f"--data.out={folder / 'good'}")
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=60)
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)  # the first time it compiles
     return folder / "good_train.beton"
 
 
@@ -73,7 +73,7 @@ def _read_damaged(read, good: Path, folder: Path, name: str, bit: int | None):
         if bit is not None:
             path.write_bytes(damage.flipped(file, bit))
         else:
-            path.write_bytes(damage.BY_HAND[name](file) or file.bytes.tobytes())
+            path.write_bytes(damage.by_hand(file, name))
         return read(path)
     finally:
         shutil.rmtree(folder)
