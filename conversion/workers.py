@@ -31,7 +31,11 @@ class Worker:
     def __init__(self, context, encode):
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, encode), daemon=True)
-        self.process.start()
+        try:
+            self.process.start()
+        except (EOFError, OSError):  # the process that starts them was killed
+            said = "a worker process died before its first image, for want of memory perhaps; set data.workers lower"
+            raise BadInput(said) from None
         theirs.close()
         self.tasks = collections.deque()
 

@@ -377,7 +377,7 @@ def beton_of(path, images, classes):
 
 
 @pytest.mark.usefixtures("no_report")
-@pytest.mark.parametrize("loss, images, classes", [("bce", 1, 1), ("ce", 1, 1), ("bce", 6, 1), ("ce", 2, 2)])
+@pytest.mark.parametrize("loss, images, classes", [("bce", 1, 1), ("ce", 6, 1)])
 def test_one_image_and_one_class_are_enough(loss, images, classes, tmp_path):
     """And as many workers as you like: there are not more than cores."""
     path = beton_of(tmp_path / "x.beton", images, classes)
@@ -394,6 +394,7 @@ def test_one_image_and_one_class_are_enough(loss, images, classes, tmp_path):
 
 def test_one_image_cannot_be_mixed_nor_fill_a_batch(tmp_path, capsys):
     path = beton_of(tmp_path / "x.beton", 1, 1)
+    capsys.readouterr()  # FFCV's progress
     complaints = {1: "batch 1 must be a multiple of mix_chunk 2", 2: "1 images do not fill one batch of 2"}
     for batch, words in complaints.items():
         keys = [f"--stage.batch={batch}", "--stage.mix_chunk=2"]

@@ -108,6 +108,7 @@ class Watchdog:
                 self.store = _connection()
             self._beat()
             wait_for_all()
+            self._listen()
             self.thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
             self.thread.start()
         return self
@@ -135,6 +136,12 @@ class Watchdog:
         if self.store is not None:
             self.store.set(f"rank{mine.rank}", json.dumps(mine))
 
+    def _listen(self):
+        others = range(1, self.ranks.world) if self.ranks.first else [0]
+        for text in self.store.multi_get([f"rank{rank}" for rank in others]) if self.store else ():
+            beat = Beat(*json.loads(text))
+            self.known[beat.rank] = beat
+
     def _watch(self):
         while not self.ended.wait(min(TICK, self.limit / 4)):
             try:
@@ -149,13 +156,9 @@ class Watchdog:
                 os._exit(STATUS)
 
     def _judged(self):
-        if self.store is not None:
-            if self.store.check(["verdict"]):
-                return self.store.get("verdict").decode()
-            others = range(1, self.ranks.world) if self.ranks.first else [0]
-            for text in self.store.multi_get([f"rank{rank}" for rank in others]):
-                beat = Beat(*json.loads(text))
-                self.known[beat.rank] = beat
+        if self.store is not None and self.store.check(["verdict"]):
+            return self.store.get("verdict").decode()
+        self._listen()
         if self.ranks.first:
             said = verdict([self._seen(beat) for beat in self.known.values()], self.limit, failed=self.failed)
         else:  # only whether the first rank lives: who stands still is its to judge, as it sees all of them
@@ -165,8 +168,8 @@ class Watchdog:
         return said
 
     def _without_store(self, error):
-        first, reason = self.known.get(0, "rank 0"), str(error).partition("\n")[0]
-        if isinstance(first, Beat) and first.left:
+        first, reason = self.known[0], str(error).partition("\n")[0]
+        if first.left:
             return f"{first} ended: {first.left}"
         return f"{first} or its machine is gone: its store does not answer ({reason:.100})"
 

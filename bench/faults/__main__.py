@@ -123,7 +123,7 @@ def tables(rows: list[dict]) -> list[report.Grid]:
             if None not in numbers:
                 lines.append([group.goal if who == OURS else "", who, *map(str, [sum(numbers), *numbers])])
                 total.update({(who, column): number for column, number in enumerate([sum(numbers), *numbers])})
-    for who in (OURS, STOCK):
+    for who in (OURS, STOCK) if total[STOCK, 0] else (OURS,):
         lines.append(["all" if who == OURS else "", who, *(str(total[who, k]) for k in range(len(OUTCOMES) + 1))])
     figures = [[row["name"], f"{row['value']:.1f} {row['unit']}"] for row in rows if row["unit"] != "faults"]
     return [

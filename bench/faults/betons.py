@@ -19,6 +19,7 @@ from ffcv_ops.errors import exits_cleanly
 SAMPLES, SIDE, CLASSES = 64, 64, 5
 LIMIT = 20  # seconds; the sound file takes ours 0.2 and stock FFCV, which compiles, 3
 FLIPS = {"header": 100, "field descriptors": 60, "sample metadata": 100, "image data": 200, "allocation table": 100}
+FLIPS_OF_STOCK = 60  # of each region
 WHILE_OPEN = ("truncated while open", "rewritten while open", "removed while open")
 
 
@@ -26,7 +27,7 @@ def run(folder: Path, *, quick: bool) -> list[Fault]:
     good = write(folder)
     file = damage.Beton(good.read_bytes())
     by_hand = list(damage.BY_HAND)[:: 8 if quick else 1]
-    bits = {region: damage.flips(file, region, count // (20 if quick else 1)) for region, count in FLIPS.items()}
+    flips = {region: damage.flips(file, region, count // (20 if quick else 1)) for region, count in FLIPS.items()}
     faults = []
     for who, read in ((OURS, read_ours),) if quick else ((OURS, read_ours), (STOCK, read_stock)):
         at_once = (os.cpu_count() or 1) * (1 if who == OURS else 3)  # stock FFCV mostly hangs, which costs nothing
@@ -34,7 +35,8 @@ def run(folder: Path, *, quick: bool) -> list[Fault]:
         if sound is None:
             raise RuntimeError(f"{who} cannot read the sound file")
         cases = [(read, good, folder / who, name, None) for name in by_hand]
-        cases += [(read, good, folder / who, region, bit) for region in bits for bit in bits[region]]
+        most = None if who == OURS else FLIPS_OF_STOCK
+        cases += [(read, good, folder / who, region, bit) for region in flips for bit in flips[region][:most]]
         cases += [(read, good, folder / who, name, None) for name in WHILE_OPEN[: 1 if quick else None]]
         for (_, _, _, name, bit), ended in campaign.each(cases, _read_damaged, limit=LIMIT, at_once=at_once):
             outcome, note = campaign.judged(ended, right=functools.partial(_same, sound))
@@ -57,7 +59,7 @@ def write(folder: Path) -> Path:
         Image.fromarray(image).save(file)
     command = [sys.executable, "write_datasets.py", f"--data.source={folder / 'images'}"]
     command.append(f"--data.out={folder / 'good'}")
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=60)
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)  # the first time it compiles
     return folder / "good_train.beton"
 
 
@@ -73,7 +75,7 @@ def _read_damaged(read, good: Path, folder: Path, name: str, bit: int | None):
         if bit is not None:
             path.write_bytes(damage.flipped(file, bit))
         else:
-            path.write_bytes(damage.BY_HAND[name](file) or file.bytes.tobytes())
+            path.write_bytes(damage.by_hand(file, name))
         return read(path)
     finally:
         shutil.rmtree(folder)
@@ -126,4 +128,4 @@ def _gathered(batches):
 
 
 def _same(sound, found) -> bool:
-    return all(np.array_equal(one, other) for one, other in zip(sound, found, strict=True))
+    return len(sound) == len(found) and all(map(np.array_equal, sound, found))

@@ -176,6 +176,12 @@ BY_HAND: dict[str, Callable[[Beton], bytes | None]] = {
 }
 
 
+def by_hand(file: Beton, name: str) -> bytes:
+    """The bytes of the file after damage `name`, which also changes `file` itself."""
+    other = BY_HAND[name](file)
+    return file.bytes.tobytes() if other is None else other
+
+
 def flips(file: Beton, region: str, count: int) -> list[int]:
     """Places of `count` different bits in a region, drawn evenly."""
     begin, end = file.regions()[region]

@@ -30,7 +30,7 @@ def run(folder: Path, *, quick: bool) -> list[Fault]:
 
 def _compared(who: str, name: str, one, other) -> list[Fault]:
     """A fault for each batch. `one`, `other`: lists of pixels, None where they could not be read."""
-    if one is None or other is None:
+    if not one or not other or len(one) != len(other):
         return [Fault(who, name, "crash", "nothing was read")]
     equal = [np.array_equal(a, b) for a, b in zip(one, other, strict=True)]
     return [Fault(who, f"batch {k}, {name}", "harmless" if same else "silent", "") for k, same in enumerate(equal)]

@@ -47,7 +47,7 @@ def _kill_oneself():
     import os
     import signal
 
-    os.kill(os.getpid(), signal.SIGSEGV)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _wait_for_ever():
@@ -60,9 +60,8 @@ def test_every_damage_damages(tmp_path):
     """Each changes the file, and by a flip exactly one bit."""
     good = betons.write(tmp_path).read_bytes()
     assert len(damage.BY_HAND) + len(betons.WHILE_OPEN) == 65
-    for name, change in damage.BY_HAND.items():
-        file = damage.Beton(good)
-        assert (change(file) or file.bytes.tobytes()) != good, name
+    for name in damage.BY_HAND:
+        assert damage.by_hand(damage.Beton(good), name) != good, name
     file = damage.Beton(good)
     assert sum(betons.FLIPS.values()) >= 500
     for region, (begin, end) in file.regions().items():
