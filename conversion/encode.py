@@ -63,6 +63,8 @@ def encode_item(
     full, *smaller = levels or (max_side,)
     content = _read(read, item)
     frame = None if isinstance(content, np.ndarray) else jpeg.frame_of(content)
+    if frame and frame.height * frame.width > MAX_PIXELS:
+        frame = None  # read_image says so
     itself = None
     if frame and passthrough and mode == "jpg":
         itself = _itself(content, frame, max_side=full, min_side=min_side)
@@ -98,7 +100,7 @@ def _decoded(content, frame, *, max_side, min_side):
     this one."""
     if isinstance(content, np.ndarray):
         return functools.partial(limited, Image.fromarray(content), min_side=min_side)
-    if frame and frame.height * frame.width <= MAX_PIXELS:
+    if frame:
         width, _ = limited_size(frame.width, frame.height, max_side=max_side, min_side=min_side)
         eighths = next((k for k in (1, 2, 4) if frame.width * k >= 8 * LEAST_SCALE * width), 8)
         height, width = jpeg.scaled(frame, eighths)
