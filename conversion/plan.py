@@ -86,9 +86,10 @@ def plan(
     disk = free_bytes(out.parent) if keys.disk == "auto" else bytes_of(keys.disk, "plan.disk")
     read = bytes_of(keys.read, "plan.read")
     cores = available_cores() if keys.cores == "auto" else keys.cores
-    samples = sum(len(split.items) for split in source.splits.values())
+    counts = [len(split.items) for split in source.splits.values()]
+    samples = sum(counts)
     rows = measured(source, image, stage, images=keys.images, page_size=page_size)
-    sizes = [total_bytes(row, samples, page_size) for row in rows]
+    sizes = [sum(total_bytes(row, count, page_size) for count in counts) for row in rows]
     speeds = [loads(row, size, cores=cores, read=read) for row, size in zip(rows, sizes, strict=True)]
     best = recommended(rows, image, sizes, speeds, disk)
     _print_table(rows, sizes, speeds, samples=samples, disk=disk, cores=cores, best=best)
