@@ -264,7 +264,7 @@ def train_stage(job: Job, state: State, folder: RunFolder, log: Log, *, so_far: 
             with evaluating(job, state.model):
                 made = predictions.collect(job, stage, state.model, val_batches.epoch(0))
             if ranks.first:
-                predictions.save(folder.path / predictions.FILE, made)
+                predictions.save(folder.path / predictions.FILE, made, say=log.say)
         guards.save(job, state, stage, folder, log, so_far, needed=last)
         if ranks.first:
             report.refresh(folder.path, say=log.say)

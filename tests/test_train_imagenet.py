@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 import train_imagenet
 from ffcv_ops.errors import BadInput
 from ffcv_ops.loader import eval_loader, train_loader
-from training import checkpoints, model, recipe
+from training import checkpoints, model, predictions, recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(path for path in (ROOT / "recipes").glob("**/*.yaml") if path.name != "base.yaml")
@@ -227,6 +227,9 @@ def test_two_ranks_and_small_pieces_compute_the_same_steps(tmp_path, data):
         assert done.returncode == 0, done.stderr
         losses[name] = [row["loss"] for row in rows(tmp_path / name, "step")]
         assert len(losses[name]) == 12
+    kept = [predictions.load(tmp_path / name / predictions.FILE) for name in ("one", "two")]
+    assert all(len(made.labels) == 96 and np.array_equal(made.labels, kept[0].labels) for made in kept)
+    assert kept[1].confidence == pytest.approx(kept[0].confidence, abs=1e-4)
     assert losses["pieces"] == pytest.approx(losses["one"], abs=1e-5)
     assert losses["two"] == pytest.approx(losses["one"], abs=1e-5)
     assert max(losses["one"]) - min(losses["one"]) > 1e-3
@@ -296,6 +299,9 @@ def test_it_learns(tmp_path, data):
     )  # fmt: skip
     epochs = rows(tmp_path / "run")
     assert epochs[-1]["top1"] > 0.6
+    made = predictions.load(tmp_path / "run" / predictions.FILE)
+    assert round((made.labels == made.predicted).mean(), 6) == epochs[-1]["top1"]
+    assert f"{100 * epochs[-1]['top1']:.2f}" in (tmp_path / "run" / "report.html").read_text()
     assert epochs[-1]["loss"] < epochs[0]["loss"]
 
 

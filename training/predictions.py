@@ -78,8 +78,8 @@ def collect(job: Job, stage, model: nn.Module, batches) -> Predictions:
     return Predictions(labels.astype(np.int64), predicted.astype(np.int64), sure, np.array(names), shown, pictures)
 
 
-def save(path: Path, made: Predictions) -> None:
-    """Writes them, the pictures reduced to SIDE pixels."""
+def save(path: Path, made: Predictions, *, say=print) -> None:
+    """Writes them, the pictures reduced to SIDE pixels. A full disk costs a line: only the report is poorer for it."""
     side = min(SIDE, made.pictures.shape[1])
     small = [np.asarray(Image.fromarray(one).resize((side, side), Image.Resampling.LANCZOS)) for one in made.pictures]
     made = made._replace(pictures=np.array(small, np.uint8).reshape(len(small), side, side, 3))
@@ -88,7 +88,10 @@ def save(path: Path, made: Predictions) -> None:
         with temporary.open("wb") as file:  # a name alone would get .npz at its end
             np.savez_compressed(file, **made._asdict())
 
-    write_atomically(path, write)
+    try:
+        write_atomically(path, write)
+    except OSError as error:
+        say(f"warning: {path} cannot be written ({error.strerror}); the report will show no mistakes")
 
 
 def load(path: Path) -> Predictions | None:

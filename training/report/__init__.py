@@ -8,8 +8,9 @@ in it, page.py makes report.html of that, png.py curves.png. compare.py lays sev
 import time
 from pathlib import Path
 
+from ffcv_ops.errors import BadInput
 from training.report import compare, page, png
-from training.report.collect import collect
+from training.report.collect import Facts, collect
 from training.report.tables import padded, stage_table
 from training.state import write_atomically
 
@@ -31,10 +32,19 @@ def refresh(folder: Path, *, say) -> None:
 
 def write(folder: Path) -> str:
     """report.html and curves.png; of a finished run report.md too. Returns what the console says at the end."""
-    facts = collect(folder)
+    try:
+        return _write(collect(folder))
+    except OSError as error:
+        raise BadInput(
+            f"{folder}: the report cannot be written ({error.strerror}); make room, then run"
+            f" `python -m training.report {folder}`"
+        ) from error
+
+
+def _write(facts: Facts) -> str:
+    folder, said = facts.path, padded(stage_table(facts))
     _save(folder / "report.html", page.render(facts))
     write_atomically(folder / "curves.png", lambda path: png.draw(facts, path))
-    said = padded(stage_table(facts))
     if facts.finished:
         text = (
             f"# {facts.name}\n\nModel {facts.run.model.name}, seed {facts.run.seed}; recipe in recipe.yaml, machine and"

@@ -6,6 +6,7 @@ import shutil
 import pytest
 from PIL import Image
 
+from ffcv_ops.errors import BadInput
 from training import predictions, report
 from training.report import __main__ as command
 from training.report.collect import collect
@@ -59,6 +60,23 @@ def test_what_goes_wrong_costs_a_line(make_run, tmp_path):
     report.refresh(folder, say=lines.append)
     assert len(lines) == 1
     assert "report.html was not made" in lines[0]
+
+
+def test_a_full_disk_costs_the_report_and_a_line(make_run, guesses, tmp_path, monkeypatch):
+    folder = make_run(tmp_path / "made")
+
+    def full(path, write):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(report, "write_atomically", full)
+    monkeypatch.setattr(predictions, "write_atomically", full)
+    with pytest.raises(BadInput, match=r"cannot be written \(No space left on device\); make room"):
+        report.write(folder)
+    lines = []
+    report.refresh(folder, say=lines.append)
+    predictions.save(folder / predictions.FILE, guesses, say=lines.append)
+    assert len(lines) == 2
+    assert all("No space left on device" in line for line in lines)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", b"\x80\x04."])
