@@ -33,6 +33,7 @@ lint:
 bench:
 	@./setup.sh dali
 	$(RUN) -m bench.loader --json bench/results/loader.json --plot docs/loader.png --markdown README.md
+	$(RUN) -m bench.write --json bench/results/write.json
 	$(RUN) -m bench.step --json bench/results/step.json
 	$(RUN) -m bench.table --write README.md
 

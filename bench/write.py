@@ -5,7 +5,7 @@ of processes, one after the other in turns, each in a new process. Timed is the 
 the synced file (ours: read back and described as well), without imports. Peak memory is what all its processes take
 together, shared pages counted once (PSS).
 
-    python -m bench.write --json bench/results/write.json       # about 10 minutes
+    python -m bench.write --json bench/results/write.json       # about 15 minutes
     python -m bench.write --quick                               # does it work?
 """
 
@@ -28,6 +28,7 @@ from bench import corpus, machine, report
 from ffcv_ops.errors import BadInput, exits_cleanly
 
 QUALITY = 90
+COPIES = 4  # names of each image: making images takes longer than converting them
 SECONDS_BETWEEN_LOOKS = 0.1  # at the memory
 
 
@@ -43,7 +44,6 @@ TASKS = {
     "encoded again, 256 px": Task(256, passthrough=False),
     "as they are, 500 px": Task(500, passthrough=True),
 }
-WANTED = {"encoded again, 500 px": 1.5, "encoded again, 256 px": 1.5, "as they are, 500 px": 4.0}
 
 
 def ours(images: Path, out: Path, task: Task, workers: int) -> float:
@@ -130,14 +130,14 @@ def grid_of(rows) -> report.Grid:
             lines.append([f"{task}: {writer}", spread, f"{size['value'] / 1000:.1f}", f"{memory['value']:,.0f}"])
         ratio = found[task, "ours / ffcv", "x"]
         shown = f"{ratio['value']:.2f} ({ratio['lo']:.2f}-{ratio['hi']:.2f})"
-        lines.append([f"{task}: ours / ffcv (wanted {WANTED[task]})", shown, "", ""])
+        lines.append([f"{task}: ours / ffcv", shown, "", ""])
     return report.Grid("Writing", ["", "images/s", "KB/image", "peak memory, MB"], lines)
 
 
 @exits_cleanly
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--images", type=int, default=6000)
+    parser.add_argument("--images", type=int, default=16_000)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--workers", type=int, default=machine.cores())
     parser.add_argument("--quick", action="store_true", help="200 images, one turn")
@@ -147,7 +147,10 @@ def main():
     results = {(task, writer): [] for task in TASKS for writer in WRITERS}
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
         images, out = Path(folder) / "images", Path(folder) / "out"
-        corpus.write_images(images, {"train": count})
+        corpus.write_images(images, {"train": count // COPIES})
+        for file in sorted(images.rglob("*.jpg")):
+            for copy in range(1, COPIES):
+                os.link(file, file.with_name(f"{file.stem}-{copy}.jpg"))
         out.mkdir()
         for turn in range(turns):
             for task in TASKS:

@@ -14,6 +14,7 @@ import hashlib
 import io
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -209,12 +210,16 @@ def _check_records(path, table, allocations, *, classes):
 
 
 def _check_data(path, stored, allocations, checksums, page_size, after_each):
-    """One pass over the file in pages, none of which cuts an image."""
+    """One pass over the file in pages, none of which cuts an image. The next page is read while one is looked at."""
     digest = hashlib.sha256()
     number = 0
-    with open(path, "rb") as file:
-        for page_start in range(0, path.stat().st_size, page_size):
-            page = memoryview(file.read(page_size))
+    with open(path, "rb") as file, ThreadPoolExecutor(1) as reader:
+        pages = range(0, path.stat().st_size, page_size)
+        coming = reader.submit(_read_page, file, page_size)
+        for page_start in pages:
+            page = memoryview(coming.result())
+            if page_start != pages[-1]:
+                coming = reader.submit(_read_page, file, page_size)
             digest.update(page)
             while number < len(stored) and allocations["ptr"][number] < page_start + page_size:
                 start = int(allocations["ptr"][number]) - page_start
@@ -227,6 +232,11 @@ def _check_data(path, stored, allocations, checksums, page_size, after_each):
                 number += 1
                 after_each()
     return digest.hexdigest()
+
+
+def _read_page(file, size):
+    page = bytearray(size)
+    return memoryview(page)[: file.readinto(page)]
 
 
 def index_checksum(path: Path) -> str:

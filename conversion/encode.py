@@ -1,5 +1,6 @@
 """An item of a source -> the bytes that a .beton stores for it. Runs in the worker processes."""
 
+import functools
 import io
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,12 +9,14 @@ import numpy as np
 from PIL import Image
 
 from conversion import jpeg
-from conversion.rgb import MAX_PIXELS, limited_size, read_image, resized
+from conversion.rgb import MAX_PIXELS, limited, limited_size, read_image
 from ffcv_ops.errors import BadInput
 
 MODES = {"jpg": 0, "raw": 1}  # FFCV's codes
 COLOUR = "4:2:0"  # a JPEG's: half as many columns and rows of colour
 LEVEL_COLOUR = "4:4:4"  # of smaller levels, whose pixels are hardly reduced any more; docs/data.md has the measurements
+WHOLE = 8  # eighths: the unscaled image
+ROOM = 16  # rows, and pixels, that `resize` may read behind an image
 LEAST_SCALE = 2  # pixels of a JPEG scaled in its decoder per pixel of the result; docs/data.md has the measurements
 
 
@@ -33,11 +36,11 @@ class Refused(NamedTuple):
 
 
 def encode_rgb(rgb: np.ndarray, *, mode: str, quality: int, colour: str = COLOUR) -> Encoded:
-    """uint8 (height, width, 3) -> Encoded. JPEGs have no metadata but the JFIF header."""
+    """uint8 (height, width, 3), or 4 of which the last does not count -> Encoded. JPEGs have no metadata but the JFIF
+    header."""
     height, width, _ = rgb.shape
-    return Encoded(
-        mode, height, width, rgb.tobytes() if mode == "raw" else jpeg.encode(rgb, quality=quality, colour=colour)
-    )
+    data = rgb[..., :3].tobytes() if mode == "raw" else jpeg.encode(rgb, quality=quality, colour=colour)
+    return Encoded(mode, height, width, data)
 
 
 def encode_item(
@@ -60,29 +63,20 @@ def encode_item(
     full, *smaller = levels or (max_side,)
     content = _read(read, item)
     frame = None if isinstance(content, np.ndarray) else jpeg.frame_of(content)
+    if frame and frame.height * frame.width > MAX_PIXELS:
+        frame = None  # read_image says so
     itself = None
     if frame and passthrough and mode == "jpg":
         itself = _itself(content, frame, max_side=full, min_side=min_side)
         if itself and not smaller:
             return (itself,)
-    picture = _picture(content, frame, max_side=full, min_side=min_side)
-    sample = [itself or encode_rgb(picture.limited(full, min_side), mode=mode, quality=quality)]
+    at = _decoded(content, frame, max_side=full, min_side=min_side)
+    sample = [itself or encode_rgb(at(max_side=full), mode=mode, quality=quality)]
     for side in smaller:
-        rgb = picture.limited(side, min_side)
+        rgb = at(max_side=side)
         same = rgb.shape[:2] == (sample[-1].height, sample[-1].width)
         sample.append(sample[-1] if same else encode_rgb(rgb, mode=mode, quality=quality, colour=LEVEL_COLOUR))
     return tuple(sample)
-
-
-class Picture(NamedTuple):
-    """A decoded image: (width, height) of the original, and what of `image`, which may be smaller, shows it."""
-
-    image: Image.Image
-    size: tuple[int, int]
-    box: tuple[float, float, float, float]
-
-    def limited(self, max_side, min_side):
-        return resized(self.image, limited_size(*self.size, max_side=max_side, min_side=min_side), self.box)
 
 
 def _read(read, item):
@@ -101,18 +95,33 @@ def _itself(data, frame, *, max_side, min_side):
     return Encoded("jpg", frame.height, frame.width, data) if jpeg.is_sound(data, frame) else None
 
 
-def _picture(content, frame, *, max_side, min_side):
-    """An RGB image; of a JPEG much larger than the limits, a half, quarter or eighth of it, which is decoded sooner."""
-    if frame and frame.height * frame.width <= MAX_PIXELS:
-        size = frame.width, frame.height
-        width, _ = limited_size(*size, max_side=max_side, min_side=min_side)
+def _decoded(content, frame, *, max_side, min_side):
+    """A function that gives the pixels of the image with a longer side of at most its `max_side`, and that is at most
+    this one."""
+    if isinstance(content, np.ndarray):
+        return functools.partial(limited, Image.fromarray(content), min_side=min_side)
+    if frame:
+        width, _ = limited_size(frame.width, frame.height, max_side=max_side, min_side=min_side)
         eighths = next((k for k in (1, 2, 4) if frame.width * k >= 8 * LEAST_SCALE * width), 8)
-        pixels = jpeg.decode(content, frame, eighths)
-        if pixels is not None:
-            shown = (side * eighths / 8 for side in size)  # the decoder rounds up
-            return Picture(Image.fromarray(pixels), size, (0, 0, *shown))
-    image = Image.fromarray(content) if isinstance(content, np.ndarray) else read_image(io.BytesIO(content))
-    return Picture(image, image.size, (0, 0, *image.size))
+        height, width = jpeg.scaled(frame, eighths)
+        room = np.empty((height + ROOM) * width + ROOM, np.uint32)
+        pixels = room[: height * width].view(np.uint8).reshape(height, width, 4)
+        if jpeg.decode(content, frame, eighths, pixels):
+            return functools.partial(_limited_jpeg, room, pixels, frame, eighths, min_side=min_side)
+    return functools.partial(limited, read_image(io.BytesIO(content)), min_side=min_side)
+
+
+def _limited_jpeg(room, pixels, frame, eighths, *, max_side, min_side):
+    """`pixels`, which are those of a JPEG scaled by eighths / 8 and lie in `room`, as `limited` would resize them."""
+    width, height = limited_size(frame.width, frame.height, max_side=max_side, min_side=min_side)
+    if (height, width) == pixels.shape[:2] and eighths == WHOLE:
+        return pixels
+    from conversion.resize import resize  # Numba takes a second to import, and not every conversion needs it
+
+    out = np.empty((height, width, 3), np.uint8)
+    shown = frame.height * eighths / 8, frame.width * eighths / 8  # the decoder rounds up
+    resize(room, *pixels.shape[:2], *shown, out)
+    return out
 
 
 def encode_all(encode, items) -> list[tuple[Encoded, ...] | Refused]:

@@ -18,7 +18,7 @@ SUBSAMPLINGS = {"4:4:4": 0, "4:2:0": 2}  # TurboJPEG's numbers
 SAMPLINGS = {(1, 1), (2, 1), (1, 2), (2, 2)}  # of the luma, whose chroma is 4:4:4, 4:2:2, 4:4:0 or 4:2:0
 ORIENTATION = 0x0112
 
-_RGB, _GRAY = 0, 6
+_RGB, _RGBX, _GRAY = 0, 2, 6
 _ACCURATE_DCT, _FAST_DCT, _NO_REALLOCATION = 4096, 2048, 1024
 _BASELINE, _PROGRESSIVE = 0xC0, 0xC2
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
@@ -100,36 +100,38 @@ def _upright(segment):
 def is_sound(data: bytes, frame: Frame) -> bool:
     """Whether all of the image decodes, without a warning of libjpeg's. The inverse DCT and the colours, which cannot
     fail, are left out as far as may be: it takes half of the time of a decoding."""
-    return _decode(data, (frame.height + 7) // 8, (frame.width + 7) // 8, _GRAY, _FAST_DCT) is not None
+    height, width = scaled(frame, 1)
+    return _decode(data, height, width, np.empty((height, width), np.uint8), _GRAY, _FAST_DCT)
 
 
-def decode(data: bytes, frame: Frame, eighths: int = 8) -> np.ndarray | None:
-    """uint8 (height, width, 3), its sides scaled by eighths / 8 (8, 4, 2 or 1) in the inverse DCT and rounded up. None
-    where libjpeg errs or warns."""
-    height, width = ((side * eighths + 7) // 8 for side in (frame.height, frame.width))
-    return _decode(data, height, width, _RGB, _ACCURATE_DCT)
+def decode(data: bytes, frame: Frame, eighths: int, pixels: np.ndarray) -> bool:
+    """Fills `pixels`, uint8 [height, width, 4] of the `scaled` sides, with red, green, blue and 255. False where
+    libjpeg errs or warns."""
+    return _decode(data, *scaled(frame, eighths), pixels, _RGBX, _ACCURATE_DCT)
 
 
-def _decode(data, height, width, pixel_format, flags):
-    pixels = np.empty((height, width, 1 if pixel_format == _GRAY else 3), np.uint8)
-    source, target = ctypes.c_char_p(data), pixels.ctypes.data_as(ctypes.c_void_p)
-    failed = load().tjDecompress2(
-        _decoder(), source, ctypes.c_ulong(len(data)), target, width, 0, height, pixel_format, flags
-    )
-    return None if failed else pixels
+def scaled(frame: Frame, eighths: int) -> tuple[int, int]:
+    """Height and width after an inverse DCT that scales by eighths / 8 (8, 4, 2 or 1)."""
+    return (frame.height * eighths + 7) // 8, (frame.width * eighths + 7) // 8
 
 
-def encode(rgb: np.ndarray, *, quality: int, colour: str) -> bytes:
-    """uint8 (height, width, 3) -> a JPEG file. colour: "4:2:0", or "4:4:4"."""
-    rgb = np.ascontiguousarray(rgb)
-    height, width, _ = rgb.shape
+def _decode(data, height, width, pixels, pixel_format, flags):
+    source, target = ctypes.c_char_p(data), ctypes.c_void_p(pixels.ctypes.data)
+    size = ctypes.c_ulong(len(data))
+    return load().tjDecompress2(_decoder(), source, size, target, width, 0, height, pixel_format, flags) == 0
+
+
+def encode(pixels: np.ndarray, *, quality: int, colour: str) -> bytes:
+    """uint8 (height, width, 3), or 4 of which the last does not count -> a JPEG file. colour: "4:2:0" or "4:4:4"."""
+    pixels = np.ascontiguousarray(pixels)
+    height, width, channels = pixels.shape
     subsampling = SUBSAMPLINGS[colour]
     room = load().tjBufSize(width, height, subsampling)
     out = np.empty(room, np.uint8)
     target, size = ctypes.c_void_p(out.ctypes.data), ctypes.c_ulong(room)
     failed = load().tjCompress2(
-        _encoder(), rgb.ctypes.data_as(ctypes.c_void_p), width, 0, height, _RGB, ctypes.byref(target),
-        ctypes.byref(size), subsampling, quality, _ACCURATE_DCT | _NO_REALLOCATION,
+        _encoder(), ctypes.c_void_p(pixels.ctypes.data), width, 0, height, _RGB if channels == 3 else _RGBX,
+        ctypes.byref(target), ctypes.byref(size), subsampling, quality, _ACCURATE_DCT | _NO_REALLOCATION,
     )  # fmt: skip
     if failed:
         raise BadInput(f"{width} x {height} pixels cannot be encoded as a JPEG")

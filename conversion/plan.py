@@ -47,7 +47,7 @@ CHECKSUM = 8  # bytes an image, in x.xxh64
 SECONDS = 1.5  # of loading that is timed, for each candidate
 BATCH = 32
 LOW, LOW_LEAST = 128, 1.2  # the second loader column: low resolution, with stage.least_downscale
-TABLE_COLUMNS = 130  # where there is no terminal
+TABLE_COLUMNS = 140  # where there is no terminal
 UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 
 
@@ -64,7 +64,8 @@ class PlanKeys:
 
 
 class Row(NamedTuple):
-    """What one candidate gave. Rates are images/s of one core."""
+    """What one candidate gave. Rates are images in a second of one core's time, which other programs and slow disks
+    hardly change."""
 
     changes: dict
     size: float  # bytes an image
@@ -85,9 +86,10 @@ def plan(
     disk = free_bytes(out.parent) if keys.disk == "auto" else bytes_of(keys.disk, "plan.disk")
     read = bytes_of(keys.read, "plan.read")
     cores = available_cores() if keys.cores == "auto" else keys.cores
-    samples = sum(len(split.items) for split in source.splits.values())
+    counts = [len(split.items) for split in source.splits.values()]
+    samples = sum(counts)
     rows = measured(source, image, stage, images=keys.images, page_size=page_size)
-    sizes = [total_bytes(row, samples, page_size) for row in rows]
+    sizes = [sum(total_bytes(row, count, page_size) for count in counts) for row in rows]
     speeds = [loads(row, size, cores=cores, read=read) for row, size in zip(rows, sizes, strict=True)]
     best = recommended(rows, image, sizes, speeds, disk)
     _print_table(rows, sizes, speeds, samples=samples, disk=disk, cores=cores, best=best)
@@ -96,9 +98,9 @@ def plan(
 
 def _print_table(rows, sizes, speeds, *, samples, disk, cores, best):
     table = Table(title=f"Predicted: {samples:,} images, {_bytes(disk)} of disk, {cores} cores")
-    table.add_column("--image.")
-    loading = "224 px, 1 core", f"224 px, {cores} cores", f"{LOW} px, 1 core"
-    for name in ("KB/image", "files", "fit", "writing", *loading):
+    table.add_column("--image.", no_wrap=True)
+    rates = "write/s", "224 px/s", f"224 px/s, {cores} cores", f"{LOW} px/s"
+    for name in ("KB/image", "files", "fit", "writing", *rates):
         table.add_column(name, justify="right")
     for k, (row, size, speed) in enumerate(zip(rows, sizes, speeds, strict=True)):
         table.add_row(
@@ -107,6 +109,7 @@ def _print_table(rows, sizes, speeds, *, samples, disk, cores, best):
             f"{_bytes(size)} ± {row.size_error / row.size:.0%}",
             "yes" if size <= disk else "no",
             _duration(samples / (row.writing * cores)),
+            f"{row.writing:,.0f}",
             f"{row.loading:,.0f}",
             f"{speed:,.0f}",
             f"{row.loading_low:,.0f}",
@@ -121,10 +124,11 @@ def _advice(rows, sizes, keys, best, *, samples, disk, cores, given):
     lines = [
         f"A prediction from {min(keys.images, samples):,} images, each converted and loaded here.",
         "files: all splits; the sample's mean, ± twice its standard error.",
-        f"writing: one core's encoding here, divided by {cores}. Slow disks, and reading the finished files back, add.",
-        f"px: images/s of the loader, random resized crop and 3-Augment; at {LOW} px with stage.least_downscale="
-        f"{LOW_LEAST}. {cores} cores",
-        f"  are one core's {cores} times, and no more than {keys.read} a second where the files exceed this memory.",
+        f"writing: by {cores} cores like this one, each at write/s; what disks need, and the reading back, add.",
+        f"px/s: images/s of the loader on one core, random resized crop and 3-Augment; at {LOW} px with"
+        f" stage.least_downscale={LOW_LEAST}.",
+        f"  {cores} cores load {cores} times as fast, but no more than {keys.read} a second where the files exceed this"
+        " memory.",
     ]
     if refused:
         lines.append(f"{refused} of the sampled images cannot be stored; data.on_error=skip leaves such ones out.")
@@ -176,9 +180,9 @@ def _measure(source, image, changes, items, stage, folder, page_size):
     settings = dataclasses.asdict(dataclasses.replace(image, **changes))
     encode = functools.partial(encode_item, read=source.read, **settings)
     encode_all(encode, items[:8])  # libraries are loaded and the first pages read
-    began = time.perf_counter()
+    began = time.process_time()
     results = encode_all(encode, items)
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     samples = [result for result in results if not isinstance(result, Refused)]
     if len(samples) < 2:
         raise BadInput(f"{len(samples)} of {len(items)} sampled images can be stored; there is nothing to plan")
@@ -203,17 +207,17 @@ def _stored(sample) -> int:
 
 
 def _loading(path, samples, stage, changes) -> float:
-    """Images/s of the training loader with one thread, after an epoch that is not timed."""
+    """Images in a second of the training loader's processor time, after an epoch that is not timed."""
     from ffcv_ops.loader import train_loader  # torch and FFCV take seconds
 
     stage = dataclasses.replace(stage, batch=min(BATCH, samples), repeats=1, mixup=0.0, cutmix=0.0, **changes)
     loader = train_loader(path, samples, stage, seed=0, workers=1)
     for _ in loader.epoch(0):
         pass
-    began, seen = time.perf_counter(), 0
+    began, seen = time.process_time(), 0
     for epoch in itertools.count(1):
         seen += sum(len(labels) for _, labels in loader.epoch(epoch))
-        seconds = time.perf_counter() - began
+        seconds = time.process_time() - began
         if seconds > SECONDS:
             return seen / seconds
 

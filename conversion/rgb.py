@@ -54,16 +54,9 @@ def read_image(file) -> Image.Image:
 
 
 def limited(image: Image.Image, *, max_side: int | None = None, min_side: int | None = None) -> np.ndarray:
-    """The pixels of an RGB image, `resized` to the size that `limited_size` says."""
-    return resized(image, limited_size(*image.size, max_side=max_side, min_side=min_side))
-
-
-def resized(image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float] | None = None):
-    """The pixels of an RGB image, or of what of it is in `box`, after antialiased bicubic resizing to (width, height):
-    uint8 (height, width, 3)."""
-    if max(size) > MAX_SIDE:
-        raise BadInput(f"{size[0]} x {size[1]} pixels: a side may have {MAX_SIDE} at most; set image.max_side")
-    return np.asarray(image if size == image.size else image.resize(size, Image.Resampling.BICUBIC, box))
+    """The pixels of an RGB image after an antialiased bicubic reduction to the size that `limited_size` says."""
+    size = limited_size(*image.size, max_side=max_side, min_side=min_side)
+    return np.asarray(image if size == image.size else image.resize(size, Image.Resampling.BICUBIC))
 
 
 def to_rgb(image):
@@ -107,13 +100,16 @@ def upright(image, original):
 
 def limited_size(width, height, *, max_side=None, min_side=None):
     """(width, height) reduced in proportion so that the longer side is at most `max_side` and the shorter side at most
-    `min_side` (None: no limit); never enlarged, never below 1."""
+    `min_side` (None: no limit); never enlarged, never below 1. Longer than MAX_SIDE is a `BadInput`."""
     scale = 1.0
     if max_side is not None:
         scale = min(scale, max_side / max(width, height))
     if min_side is not None:
         scale = min(scale, min_side / min(width, height))
-    return max(1, round(width * scale)), max(1, round(height * scale))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    if max(size) > MAX_SIDE:
+        raise BadInput(f"{size[0]} x {size[1]} pixels: a side may have {MAX_SIDE} at most; set image.max_side")
+    return size
 
 
 def _reason(error):

@@ -6,6 +6,7 @@ memory can outlive a kill.
 """
 
 import collections
+import contextlib
 import itertools
 import multiprocessing
 import os
@@ -86,10 +87,8 @@ def _answering(team):
 
 def _give(worker, task, items):
     worker.tasks.append(task)
-    try:
+    with contextlib.suppress(OSError):  # it died; what it had finished is received first
         worker.connection.send(items[task.start : task.stop])
-    except OSError:
-        _died(worker)
 
 
 def _receive(worker):

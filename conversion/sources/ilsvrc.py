@@ -16,7 +16,7 @@ import numpy as np
 
 from conversion.sources import synsets, tars
 from conversion.sources.folder import EXTENSIONS
-from conversion.sources.source import Source, Spans, Split, Strings, one_line, some
+from conversion.sources.source import Prefixed, Source, Spans, Split, Strings, joined, one_line, some
 from ffcv_ops.errors import BadInput
 
 TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
@@ -61,24 +61,23 @@ def _of_class_tars(path, regions, classes, workers):
         raise BadInput(f"{path} holds no class tars")
     numbered = synsets.ordered(list(regions), classes, str(path))
     found = [name for name in numbered if name in regions]
-    images = tars.scanned(_class_images, [(name, regions[name]) for name in found], path.name, workers)
+    images = tars.scanned(_class_images, [regions[name] for name in found], path.name, workers)
     for class_name, (names, _, _) in zip(found, images, strict=True):
         if not len(names):
             raise BadInput(f"{path}: {class_name}.tar has no images; known by {' '.join(EXTENSIONS)}")
     counts = [len(names) for names, _, _ in images]
-    offsets, sizes = (np.concatenate([part[k] for part in images]) for k in (1, 2))
+    names, offsets, sizes = joined(images)
     items = Spans([regions[name].path for name in found], counts, offsets, sizes)
     number = {name: k for k, name in enumerate(numbered)}
     labels = np.repeat(np.array([number[name] for name in found], np.int64), counts)
-    return Split(items, Strings.joined([names for names, _, _ in images]), labels), numbered
+    names = Prefixed([f"train/{name}/" for name in found], counts, names)
+    return Split(items, names, labels), numbered
 
 
-def _class_images(job):
-    """(class, its tar) -> names, offsets and sizes of its images, by name."""
-    class_name, region = job
+def _class_images(region):
+    """Names, offsets and sizes of the images in a class's tar."""
     images = _images(region)
-    names = Strings.of(f"train/{class_name}/{name}" for name, _, _ in images)
-    return names, *_places(images)
+    return Strings.of(name for name, _, _ in images), *_places(images)
 
 
 def _images(region) -> list[tars.Member]:

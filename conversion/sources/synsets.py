@@ -21,8 +21,8 @@ def class_list(wanted: str) -> tuple[str, ...]:
     """The classes in the order of the list or file `wanted`. Raises BadInput where there is none."""
     if wanted == WINTER21:
         raise BadInput(
-            "data.classes=winter21 is for a source whose folders or tar files are named by synset: timm has no list of"
-            f" its {WINTER21_COUNT:,} classes; give a file with one class a line"
+            f"data.classes=winter21 needs folders, tar files or keys that are named by synset: timm has no list of its"
+            f" {WINTER21_COUNT:,} classes; give a file with one class a line"
         )
     path = _timm_list(LISTS[wanted]) if wanted in LISTS else Path(wanted)
     try:
@@ -66,12 +66,14 @@ def _refuse_unknown(found, classes, place, name):
 
 def named(count: int, known: Sequence[str] | None, wanted: str, place: str) -> tuple[str, ...]:
     """Names for classes that the source at `place` knows by number, 0 to count - 1: the source's own, `known`, or
-    those of the list `wanted`."""
+    those of the list `wanted`, which must be as long as all numbers need."""
     if wanted == AUTO:
         return tuple(known) if known else tuple(map(str, range(count)))
+    if wanted == WINTER21 and known:
+        if tuple(known) != _winter21(known, place):
+            raise BadInput(f"{place} has its classes not in the order of their synsets, as winter21 has")
+        return tuple(known)
     classes = class_list(wanted)
-    if known and len(known) != len(classes):
-        raise BadInput(f"{place} has {len(known):,} classes, data.classes={wanted} {len(classes):,}")
     if count > len(classes):
         raise BadInput(f"{place} has the label {count - 1:,}, data.classes={wanted} {len(classes):,} classes")
     return classes

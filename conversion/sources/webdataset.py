@@ -13,27 +13,44 @@ import numpy as np
 
 from conversion.sources import synsets, tars
 from conversion.sources.folder import EXTENSIONS
-from conversion.sources.source import Source, Spans, Split, Strings, one_line, some
+from conversion.sources.source import Prefixed, Source, Spans, Split, Strings, joined, one_line, some
 from ffcv_ops.errors import BadInput
 
 INFO = "_info.json"
 WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 MOST_LABEL = 2**24  # bytes of one .json
-SYNSETS_CHECKED = 1000  # samples of each split whose key begins with a synset, held against the list
+NO_SYNSET = -1
 
 
 def webdataset(place: str, classes: str, label: str, workers: int) -> Source:
     """place: a folder of shards, one shard, or a pattern with `*`. label: the field of key.json, or auto: the number in
     key.cls, else `label` in key.json."""
     paths, expected = _shards(Path(place).absolute(), label)
-    splits = {name: _split(name, paths[name], expected, label, workers) for name in paths}
-    count = 1 + max(int(split.labels.max()) for split in splits.values())
-    numbered = synsets.named(count, None, classes, place)
-    if classes != synsets.AUTO:
-        for split in splits.values():
-            _check_synsets(split, numbered, place, classes)
+    read = {name: _split(name, paths[name], expected, label, workers) for name in paths}
+    splits = {name: split for name, (split, _) in read.items()}
+    labels = np.concatenate([split.labels for split in splits.values()])
+    known = _told(labels, np.concatenate([synsets_of for _, synsets_of in read.values()]))
+    numbered = synsets.named(1 + int(labels.max()), known, classes, place)
+    for number, (name, told) in enumerate(zip(numbered, known or (), strict=False)):
+        if told != name and told in numbered:
+            raise BadInput(
+                f"{place}: the images of label {number} are called {told}_..., but data.classes={classes} has {name}"
+                " there; the labels follow another list"
+            )
     folder = next(iter(paths.values()))[0].parent
     return Source(str(folder), numbered, splits, tars.read_bytes)
+
+
+def _told(labels, synsets_of) -> list[str] | None:
+    """Names of classes by number, where keys such as n01440764_10026 give each label a synset of its own. A class that
+    they do not tell is called by its number."""
+    synset, telling = np.full(1 + labels.max(), NO_SYNSET, np.int32), synsets_of != NO_SYNSET
+    synset[labels[telling]] = synsets_of[telling]
+    told = synset[synset != NO_SYNSET]
+    contradictory = (synset[labels[telling]] != synsets_of[telling]).any() or len(np.unique(told)) < len(told)
+    if contradictory or not len(told):
+        return None
+    return [str(number) if value == NO_SYNSET else f"n{value:08}" for number, value in enumerate(synset)]
 
 
 def split_of(file_name: str) -> str:
@@ -79,7 +96,8 @@ def _listed(folder, label):
     return {name: [folder / file for file in names] for name, names in files.items()}, lengths
 
 
-def _split(name, paths, expected, label, workers) -> Split:
+def _split(name, paths, expected, label, workers) -> tuple[Split, np.ndarray]:
+    """The split, and the number of the synset that each key begins with."""
     scan = functools.partial(_samples, label=label)
     parts = tars.scanned(scan, [tars.whole(path) for path in paths], name, workers)
     counts = [len(names) for names, *_ in parts]
@@ -88,15 +106,15 @@ def _split(name, paths, expected, label, workers) -> Split:
             raise BadInput(f"{path} has {count:,} samples, {INFO} says {expected[path]:,}; get it again")
     if not sum(counts):
         raise BadInput(f"{paths[0]}: no images in the split {name}; known by {' '.join(EXTENSIONS)}")
-    offsets, sizes, labels = (np.concatenate([part[k] for part in parts]) for k in (1, 2, 3))
+    names, offsets, sizes, labels, synsets_of = joined(parts)
     items = Spans([str(path) for path in paths], counts, offsets, sizes)
-    return Split(items, Strings.joined([names for names, *_ in parts]), labels)
+    names = Prefixed([f"{one_line(path.name)}/" for path in paths], counts, names)
+    return Split(items, names, labels), synsets_of
 
 
 def _samples(region, label):
-    """Names, offsets, sizes and labels of a shard's samples. The members of a sample follow one another."""
-    names, offsets, sizes, labels = [], [], [], []
-    shard = Path(region.path).name
+    """Names, offsets, sizes, labels and synsets of a shard's samples. The members of a sample follow one another."""
+    names, offsets, sizes, labels, synsets_of = [], [], [], [], []
 
     def close(key, parts):
         images = [end for end in parts if f".{end}" in EXTENSIONS]
@@ -105,10 +123,12 @@ def _samples(region, label):
         if len(images) > 1:
             raise BadInput(f"{region.path}: {one_line(key)} has several images: {', '.join(images)}")
         image = parts[images[0]]
-        names.append(one_line(f"{shard}/{image.name}"))
+        names.append(one_line(image.name))
         offsets.append(image.offset)
         sizes.append(image.size)
         labels.append(_label(region, key, parts, label))
+        synset = re.match(r"n([0-9]{8})_", key.rpartition("/")[2])
+        synsets_of.append(int(synset[1]) if synset else NO_SYNSET)
 
     key, parts = None, {}
     for member in tars.members(region):
@@ -122,7 +142,8 @@ def _samples(region, label):
             raise BadInput(f"{region.path}: {one_line(member.name)} is there twice")
         parts[end] = member
     close(key, parts)
-    return Strings.of(names), *(np.array(column, np.int64) for column in (offsets, sizes, labels))
+    columns = (np.array(column, np.int64) for column in (offsets, sizes, labels))
+    return Strings.of(names), *columns, np.array(synsets_of, np.int32)
 
 
 def _label(region, key, parts, label):
@@ -144,15 +165,3 @@ def _label(region, key, parts, label):
         what = f"the field {one_line(field)}" if field else "the content"
         raise BadInput(f"{place}.{end}: {what} is no class number")
     return number
-
-
-def _check_synsets(split, classes, place, wanted):
-    """Keys such as n01440764_10026 tell the class: a list in another order than the labels' is noticed."""
-    known = set(classes)
-    for k in np.linspace(0, len(split.labels) - 1, min(len(split.labels), SYNSETS_CHECKED)).astype(int):
-        synset = split.names[k].rpartition("/")[2].partition("_")[0]
-        if synset in known and classes[split.labels[k]] != synset:
-            raise BadInput(
-                f"{place}: {split.names[k]} has the label {split.labels[k]}, which is {classes[split.labels[k]]} in"
-                f" data.classes={wanted}; the labels follow another list"
-            )

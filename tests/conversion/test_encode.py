@@ -1,13 +1,17 @@
 """The levels of a sample against Pillow's own reduction and encoder, from the original."""
 
+import contextlib
 import functools
+import io
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from conversion.encode import Encoded, encode_item, encode_rgb
+from conversion import jpeg
+from conversion.encode import LEAST_SCALE, Encoded, encode_item, encode_rgb
 from conversion.sources import read_file
+from ffcv_ops.errors import BadInput
 
 KEYS = {"max_side": None, "min_side": None, "mode": "jpg", "quality": 90}
 
@@ -70,3 +74,96 @@ def test_a_side_never_vanishes(folder):
 def test_arrays_are_samples_of_one_level(photos):
     (image,) = encode_item(photos["cat"], read=np.asarray, mode="jpg", quality=80)
     assert image == encode_rgb(photos["cat"], mode="jpg", quality=80)
+
+
+def as_jpeg(rgb, mode=None, **options):
+    stream = io.BytesIO()
+    Image.fromarray(rgb).convert(mode).save(stream, "JPEG", **{"quality": 80, **options})
+    return stream.getvalue()
+
+
+def stored(data, **options):
+    (image,) = encode_item(data, read=bytes, mode="jpg", quality=90, **options)
+    return image
+
+
+def encoded_again(data, encode):
+    return encode(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")), quality=90, subsampling="4:2:0")
+
+
+def test_a_jpeg_within_the_limits_is_itself(photos, encode):
+    """But for what follows its end; at a limit and beyond; when it is not wanted."""
+    data = as_jpeg(photos["cat"])
+    height, width, _ = photos["cat"].shape
+    for options in ({}, {"max_side": max(height, width)}, {"min_side": min(height, width)}):
+        assert stored(data, **options) == Encoded("jpg", height, width, data)
+        assert stored(data + b"more", **options).data == data
+    smaller = stored(data, max_side=max(height, width) - 1)
+    assert max(smaller.height, smaller.width) == max(height, width) - 1
+    assert stored(data, passthrough=False) == Encoded("jpg", height, width, encoded_again(data, encode))
+    (raw,) = encode_item(data, read=bytes, mode="raw", quality=90)
+    assert raw.data == np.asarray(Image.open(io.BytesIO(data))).tobytes()
+
+
+def damaged(data):
+    """With eight other bytes, at the first place where Pillow passes over it and libjpeg warns."""
+    for place in range(5000, len(data) - 1000, 101):
+        changed = data[:place] + b"\x55\xaa\x12\x34\x99\x01\x7e\x33" + data[place + 8 :]
+        if not jpeg.is_sound(changed, jpeg.frame_of(changed)):
+            with contextlib.suppress(OSError):
+                Image.open(io.BytesIO(changed)).load()
+                return changed
+    raise AssertionError("no such place")
+
+
+@pytest.mark.parametrize("change", ["progressive", "turned", "gray", "cmyk", "damaged"])
+def test_other_jpegs_are_encoded_again(photos, encode, change):
+    cat = photos["cat"]
+    turned = Image.Exif()
+    turned[0x0112] = 3
+    data = {
+        "progressive": as_jpeg(cat, progressive=True),
+        "turned": as_jpeg(cat, exif=turned),
+        "gray": as_jpeg(cat[..., 0]),
+        "cmyk": as_jpeg(cat, "CMYK"),
+        "damaged": damaged(as_jpeg(cat)),
+    }[change]
+    found = stored(data)
+    assert found.data != data
+    if change == "turned":
+        upright = np.asarray(Image.open(io.BytesIO(data)))[::-1, ::-1]
+        assert found.data == encode(np.ascontiguousarray(upright), quality=90, subsampling="4:2:0")
+    elif change != "cmyk":
+        assert found.data == encoded_again(data, encode)
+
+
+def test_a_cut_jpeg_is_refused(photos):
+    data = as_jpeg(photos["cat"])
+    for length in (len(data) - 2, len(data) // 2, 700):
+        with pytest.raises(BadInput, match="cannot be decoded: "):
+            stored(data[:length])
+
+
+def test_levels_of_a_jpeg_that_is_stored_itself(photos, encode):
+    data = as_jpeg(photos["cat"])
+    full, small = encode_item(data, read=bytes, mode="jpg", quality=90, levels=(500, 128))
+    pixels = Image.open(io.BytesIO(data)).resize((small.width, small.height), Image.Resampling.BICUBIC)
+    assert full.data == data
+    assert small.data == encode(np.asarray(pixels), quality=90, subsampling="4:4:4")
+
+
+def test_reduced_jpegs_are_pillows_pixels(photos):
+    """Up to a scale of LEAST_SCALE. Beyond, the decoder scales; that is nearer than the JPEG that is then made."""
+    data = as_jpeg(photos["cat"], quality=95)
+    image = Image.open(io.BytesIO(data))
+    for side in (400, 300, 151, 110, 80, 60, 40):
+        (found,) = encode_item(data, read=bytes, max_side=side, mode="raw", quality=90)
+        size = (found.width, found.height)
+        exact = np.asarray(image.resize(size, Image.Resampling.BICUBIC)).astype(float)
+        error = np.frombuffer(found.data, np.uint8).reshape(exact.shape) - exact
+        if LEAST_SCALE * 2 * side > image.width:
+            assert not error.any()
+        else:
+            again = Image.open(io.BytesIO(as_jpeg(exact.astype(np.uint8), quality=90)))
+            assert 10 * np.log10(255**2 / np.square(error).mean()) > 42
+            assert np.square(error).mean() < np.square(np.asarray(again) - exact).mean() / 4

@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from conversion.sources.source import Spans, Strings, one_line, some
+from conversion.sources.source import Prefixed, Spans, Strings, joined, one_line, some
 
 TEXTS = ["a.jpg", "", "über uns/1.png", "b" * 300, "\udcff no UTF-8", "猫.jpg"]
 
@@ -23,10 +23,21 @@ def test_no_strings():
     assert list(Strings.of([])) == list(Strings.joined([])) == []
 
 
+def test_columns_are_joined_and_parts_given_up():
+    parts = [(Strings.of(texts), np.arange(len(texts))) for texts in (["a", "b"], [], ["c"])]
+    names, numbers = joined(parts)
+    assert list(names) == ["a", "b", "c"] and numbers.tolist() == [0, 1, 0] and parts == []
+
+
 def test_spans_know_their_file():
     spans = Spans(["a.tar", "empty.tar", "b.tar"], [2, 0, 1], np.array([512, 2048, 512]), np.array([10, 20, 30]))
     assert list(spans) == [("a.tar", 512, 10), ("a.tar", 2048, 20), ("b.tar", 512, 30)]
     assert spans[1:] == [("a.tar", 2048, 20), ("b.tar", 512, 30)]
+
+
+def test_prefixed():
+    names = Prefixed(["a/", "none/", "b/"], [2, 0, 1], Strings.of(["1", "2", "3"]))
+    assert list(names) == ["a/1", "a/2", "b/3"] and names[1:] == ["a/2", "b/3"]
 
 
 def test_a_million_samples_take_megabytes():

@@ -64,15 +64,27 @@ def test_same_as_a_plain_reading(folder):
     assert list(source.splits) == ["train", "val"]
     assert listed(source, "train") == plainly(sorted(folder.glob("*train*")))
     assert listed(source, "val") == plainly(sorted(folder.glob("*validation*")))
-    assert source.classes == tuple(map(str, range(1000)))
 
 
-def test_names_of_classes_come_from_a_list(folder):
+def test_keys_tell_the_names_of_classes(folder):
+    source, known = open_source(str(folder)), class_list("imagenet1k")
+    present = {0, 1, 2, 3, 5, 7, 999}
+    assert source.classes == tuple(known[k] if k in present else str(k) for k in range(1000))
+
+
+def test_keys_that_tell_nothing(folder, jpeg, packed):
+    """One synset under two labels, or two synsets under one label: classes are numbers. Other keys do not matter."""
+    for key, label in (("n01440764_1", 4), ("n99999999_1", 0)):
+        (folder / "in1k-train-2.tar").write_bytes(packed(sample(key, jpeg(0), label)))
+        assert open_source(str(folder)).classes == tuple(map(str, range(1000)))
+    (folder / "in1k-train-2.tar").write_bytes(packed(sample("cat", jpeg(0), 4)))
+    assert open_source(str(folder)).classes[3:5] == (class_list("imagenet1k")[3], "4")
+
+
+def test_names_of_classes_from_a_list(folder):
     source = open_source(str(folder), classes="imagenet1k")
-    for split in source.splits.values():
-        for name, label in zip(split.names, split.labels, strict=True):
-            assert source.classes[label] == name.split("/")[1].split("_")[0]
-    with pytest.raises(BadInput, match=r"in1k-train-0000.tar/n.* has the label .* the labels follow another list"):
+    assert source.classes == class_list("imagenet1k")
+    with pytest.raises(BadInput, match=r"images of label 0 are called n01440764_.*; the labels follow another list"):
         open_source(str(folder), classes="imagenet21k")
 
 
