@@ -247,7 +247,7 @@ def train_stage(job: Job, state: State, folder: RunFolder, log: Log, *, so_far: 
         row = {"stage": stage.name, "epoch": state.epoch, "step": state.step, "lr": lr, **means.row()}
         row["bad_samples"] = distributed.total_over_ranks(batches.bad.replaced, ranks.device)
         if row["bad_samples"]:
-            log.say(f"{train.path}: {row['bad_samples']} bad samples replaced, in this rank {batches.bad.worst()}")
+            log.say(f"{train.path}: bad samples replaced: {row['bad_samples']}; in this rank {batches.bad.worst()}")
         if state.epoch % run.log.eval_every == 0 or last:
             result = evaluated(job, stage, state.model, val_batches)
             row |= {"top1": result.top1, "top5": result.top5, "val_loss": result.loss, "val_images": result.images}

@@ -1,4 +1,4 @@
-"""Is a data set sound? Every stored image is read, held against its checksum and decoded, every label against the classes.
+"""Is a data set sound? Every stored image is read, held against its checksum and decoded, every label looked up.
 
     python write_datasets.py --verify FILE      # a .beton, or the pattern of its shards
 
@@ -24,19 +24,20 @@ _AT_ONCE = 2048  # samples between two updates of the bar
 def verify(path: Path | str, *, workers: int) -> int:
     """Prints each bad sample, with the file that it was made from, and a summary; returns how many are bad."""
     known, bad = opened(path), 0
-    with progress("verifying", len(known.metadata)) as one_more:
-        for sample, fault in faults(known, workers=workers, after_each=one_more):
-            print(f"{path}: sample {sample} {source_of(known, sample)}: {fault}")
+    with progress("verifying", len(known.metadata)) as advance:
+        for sample, fault in faults(known, workers=workers, after=advance):
+            print(f"{path}: {f'sample {sample} {source_of(known, sample)}'.rstrip()}: {fault}")
             bad += 1
-    checked = "decoded" if known.checksums is None else "decoded and equal to their checksums"
-    levels = f" at {len(levels_of(known))} sizes" if len(levels_of(known)) > 1 else ""
-    said = f"{bad:,} bad" if bad else f"all {checked}{'' if known.checksums is not None else ' (there are no checksums)'}"
-    print(f"{path}: {len(known.metadata):,} samples{levels}, {said}")
+    held = "decode; there are no checksums" if known.checksums is None else "decode and have their checksums"
+    said = f"{bad:,} of them bad" if bad else f"all {held}"
+    sizes = f" at {len(levels_of(known))} sizes" if len(levels_of(known)) > 1 else ""
+    print(f"{path}: {len(known.metadata):,} samples{sizes}, {said}")
     return bad
 
 
-def faults(known: Index, *, workers: int, after_each=lambda: None) -> Iterator[tuple[int, str]]:
-    """Yields (sample, what is wrong with it) in the samples' order. Calls `after_each` after each sample."""
+def faults(known: Index, *, workers: int, after=lambda count: None) -> Iterator[tuple[int, str]]:
+    """Yields (sample, what is wrong with it) in the samples' order. Calls `after` with the number of samples that were
+    checked since the last call."""
     names, labels = levels_of(known), column(known, "label")
     with ThreadPoolExecutor(workers) as threads, Files(known).schedule_epoch([]) as files:
         for begin in range(0, len(known.metadata), _AT_ONCE):
@@ -48,7 +49,7 @@ def faults(known: Index, *, workers: int, after_each=lambda: None) -> Iterator[t
                     words.append(f"label {labels[sample]}, but there are {len(known.class_names)} classes")
                 if words:
                     yield sample, ", ".join(words)
-                after_each()
+            after(len(found))
 
 
 def _check(known, names, part, files, threads, workers) -> np.ndarray:

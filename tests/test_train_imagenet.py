@@ -1,6 +1,7 @@
 """The training script as users run it: recipes, resuming, ranks, evaluation, bad input."""
 
 import argparse
+import dataclasses
 import json
 import os
 import signal
@@ -9,11 +10,17 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from ffcv.fields import IntField, RGBImageField
+from ffcv.reader import Reader
+from ffcv.writer import DatasetWriter
 from safetensors.torch import load_file, save_file
 
 import train_imagenet
+from ffcv_ops.errors import BadInput
+from ffcv_ops.loader import eval_loader, train_loader
 from training import checkpoints, model, recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -178,22 +185,26 @@ def recipe_for_resuming(tmp_path, data):
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_killed_between_epochs_ends_with_the_same_bits(tmp_path, data, ranks):
-    base = recipe_for_resuming(tmp_path, data)
+@pytest.mark.parametrize("ranks, number", [(1, signal.SIGKILL), (2, signal.SIGTERM)])
+def test_killed_or_preempted_it_ends_with_the_same_bits(tmp_path, data, ranks, number):
+    """Two ranks: torchrun passes SIGTERM on and kills after 30 seconds; the next log point would be the epoch's end."""
+    base = [*recipe_for_resuming(tmp_path, data), "--log.every=100"]
     whole = finished(*base, f"--log.out={tmp_path}", "--log.name=whole", ranks=ranks)
     assert whole.returncode == 0, whole.stderr
     killed = subprocess.Popen(
         command(*base, f"--log.out={tmp_path}", "--log.name=killed", ranks=ranks),
-        env=environment(), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     log, deadline = tmp_path / "killed" / "log.jsonl", time.time() + 200
     while not (log.exists() and len(rows(tmp_path / "killed")) >= 2):
         assert time.time() < deadline
         assert killed.poll() is None, "it ended before it could be killed"
         time.sleep(0.02)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
+    killed.send_signal(number)
+    output, errors = killed.communicate(timeout=60)
+    if number == signal.SIGTERM:
+        step = checkpoints.read(checkpoints.saved(tmp_path / "killed" / "checkpoints")[-1])["step"]
+        assert f"stopped at step {step}, as asked" in output, errors
     assert not (tmp_path / "killed" / "model.safetensors").exists()
     again = finished(*base, f"--log.out={tmp_path}", "--log.name=killed", ranks=ranks)
     assert again.returncode == 0, again.stderr
@@ -325,6 +336,88 @@ def test_bad_input_is_one_line_and_status_2(tmp_path, data, jpg_beton, arguments
     assert captured.err.count("\n") == 1
     assert captured.err.startswith("error: ")
     assert "Traceback" not in captured.err + captured.out
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_bad_sample_stops_the_run_or_is_replaced_and_counted(tmp_path, data, jpg_beton, capsys):
+    reader, content = Reader(str(jpg_beton)), bytearray(jpg_beton.read_bytes())
+    place = int(reader.metadata["f0"]["data_ptr"][17])
+    content[place : place + 2] = bytes(2)
+    (tmp_path / "damaged.beton").write_bytes(content)
+    base = ["--cfg", str(ROOT / "recipes/smoke.yaml"), *SMALL, *data, f"--log.out={tmp_path}", "--stage.repeats=1"]
+    base += [f"--data.train={tmp_path / 'damaged.beton'}"]
+    with pytest.raises(SystemExit):
+        train_imagenet.main([*base, "--log.name=stop"])
+    assert "sample 17 could not be decoded" in capsys.readouterr().err
+    train_imagenet.main([*base, "--log.name=replace", "--data.on_bad_sample=replace"])
+    assert [row["bad_samples"] for row in rows(tmp_path / "replace")] == [1, 1]
+    assert rows(tmp_path / "replace", "step")[-1]["bad_samples"] == 1
+    assert "bad samples replaced: 1; in this rank sample 17 (1x)" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        train_imagenet.main([*base, "--log.name=none", "--data.on_bad_sample=replace", "--data.bad_limit=0"])
+    assert "more than data.bad_limit 0 allows: sample 17 (1x)" in capsys.readouterr().err
+
+
+# --- limits --------------------------------------------------------------------------------------------------------
+
+
+def beton_of(path, images, classes):
+    """The first `images` of a grey ramp, labels 0 to `classes` - 1, by stock FFCV."""
+
+    class Samples:
+        def __len__(self):
+            return images
+
+        def __getitem__(self, index):
+            return np.full((40, 50, 3), 10 * index, np.uint8), index % classes
+
+    fields = {"image": RGBImageField(write_mode="jpg", jpeg_quality=90), "label": IntField()}
+    DatasetWriter(str(path), fields, num_workers=1).from_indexed_dataset(Samples())
+    return path
+
+
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize("loss, images, classes", [("bce", 1, 1), ("ce", 1, 1), ("bce", 6, 1), ("ce", 2, 2)])
+def test_one_image_and_one_class_are_enough(loss, images, classes, tmp_path):
+    """And as many workers as you like: there are not more than cores."""
+    path = beton_of(tmp_path / "x.beton", images, classes)
+    train_imagenet.main(
+        ["--cfg", str(ROOT / "recipes/smoke.yaml"), *SMALL, f"--data.train={path}", f"--data.val={path}",
+         "--stage.batch=1", "--stage.mixup=0", "--stage.cutmix=0", "--stage.smoothing=0", f"--stage.loss={loss}",
+         "--data.workers=500", f"--log.out={tmp_path}", "--log.name=run"]
+    )  # fmt: skip
+    epochs = rows(tmp_path / "run")
+    assert [row["step"] for row in epochs] == [images, 2 * images]
+    assert all(row["val_images"] == images and row["loss"] >= 0 and row["bad_steps"] == 0 for row in epochs)
+    assert classes > 1 or epochs[-1]["top1"] == 1.0
+
+
+def test_one_image_cannot_be_mixed_nor_fill_a_batch(tmp_path, capsys):
+    path = beton_of(tmp_path / "x.beton", 1, 1)
+    complaints = {1: "batch 1 must be a multiple of mix_chunk 2", 2: "1 images do not fill one batch of 2"}
+    for batch, words in complaints.items():
+        keys = [f"--stage.batch={batch}", "--stage.mix_chunk=2"]
+        with pytest.raises(SystemExit, match="2"):
+            train_imagenet.main(["--cfg", str(ROOT / "recipes/smoke.yaml"), *SMALL, f"--data.train={path}", *keys,
+                                 f"--data.val={path}", f"--log.out={tmp_path}", "--log.name=run"])  # fmt: skip
+        said = capsys.readouterr().err
+        assert words in said
+        assert said.count("\n") == 1
+
+
+def test_more_ranks_than_images(tmp_path):
+    """Training needs a sample for each rank in each batch; evaluation counts each image once, in some ranks none."""
+    path, stage = beton_of(tmp_path / "x.beton", 2, 2), recipe.load(ROOT / "recipes/smoke.yaml").stages[1]
+    stage = dataclasses.replace(stage, mixup=0.0, cutmix=0.0, batch=3)
+    for rank in range(3):
+        with pytest.raises(BadInput, match="2 images do not fill one batch of 3"):
+            train_loader(path, 2, stage, seed=0, rank=rank, world=3)
+        with pytest.raises(BadInput, match="batch 2 does not divide among 3 processes"):
+            train_loader(path, 2, dataclasses.replace(stage, batch=2), seed=0, rank=rank, world=3)
+    loaders = [eval_loader(path, 2, stage, batch=64, rank=rank, world=3, workers=1) for rank in range(3)]
+    shown = [[int(label) for _, labels in loader.epoch(0) for label in labels] for loader in loaders]
+    assert sorted(label for labels in shown for label in labels) == [0, 1]
+    assert [] in shown
 
 
 def test_bad_input_ends_the_process_with_status_2(tmp_path):

@@ -94,7 +94,8 @@ def _write(path, content):
 def read(path: Path) -> dict:
     """The content of one checkpoint, on the CPU. ValueError, in one line, where the file is damaged or none of ours."""
     try:
-        _check(path)
+        with path.open("rb") as file:
+            _check(file)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds; each means that the file cannot be used
         raise ValueError(str(error).partition("\n")[0][:200]) from error
@@ -103,20 +104,20 @@ def read(path: Path) -> dict:
     return content
 
 
-def _check(path):
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        left = os.fstat(file.fileno()).st_size - _LINE
-        if left < 0:
-            raise ValueError(f"it has {left + _LINE} bytes")
-        while left:
-            piece = file.read(min(left, _PIECE))
-            digest.update(piece)
-            left -= len(piece)
-            if not piece:
-                raise ValueError("it became shorter while it was read")
-        if file.read() != _MARK + digest.hexdigest().encode() + b"\n":
-            raise ValueError("its checksum is wrong: it is damaged or was not written to its end")
+def _check(file):
+    """ValueError unless the file ends with the checksum of what is before it."""
+    digest, left = xxhash.xxh3_128(), file.seek(0, os.SEEK_END) - _LINE
+    if left < 0:
+        raise ValueError(f"it has {left + _LINE} bytes")
+    file.seek(0)
+    while left:
+        piece = file.read(min(left, _PIECE))
+        if not piece:
+            raise ValueError("it became shorter while it was read")
+        digest.update(piece)
+        left -= len(piece)
+    if file.read() != _MARK + digest.hexdigest().encode() + b"\n":
+        raise ValueError("its checksum is wrong: it is damaged or was not written to its end")
 
 
 def newest(folder: Path, say: Callable[[str], object]) -> tuple[Path, dict] | None:

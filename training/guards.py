@@ -2,6 +2,8 @@
 loss that jumps, a request to stop, a checkpoint that is due. And what becomes of a full disk and of too little memory.
 """
 
+import itertools
+import math
 import statistics
 from collections import deque
 from contextlib import contextmanager
@@ -20,11 +22,11 @@ from training.stop import Stopped
 class Spikes:
     """Loss spikes: means of log intervals far above the last ones before them.
 
-    Far is ten of their standard deviations, by the median absolute deviation, and at least a tenth of their median: a
-    run that learns, whose loss falls, stays below. A spike is no end: many runs recover.
+    Far is ten standard deviations, and at least a tenth, above their median. The deviation is a robust one of the
+    differences from one interval to the next, which a loss that falls leaves small. Many runs recover: no end.
     """
 
-    LAST, FIRST, FAR = 50, 10, 10.0  # intervals that are looked back at, at most and at least; standard deviations
+    LAST, FIRST, FAR = 20, 10, 10.0  # intervals that are looked back at, at most and at least; standard deviations
 
     def __init__(self):
         self.losses = deque(maxlen=self.LAST)
@@ -35,8 +37,10 @@ class Spikes:
         self.losses.append(loss)
         if len(before) < self.FIRST:
             return None
+        steps = [later - earlier for earlier, later in itertools.pairwise(before)]
+        slope = statistics.median(steps)
+        deviation = 1.4826 * statistics.median(abs(step - slope) for step in steps) / math.sqrt(2)
         median = statistics.median(before)
-        deviation = 1.4826 * statistics.median(abs(value - median) for value in before)
         return median if loss > median + max(self.FAR * deviation, 0.1 * abs(median)) else None
 
 

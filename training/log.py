@@ -164,7 +164,8 @@ class Meter:
 
     def begin(self) -> None:
         """Sums from here on."""
-        self.sums = self.in_a_row.new_zeros(2)  # of loss and gradient norm, where they are finite
+        # of loss and gradient norm, where they are finite; in float64, so that it does not matter where a run stopped
+        self.sums = self.in_a_row.new_zeros(2, dtype=torch.float64)
         self.counts = self.in_a_row.new_zeros(2)
         self.bad, self.longest = self.in_a_row.new_zeros(()), self.in_a_row.new_zeros(())
         self.first_bad = self.in_a_row.new_zeros(3)  # number of the step from 1 here, loss, gradient norm

@@ -67,14 +67,12 @@ def verdict(ranks: Sequence[Seen], limit: float, *, failed: bool) -> str | None:
             return f"{seen.beat} is gone: killed or crashed; it was last {_where(seen.beat)}"
         if seen.silent > (min(SOON, limit) if failed else limit) and not seen.beat.left:
             return f"{seen.beat} gives no sign of life for {_time(seen.silent)}; it was last {_where(seen.beat)}"
-    stuck = [seen for seen in ranks if seen.still > limit and not seen.beat.left]
-    if not stuck:
+    there = [seen for seen in ranks if not seen.beat.left]
+    if not any(seen.still > limit for seen in there):
         return None
-    waiting = [seen for seen in stuck if seen.beat.waits]
-    worst = max(waiting, key=lambda s: s.still) if waiting else min(stuck, key=lambda s: (s.beat.moves, -s.still))
+    waiting = [seen for seen in there if seen.beat.waits and seen.still > limit / 2]  # the others wait for these
+    worst = max(waiting, key=lambda s: s.still) if waiting else min(there, key=lambda s: (s.beat.moves, -s.still))
     said = f"{worst.beat} is {_where(worst.beat)}, for {_time(worst.still)}"
-    if not waiting and len(stuck) > 1:
-        said += f"; so are or wait {len(stuck) - 1} others"
     return f"{said}. Where that is no fault, raise --watchdog"
 
 
@@ -146,6 +144,8 @@ class Watchdog:
                 said = self._without_store(error)
             if said and not self.ended.is_set():
                 print(f"error: rank {self.ranks.rank} ends: {said}", file=sys.stderr, flush=True)
+                if self.store is not None and self.ranks.first:
+                    time.sleep(2 * TICK)  # the store may end with this process; the others read the verdict first
                 os._exit(STATUS)
 
     def _judged(self):

@@ -104,7 +104,7 @@ def _write_beton(path, samples, *, page_size=2**21, names=None, **said):
     """`samples` [((Encoded, ...), label), ...] as a .beton with all that write_datasets.py puts beside it."""
     levels = len(samples[0][0])
     images = ("image", "image_48", "image_24")[:levels]
-    table, checksums = beton.write(path, samples, capacity=len(samples), page_size=page_size, images=images)
+    _, checksums = beton.write(path, samples, capacity=len(samples), page_size=page_size, images=images)
     path.with_suffix(".xxh64").write_bytes(checksums.tobytes())
     said = {
         "format": 2, "bytes": path.stat().st_size, "index_xxh64": beton.index_checksum(path), "split": "train",

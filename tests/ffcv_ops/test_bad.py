@@ -144,7 +144,7 @@ def test_over_the_limit_the_run_stops_and_names_the_worst(damaged, limit, stops)
         collected(batches.epoch(0))
         assert "sample 17 x/17.jpg (1x)" in batches.bad.worst()
         return
-    with pytest.raises(BadInput, match=rf"of an epoch's 96 showings .* data\.bad_limit {limit:g} allows: sample \d+ x/"):
+    with pytest.raises(BadInput, match=rf"an epoch's 96 showings .* data\.bad_limit {limit:g} allows: sample \d+ x/"):
         collected(batches.epoch(0))
 
 

@@ -15,6 +15,7 @@ RECIPES = sorted((ROOT / "recipes").glob("**/*.yaml"))
 FROZEN = """
 seed on_nonfinite nonfinite_in_a_row watchdog
 data.train data.val data.finetune_train data.finetune_val data.workers data.cache data.shuffle_pages
+data.on_bad_sample data.bad_limit
 model.name model.layer_scale model.classes model.blur_pool
 stage.name stage.data stage.resolution stage.ramp stage.epochs stage.batch stage.crop stage.rrc_scale
 stage.interpolation stage.least_downscale stage.flip stage.augment stage.three_ops stage.rand_config stage.jitter
@@ -257,6 +258,15 @@ BAD_RECIPES = {
     "log: {name: ../x}": "the name '../x' becomes part of a path",
     "log: {name: a..b}": "the name 'a..b' becomes part of a path",
     "log: {name: .}": "the name '.' becomes part of a path",
+    "log: {name: -x}": "the name '-x' becomes part of a path",
+    "log: {name: /tmp/x}": "the name '/tmp/x' becomes part of a path",
+    "log: {name: 'a b'}": "the name 'a b' becomes part of a path",
+    'log: {name: "a\\0b"}': r"the name 'a\x00b' becomes part of a path",
+    'log: {name: "a\\nb"}': r"the name 'a\nb' becomes part of a path",
+    f"log: {{name: {101 * 'x'}}}": "becomes part of a path; use letters, digits, - and _ only, 100 at most",
+    "log: {name: ''}": "log.name is ''; it must be text",
+    "stage: {name: ..}": "the name '..' becomes part of a path",
+    "stages: [{name: a}, {name: model}]": "a stage cannot be called model",
     "speed: {cuda_graphs: true}": "speed.cuda_graphs belongs to speed.compile: true",
     "speed: {cuda_graphs: true, compile: true, parallel: fsdp}": "speed.cuda_graphs belongs to speed.compile: true",
     "stage: {data: finetune}": "a recipe has both and such a stage, or neither",
@@ -275,6 +285,15 @@ def test_a_bad_recipe_is_one_line_and_exit_status_2(text, write, tmp_path):
     said = complaint(tmp_path, "--cfg", path)
     assert BAD_RECIPES[text] in said
     assert "x.yaml" in said
+
+
+@pytest.mark.parametrize("stem", ["a b", "-x", "..", "a..b", "x" * 101, "x;y", "x\ny"])
+def test_a_recipe_whose_name_cannot_be_a_folders_needs_one(stem, write):
+    path = write("base: base.yaml\n", f"{stem}.yaml")
+    with pytest.raises(BadInput, match=r"becomes part of a path; .* or set log\.name") as said:
+        recipe.load(path)
+    assert recipe.load(path, {"log.name": "good"}).log.name == "good"
+    assert len(str(said.value)) < 500
 
 
 WHOLE_FILES = {

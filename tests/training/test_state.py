@@ -1,9 +1,9 @@
-"""Checkpoints: atomic, plain, complete; run folders that belong to one recipe."""
+"""Checkpoints are complete; run folders belong to one recipe."""
 
 import copy
 import dataclasses
-import subprocess
-import sys
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ffcv_ops.errors import BadInput
-from training import optim, recipe
-from training.state import Means, RunFolder, State, restore, science, write_atomically
+from training import checkpoints, optim, recipe
+from training.state import Means, RunFolder, State, restore, science
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -77,64 +77,63 @@ def test_the_last_stages_weights_are_a_file_of_their_own(run):
     assert flat(load_file(folder.path / "model.safetensors")) == flat(dict(before.model.state_dict()))
 
 
-def test_a_failed_write_leaves_the_file_before(tmp_path):
-    path = tmp_path / "x"
-    write_atomically(path, lambda p: p.write_text("good"))
-
-    def fail(p):
-        p.write_text("half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError):
-        write_atomically(path, fail)
-    assert path.read_text() == "good"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_kill_while_saving_leaves_a_whole_checkpoint(tmp_path):
-    """A child saves over and over and is killed in the middle, several times."""
-    code = (
-        "import sys, torch; sys.path.insert(0, sys.argv[1]); from pathlib import Path\n"
-        "from training.state import write_atomically\n"
-        "k = 0\n"
-        "while True:\n"
-        "    content = {'k': k, 'x': torch.full((2_000_000,), float(k))}\n"
-        "    write_atomically(Path(sys.argv[2]), lambda p: torch.save(content, p)); k += 1\n"
-        "    print(k, flush=True)\n"
-    )
-    path = tmp_path / "last.pt"
-    child = subprocess.Popen([sys.executable, "-c", code, str(ROOT), str(path)], stdout=subprocess.PIPE)
-    for _ in range(5):
-        child.stdout.readline()
-    child.kill()
-    child.wait()
-    content = torch.load(path, weights_only=True)
-    assert torch.equal(content["x"], torch.full((2_000_000,), float(content["k"])))
-
-
-@pytest.mark.parametrize("damage", [b"", b"rubbish", None])
-def test_a_damaged_checkpoint_is_refused_in_one_line(run, damage):
+def test_a_checkpoint_of_another_version_or_run_is_refused_in_one_line(run):
     folder = RunFolder(run)
     folder.prepare(run)
+    good = {"format": 3, "stage": 0, "epoch": 0, "batch": 0, "step": 1}
+    for content in (good | {"format": 2}, good | {"epoch": -1}, good | {"batch": "0"}, {"format": 3}):
+        checkpoints.write(folder.checkpoints, 1, content, keep=1)
+        with pytest.raises(BadInput, match=r"000000001\.pt: not a checkpoint of this version") as caught:
+            folder.load()
+        assert "\n" not in str(caught.value)
     folder.save(trained(run), Means(), first=True)
-    whole = folder.checkpoint.read_bytes()
-    folder.checkpoint.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
-    with pytest.raises(BadInput, match="not a checkpoint of ours") as caught:
-        folder.load()
-    assert "\n" not in str(caught.value)
+    whole = folder.load()
+    other = trained(run)
+    other.model = nn.Linear(7, 7)
+    for state, content in ((other, whole), (trained(run), {k: v for k, v in whole.items() if k != "optimizer"}),
+                           (trained(run), whole | {"so_far": {"speed": 1}})):  # fmt: skip
+        with pytest.raises(BadInput, match="the checkpoint of step 3 is not one of this run") as caught:
+            restore(state, content)
+        assert "\n" not in str(caught.value)
 
 
-def test_a_checkpoint_that_would_run_code_is_refused(run, tmp_path):
-    class Hostile:
-        def __reduce__(self):
-            return (Path.touch, (tmp_path / "ran",))
-
+def test_a_full_disk_keeps_what_was_saved_before(run, monkeypatch):
     folder = RunFolder(run)
     folder.prepare(run)
-    torch.save({"format": 2, "model": Hostile()}, folder.checkpoint)
-    with pytest.raises(BadInput):
-        folder.load()
-    assert not (tmp_path / "ran").exists()
+    before = trained(run)
+    assert folder.save(before, Means(), first=True) == ""
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    before.step = 4
+    assert folder.save(before, Means(), first=True) == "No space left on device"
+    assert [path.name for path in folder.checkpoints.iterdir()] == ["000000003.pt"]
+    assert folder.load()["step"] == 3
+
+
+def test_strays_of_a_killed_writer_are_removed(run):
+    folder = RunFolder(run)
+    folder.prepare(run)
+    strays = [folder.path / "recipe.yaml.7.tmp", folder.checkpoints / "000000009.pt.7.tmp"]
+    for stray in strays:
+        stray.write_bytes(b"half")
+    folder.prepare(run)
+    assert not any(stray.exists() for stray in strays)
+
+
+def test_a_checkpoint_is_due_by_the_clock(run, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("training.state.time.monotonic", lambda: now[0])
+    folder = RunFolder(dataclasses.replace(run, log=dataclasses.replace(run.log, save_every=2.0)))
+    never = RunFolder(dataclasses.replace(run, log=dataclasses.replace(run.log, save_every=None)))
+    folder.prepare(run)
+    found = []
+    for now[0] in (219.0, 220.0, 221.0):
+        found.append(folder.due())
+    folder.save(trained(run), Means(), first=True)
+    assert (found, folder.due(), never.due()) == ([False, True, True], False, False)
 
 
 def test_a_folder_belongs_to_one_recipe(run):
