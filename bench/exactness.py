@@ -3,10 +3,10 @@
     python -m bench.exactness runs/demo [--quick] [--json FILE]
 
 The run is exported and loaded by timm, which reads an ImageFolder with its own transforms (Pillow, bicubic). The same
-folder is written as .beton files: raw, which loses nothing, so that only rounding may differ; and as JPEG of quality
-90, where the difference is what that encoding costs. Two folders: the demo's validation tiles before they are encoded
-(PNG, enlarged by the evaluation), and photographs like ImageNet's (JPEG of 500 pixels, reduced by it), of which the
-run knows no classes: there only the outputs are compared.
+folder is written as .beton files: raw, or its JPEGs kept as they are, which loses nothing, so that only rounding may
+differ; and encoded as JPEG of quality 90, where the difference is what that costs. Two folders: the demo's validation
+tiles before they are encoded (PNG, enlarged by the evaluation), and photographs like ImageNet's (JPEG of 500 pixels,
+reduced by it), of which the run knows no classes: there only the outputs are compared.
 """
 
 import argparse
@@ -31,7 +31,12 @@ from training import export
 from training.evaluate import outputs
 
 ROOT = Path(__file__).parents[1]
-STORED = {"raw": ["--image.mode=raw", "--image.max_side=none"], "jpg": ["--image.max_side=none", "--image.quality=90"]}
+WHOLE = "--image.max_side=none"
+STORED = {
+    "raw": [WHOLE, "--image.mode=raw"],
+    "kept": [WHOLE],
+    "encoded": [WHOLE, "--image.quality=90", "--image.passthrough=false"],
+}
 
 
 class Said(NamedTuple):
@@ -79,7 +84,7 @@ def main(argv=None) -> None:
             root = folder / task
             (write_tiles if labelled else write_photographs)(root, most)
             theirs = of_timm(folder / "model", root)
-            for mode in STORED:
+            for mode in ("raw", "encoded") if labelled else STORED:
                 ours = of_ours(trained, converted(root, mode))
                 apart = Difference.of(ours, theirs)
                 top1 = [f"{100 * said.top1():.2f}" if labelled else "-" for said in (theirs, ours)]

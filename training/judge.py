@@ -18,7 +18,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from timm.data import RealLabelsImagenet
@@ -42,6 +42,8 @@ RECORD = "evaluations.json"
 @dataclasses.dataclass(frozen=True)
 class Asked:
     """eval: what --eval-only looks at"""
+
+    changes: ClassVar[str] = "records"  # where --help lists these
 
     data: Literal["auto"] | tuple[str, ...] = key(
         ".beton files to evaluate on; auto: the last stage's validation", default="auto"
