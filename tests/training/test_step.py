@@ -2,8 +2,8 @@
 
 import copy
 from contextlib import nullcontext
-from types import SimpleNamespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch

@@ -59,7 +59,7 @@ def test_switched_off_it_does_nothing():
 
 
 class Loader:
-    decoder = "decoder"
+    decoder, bad = "decoder", "bad"
 
     def __len__(self):
         return 3
@@ -71,7 +71,7 @@ class Loader:
 def test_a_watched_loader_gives_the_same_and_says_where_it_is():
     watch = Watchdog(1.0, distributed.Ranks(0, 0, 1, CPU))
     watched, places = watch.watched(Loader(), "stage x"), []
-    assert (len(watched), watched.decoder) == (3, "decoder")
+    assert (len(watched), watched.decoder, watched.bad) == (3, "decoder", "bad")
     for batch in watched.epoch(4, 1):
         places.append((batch, watch.place[1], watch.place[3]))
     assert places == [(41, "past loading, stage x, epoch 5, batch 2", False),
