@@ -11,8 +11,6 @@ together, shared pages counted once (PSS).
 
 import argparse
 import contextlib
-import functools
-import io
 import json
 import os
 import subprocess
@@ -20,67 +18,21 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import psutil
 
 from bench import corpus, machine, report
+from bench.writers import TASKS, WRITERS
 from ffcv_ops.errors import BadInput, exits_cleanly
 
-QUALITY = 90
 COPIES = 4  # names of each image: making images takes longer than converting them
 SECONDS_BETWEEN_LOOKS = 0.1  # at the memory
-
-
-class Task(NamedTuple):
-    """What is asked of both writers, and our setting in it."""
-
-    max_side: int
-    passthrough: bool
-
-
-TASKS = {
-    "encoded again, 500 px": Task(500, passthrough=False),
-    "encoded again, 256 px": Task(256, passthrough=False),
-    "as they are, 500 px": Task(500, passthrough=True),
-}
-
-
-def ours(images: Path, out: Path, task: Task, workers: int) -> float:
-    """Converts images/train and returns the seconds that it took."""
-    from conversion.convert import convert
-    from conversion.encode import encode_item
-    from conversion.sources import image_folder
-
-    source = image_folder(str(images))
-    settings = {"max_side": task.max_side, "mode": "jpg", "quality": QUALITY, "passthrough": task.passthrough}
-    encode = functools.partial(encode_item, **settings)
-    began = time.perf_counter()
-    convert(source, "train", out, encode, on_error="stop", workers=workers, page_size=2**23)
-    return time.perf_counter() - began
-
-
-def stock(images: Path, out: Path, task: Task, workers: int) -> float:
-    from ffcv.fields import IntField, RGBImageField
-    from ffcv.writer import DatasetWriter
-    from torchvision.datasets import ImageFolder
-
-    image = RGBImageField(write_mode="jpg", max_resolution=task.max_side, jpeg_quality=QUALITY)
-    dataset = ImageFolder(str(images / "train"))
-    began = time.perf_counter()
-    writer = DatasetWriter(str(out), {"image": image, "label": IntField()}, num_workers=workers)
-    with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
-        writer.from_indexed_dataset(dataset)
-    return time.perf_counter() - began
-
-
-WRITERS = {"ours": ours, "ffcv": stock}
 
 
 def measure(writer: str, task: str, images: Path, folder: Path, workers: int) -> dict[str, float]:
     """One conversion in a process of its own."""
     out = folder / "x_train.beton"
-    command = [sys.executable, "-m", "bench.write", "--one", writer, task, str(images), str(out), str(workers)]
+    command = [sys.executable, "-m", "bench.writers", writer, task, str(images), str(out), str(workers)]
     process = psutil.Popen(command, cwd=corpus.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     peak = 0
     while process.poll() is None:
@@ -162,13 +114,5 @@ def main():
         report.write_json(options.json, machine.describe(), rows)
 
 
-def one(writer, task, images, out, workers):
-    """What a process of `measure` does."""
-    print(WRITERS[writer](Path(images), Path(out), TASKS[task], int(workers)))
-
-
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--one"]:
-        one(*sys.argv[2:])
-    else:
-        main()
+    main()
