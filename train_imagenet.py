@@ -14,7 +14,7 @@ import copy
 import errno
 import signal
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -128,13 +128,15 @@ def train_run(job: Job, *, init: str | None, first: int, asked, watch: Watchdog)
     folder = RunFolder(run)
     if (first or run.stages[0].head != "keep") and not init and not folder.begun():
         raise BadInput(f"stage {run.stages[first].name} starts from weights: it needs --init, {weights.SOURCES}")
-    if ranks.first:
-        folder.prepare(run)
-    distributed.wait_for_all()
-    saved = folder.load(first=ranks.first)
-    parts = progress.plan(run, job.sets, first) if ranks.first else []
-    log = Log(folder, run, parts, first=ranks.first, world=ranks.world, step=saved["step"] if saved else -1)
-    try:
+    with ExitStack() as ending:
+        if ranks.first:
+            ending.enter_context(folder.alone())
+            folder.prepare(run)
+        distributed.wait_for_all()
+        saved = folder.load(first=ranks.first)
+        parts = progress.plan(run, job.sets, first) if ranks.first else []
+        log = Log(folder, run, parts, first=ranks.first, world=ranks.world, step=saved["step"] if saved else -1)
+        ending.callback(log.close)
         log.say(native.describe())
         given = weights.read(init) if init and not saved else None
         step = saved["step"] if saved else 0
@@ -157,8 +159,6 @@ def train_run(job: Job, *, init: str | None, first: int, asked, watch: Watchdog)
             folder.save_weights("model_ema", state.average, first=ranks.first)
         if ranks.first:
             log.say(report.write(folder.path))
-    finally:
-        log.close()
 
 
 def stage_number(run: Run, name: str) -> int:

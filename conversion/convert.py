@@ -21,13 +21,13 @@ from xxhash import xxh64_hexdigest
 
 from conversion import beton
 from conversion.encode import Refused
-from conversion.lock import alone
 from conversion.progress import progress
 from conversion.shards import beside, parts_of, refuse_other_shards, remains
 from conversion.sources import Source
 from conversion.unfinished import Unfinished, begin_or_go_on, identity_of, is_complete, note, probe
 from conversion.workers import encoded
 from ffcv_ops.errors import BadInput
+from ffcv_ops.lock import alone
 
 SIDECAR_FORMAT = 2
 ENDS = (".files.txt", ".skipped.txt", ".xxh64", ".json", ".beton")

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 import train_imagenet
 from ffcv_ops.errors import BadInput
 from ffcv_ops.loader import eval_loader, train_loader
+from ffcv_ops.lock import alone
 from training import checkpoints, model, predictions, recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -174,6 +175,15 @@ def test_start_at_and_new_heads_need_weights(tmp_path, data, capsys):
             train_imagenet.main(["--cfg", str(ROOT / cfg), *SMALL, *data, f"--log.out={tmp_path}", *start])
         assert "it needs --init" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_in_which_another_process_trains_is_left_alone(tmp_path, data, capsys):
+    with alone(tmp_path / "mine" / "run.lock", "mine"), pytest.raises(SystemExit) as ended:
+        train_imagenet.main(["--cfg", str(ROOT / "recipes/smoke.yaml"), *SMALL, *data, f"--log.out={tmp_path}",
+                             "--log.name=mine"])  # fmt: skip
+    assert ended.value.code == 2
+    assert f"error: {tmp_path / 'mine'} is being written by another process" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["run.lock"]
 
 
 LEARNS = [*SMALL, "--stage.resolution=48", "--stage.epochs=3", "--stage.warmup_epochs=0", "--stage.drop_path=0.1"]

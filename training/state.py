@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ffcv_ops.errors import BadInput
+from ffcv_ops.lock import alone
 from training import checkpoints, distributed, recipe
 from training.checkpoints import write_atomically
 from training.distributed import whole
@@ -95,6 +96,10 @@ class RunFolder:
     def begun(self) -> bool:
         """Whether there is a checkpoint, whole or not."""
         return bool(checkpoints.saved(self.checkpoints))
+
+    def alone(self):
+        """A context in which no other process trains in this folder; BadInput where one does."""
+        return alone(self.path / "run.lock", str(self.path))
 
     def prepare(self, run: Run) -> None:
         """Makes the folder, or checks that the run that is in it already is this one."""

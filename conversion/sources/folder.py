@@ -65,8 +65,14 @@ def _split(root: Path, name: str, folders, classes) -> Split:
 
 
 def _images(folder: Path):
-    """Paths of the images below `folder`, folder by folder in sorted order, links followed."""
-    for parent, _, files in sorted(os.walk(folder, followlinks=True, onerror=_refuse)):
+    """Paths of the images below `folder`, folder by folder in sorted order, links followed, but not from a folder back
+    to one that holds it."""
+    found = []
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=_refuse):
+        here = Path(os.path.realpath(parent))
+        folders[:] = [name for name in folders if not here.is_relative_to(os.path.realpath(here / name))]
+        found.append((parent, files))
+    for parent, files in sorted(found):
         for file in sorted(files):
             if file.lower().endswith(EXTENSIONS):
                 if "\n" in file or "\n" in parent:

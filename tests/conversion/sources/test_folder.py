@@ -84,3 +84,10 @@ def test_many_differing_classes_are_counted_not_listed(folder):
         touch(folder / "train" / f"only{number}" / "1.jpg")
     with pytest.raises(BadInput, match="val/ lacks only0, only1, only2 and 7 more"):
         image_folder(str(folder))
+
+
+def test_a_link_to_a_folder_that_holds_it_is_not_followed(folder):
+    before = list(image_folder(str(folder)).splits["train"].names)
+    (folder / "train" / "a" / "deep" / "up").symlink_to(folder / "train" / "a")
+    (folder / "train" / "a" / "again").symlink_to(folder / "train")
+    assert list(image_folder(str(folder)).splits["train"].names) == before
