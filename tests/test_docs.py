@@ -25,7 +25,10 @@ RECIPES = sorted(path for folder in ("recipes", "rn_vs_vit") for path in ROOT.gl
 MODULES = sorted(path for path in ROOT.glob("*/*.py") if path.parent.name not in ("tests", "data", "runs", "build"))
 STARTS = r"(?:[A-Z_]+=\S+ )*(?:python|torchrun|make)\b"
 SHELL = ("|", ">", "&&", ";", "&", "2>&1")
-NO_KEYS = tuple("py c jsonl json md yaml txt beton out png html csv safetensors pt pt2 pth onnx".split())
+NO_KEYS = (
+    "py", "c", "jsonl", "json", "md", "yaml", "txt", "beton", "out", "png", "html", "csv", "safetensors", "pt", "pt2",
+    "pth", "onnx",
+)  # fmt: skip
 
 
 class Parsed(Exception):
