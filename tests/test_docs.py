@@ -25,7 +25,10 @@ RECIPES = sorted(path for folder in ("recipes", "rn_vs_vit") for path in ROOT.gl
 MODULES = sorted(path for path in ROOT.glob("*/*.py") if path.parent.name not in ("tests", "data", "runs", "build"))
 STARTS = r"(?:[A-Z_]+=\S+ )*(?:python|torchrun|make)\b"
 SHELL = ("|", ">", "&&", ";", "&", "2>&1")
-NO_KEYS = ("py", "c", "jsonl", "json", "md", "yaml", "txt", "beton", "out", "png", "html", "csv")
+NO_KEYS = (
+    "py", "c", "jsonl", "json", "md", "yaml", "txt", "beton", "out", "png", "html", "csv", "safetensors", "pt", "pt2",
+    "pth", "onnx",
+)  # fmt: skip
 
 
 class Parsed(Exception):
@@ -46,7 +49,9 @@ def commands(path):
         found = [line for line in found if not line.endswith("`") or "`" not in line[:-1]]
     else:
         found = [line for line in found if re.match(r"(?:python (?:-m |\w+\.py)|torchrun )", line)]
-    return [" ".join(line.split()) for line in found if "[--" not in line]  # that would be a list of options
+    return [
+        " ".join(line.split()) for line in found if "[--" not in line and " " in line
+    ]  # that would be a list of options
 
 
 def words(command):
