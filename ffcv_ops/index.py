@@ -306,5 +306,5 @@ def _kind(head: _Head) -> dict:
     fields = [(name, type(handler)) for name, handler in head.handlers.items()]
     return {
         "classes": head.class_names, "fields": fields, "page size": head.page_size, "split": head.said.get("split"),
-        "source": head.said.get("source"),
+        "source": head.said.get("source"), "conversion": head.said.get("conversion"),
     }  # fmt: skip
