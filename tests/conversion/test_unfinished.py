@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from conversion import beton, journal, unfinished
+from conversion import convert as convert_module
 from conversion.convert import convert
 from conversion.encode import encode_item
 from conversion.shards import parts_of
@@ -194,6 +195,30 @@ def test_another_list_of_images_is_refused(pictures, stopped):
     os.unlink(stopped.with_name("x_train.unfinished"))
     run(pictures._replace(splits={"train": fewer}), stopped)
     assert json.loads(stopped.with_suffix(".json").read_text())["samples"] == 69
+
+
+@pytest.mark.parametrize("how", ["other shards", "other settings", "interrupted"])
+def test_finished_shards_are_kept(pictures, whole, tmp_path, monkeypatch, how):
+    """Stopped between two shards, where nothing is left but the notes of what is finished."""
+    path = tmp_path / "x_train.beton"
+    with monkeypatch.context() as patched, pytest.raises(Stopped):
+        stop_after(patched, beton, "append", 26)
+        run(pictures, path, "shards")
+    before = files(tmp_path)
+    assert sorted(before)[0] == "x_train-00000-of-00003.beton" and not any(".partial" in name for name in before)
+    if how == "interrupted":
+        with monkeypatch.context() as patched, pytest.raises(Stopped):
+            stop_after(patched, convert_module, "identity_of", 0)
+            run(pictures, path, "shards")
+    else:
+        changes = {"shards": 4} if how == "other shards" else {"page_size": 2 * beton.MIN_PAGE_SIZE}
+        with pytest.raises(BadInput, match="remove (those first|this file to begin anew)$"):
+            run(pictures, path, "shards", **changes)
+    assert files(tmp_path) == before
+    written = []
+    monkeypatch.setattr(beton, "finish", lambda *args, finish=beton.finish: written.append(1) or finish(*args))
+    run(pictures, path, "shards")
+    assert (len(written), files(tmp_path)) == (2, files(whole["shards"]))
 
 
 def test_stop_after_skip(pictures, stopped):
