@@ -14,7 +14,7 @@ from conversion import beton, journal, unfinished
 from conversion import convert as convert_module
 from conversion.convert import convert
 from conversion.encode import encode_item
-from conversion.shards import parts_of
+from conversion.shards import automatic, parts_of
 from conversion.sources import image_folder
 from ffcv_ops.errors import BadInput
 
@@ -212,7 +212,7 @@ def test_finished_shards_are_kept(pictures, whole, tmp_path, monkeypatch, how):
             run(pictures, path, "shards")
     else:
         changes = {"shards": 4} if how == "other shards" else {"page_size": 2 * beton.MIN_PAGE_SIZE}
-        with pytest.raises(BadInput, match="remove (those first|this file to begin anew)$"):
+        with pytest.raises(BadInput, match=r"remove (those first|this file to begin anew)$"):
             run(pictures, path, "shards", **changes)
     assert files(tmp_path) == before
     written = []
@@ -244,6 +244,15 @@ def test_parts():
         "d/x-00000-of-00002.beton",
         "d/x-00001-of-00002.beton",
     ]
+
+
+def test_levels_that_are_shared_count_once_for_the_number_of_shards(pictures, monkeypatch):
+    """No picture is larger than the levels: the pyramid takes as much as the single size."""
+    monkeypatch.setattr("conversion.shards.SHARD_BYTES", 30_000)
+    items = [item for number, item in enumerate(pictures.splits["train"].items) if number % 17 != 3]
+    encode = functools.partial(encode_item, read=pictures.read, mode="raw", quality=90)
+    single = automatic(items, functools.partial(encode, max_side=100))
+    assert automatic(items, functools.partial(encode, levels=(100, 90, 80))) == single > 5
 
 
 def test_journal(tmp_path):
