@@ -161,7 +161,8 @@ def _complete(unfinished: Unfinished, source, split_name, settled, note_read_bac
     if not unfinished.growing.samples:
         unfinished.discard()
         none = f"none of the {len(part.items)} images of {split_name} in it can be stored"
-        fewer = "; remove x.unfinished and the other shards, and give fewer --data.shards" if part.shards > 1 else ""
+        every = str(part.path).removesuffix(f"-{part.shard:05}-of-{part.shards:05}.beton")
+        fewer = f"; remove {every}.unfinished and its shards, and give fewer --data.shards" if part.shards > 1 else ""
         raise BadInput(f"{part.path} is not written, since {none}{fewer}")
     new = {end: beside(part.path, f"{end}.partial") for end in ENDS}
     table, checksums = unfinished.finish()

@@ -184,7 +184,7 @@ def test_the_list_of_an_earlier_run_does_not_stay(pictures, damaged, tmp_path):
 def test_nothing_to_store(damaged, tmp_path):
     split = damaged.splits["train"]
     only_bad = Split(*[[part[k] for k in (1, 3)] for part in split[:2]], split.labels[:2])
-    with pytest.raises(BadInput, match="none of the 2 images of train in it can be stored$"):
+    with pytest.raises(BadInput, match=r"none of the 2 images of train in it can be stored$"):
         run(damaged._replace(splits={"train": only_bad}), tmp_path / "out" / "x_train.beton", on_error="skip")
     assert files(tmp_path / "out") == {}
 
@@ -218,9 +218,10 @@ def test_a_jpeg_whose_metadata_are_larger_than_a_page(tmp_path):
 def test_a_shard_without_an_image_that_can_be_stored(damaged, tmp_path):
     """The message tells the way out: fewer shards."""
     path = tmp_path / "out" / "x_train.beton"
-    with pytest.raises(BadInput, match=r"x_train-00001-of-00009\.beton is not written, .* give fewer --data\.shards$"):
+    with pytest.raises(BadInput, match=r"x_train-00001-of-00009\.beton is not written, .* give fewer --data\.shards$") as caught:
         run(damaged, path, on_error="skip", shards=9)
-    for file in path.parent.iterdir():
+    assert f"; remove {tmp_path}/out/x_train.unfinished and its shards" in str(caught.value)
+    for file in (path.with_suffix(".unfinished"), *path.parent.glob("*.beton")):
         file.unlink()
     run(damaged, path, on_error="skip", shards=4)
 
