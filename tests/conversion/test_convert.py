@@ -218,7 +218,8 @@ def test_a_jpeg_whose_metadata_are_larger_than_a_page(tmp_path):
 def test_a_shard_without_an_image_that_can_be_stored(damaged, tmp_path):
     """The message tells the way out: fewer shards."""
     path = tmp_path / "out" / "x_train.beton"
-    with pytest.raises(BadInput, match=r"x_train-00001-of-00009\.beton is not written, .* give fewer --data\.shards$") as caught:
+    line = r"x_train-00001-of-00009\.beton is not written, .* give fewer --data\.shards$"
+    with pytest.raises(BadInput, match=line) as caught:
         run(damaged, path, on_error="skip", shards=9)
     assert f"; remove {tmp_path}/out/x_train.unfinished and its shards" in str(caught.value)
     for file in (path.with_suffix(".unfinished"), *path.parent.glob("*.beton")):
