@@ -98,6 +98,9 @@ def main():
         if image.levels or flags.plan:
             what = "--plan" if flags.plan else "--image.levels"
             raise BadInput(f"{what}: the bundled photographs keep their size; it needs a --data.source")
+        for name in ("classes", "label"):
+            if getattr(data, name) != "auto":
+                raise BadInput(f"--data.{name}: the bundled photographs have theirs; it needs a --data.source")
         source, page_size = photographs(), PHOTOS_PAGE_SIZE
         image = dataclasses.replace(image, max_side=None, min_side=None)
     else:

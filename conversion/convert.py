@@ -24,7 +24,7 @@ from conversion.encode import Refused
 from conversion.progress import progress
 from conversion.shards import beside, parts_of, refuse_other_shards, remains
 from conversion.sources import Source
-from conversion.unfinished import Unfinished, begin_or_go_on, identity_of, is_complete, note, probe
+from conversion.unfinished import Unfinished, begin_or_go_on, identity_of, is_complete, note, noted, probe
 from conversion.workers import encoded
 from ffcv_ops.errors import BadInput
 from ffcv_ops.lock import alone
@@ -97,7 +97,7 @@ def _one_line(path: Path):
 @contextlib.contextmanager
 def _tidied(path, marker, parts):
     """Gives a list for the parts that are complete. Afterwards nothing temporary is left but what one can go on with,
-    and `marker` only while there is something to go on."""
+    and `marker` only while there is something to go on with, or notes of finished parts in it."""
     complete = []
     try:
         yield complete
@@ -106,7 +106,8 @@ def _tidied(path, marker, parts):
         for file in remains(path):
             if not file.name.endswith(kept):
                 file.unlink()
-        if len(complete) in (0, len(parts)) and not remains(path):
+        nothing = not noted(marker) and not remains(path)
+        if nothing or len(complete) == len(parts):
             os.unlink(marker.name)
 
 
@@ -144,12 +145,13 @@ def _stop(source, split, number, reason):
 
 def _fitting(sample, page_size):
     """The sample, or `Refused` when one of its images is larger than a page."""
-    largest = max(len(image.data) for image in sample)
-    if largest <= page_size:
+    largest = max(sample, key=lambda image: len(image.data))
+    if len(largest.data) <= page_size:
         return sample
+    other = "image.mode=jpg" if largest.mode == "raw" else "image.passthrough=false"
     return Refused(
-        f"takes {largest:,} bytes, more than a page of the .beton ({page_size:,});"
-        " set image.max_side lower or image.mode=jpg"
+        f"takes {len(largest.data):,} bytes, more than a page of the .beton ({page_size:,});"
+        f" set image.max_side lower or {other}"
     )
 
 
@@ -158,8 +160,10 @@ def _complete(unfinished: Unfinished, source, split_name, settled, note_read_bac
     part, split = unfinished.part, source.splits[split_name]
     if not unfinished.growing.samples:
         unfinished.discard()
-        none = f"none of the {len(part.items)} images of {split_name}"
-        raise BadInput(f"{none} can be stored, so {part.path} is not written")
+        none = f"none of the {len(part.items)} images of {split_name} in it can be stored"
+        every = str(part.path).removesuffix(f"-{part.shard:05}-of-{part.shards:05}.beton")
+        fewer = f"; remove {every}.unfinished and its shards, and give fewer --data.shards" if part.shards > 1 else ""
+        raise BadInput(f"{part.path} is not written, since {none}{fewer}")
     new = {end: beside(part.path, f"{end}.partial") for end in ENDS}
     table, checksums = unfinished.finish()
     try:

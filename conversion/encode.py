@@ -35,6 +35,11 @@ class Refused(NamedTuple):
     reason: str
 
 
+def stored_bytes(sample: tuple[Encoded, ...]) -> int:
+    """What a sample takes; a level that equals the one before is stored once."""
+    return sum(len(image.data) for image, before in zip(sample, (None, *sample[:-1]), strict=True) if image != before)
+
+
 def encode_rgb(rgb: np.ndarray, *, mode: str, quality: int, colour: str = COLOUR) -> Encoded:
     """uint8 (height, width, 3), or 4 of which the last does not count -> Encoded. JPEGs have no metadata but the JFIF
     header."""

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from conversion import beton
-from conversion.encode import Refused, encode_all, encode_item
+from conversion.encode import Refused, encode_all, encode_item, stored_bytes
 from conversion.progress import progress
 from conversion.sources import Source
 from conversion.workers import available_cores
@@ -186,7 +186,7 @@ def _measure(source, image, changes, items, stage, folder, page_size):
     samples = [result for result in results if not isinstance(result, Refused)]
     if len(samples) < 2:
         raise BadInput(f"{len(samples)} of {len(items)} sampled images can be stored; there is nothing to plan")
-    sizes = np.array([_stored(sample) for sample in samples], float)
+    sizes = np.array([stored_bytes(sample) for sample in samples], float)
     path, levels = folder / "plan.beton", beton.level_fields(settings["levels"] or ())
     beton.write(path, ((sample, 0) for sample in samples), capacity=len(samples), page_size=page_size, images=levels)
     low = {"resolution": LOW, "least_downscale": LOW_LEAST}
@@ -199,11 +199,6 @@ def _measure(source, image, changes, items, stage, folder, page_size):
         loading_low=_loading(path, len(samples), stage, low),
         refused=len(items) - len(samples),
     )
-
-
-def _stored(sample) -> int:
-    """Bytes of a sample; a level that equals the one before is stored once."""
-    return sum(len(image.data) for image, before in zip(sample, (None, *sample[:-1]), strict=True) if image != before)
 
 
 def _loading(path, samples, stage, changes) -> float:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from conversion.encode import Refused, encode_all
+from conversion.encode import Refused, encode_all, stored_bytes
 from ffcv_ops.errors import BadInput
 
 SHARD_BYTES = 2**30  # some 20,000 of ImageNet's images: small enough to copy again, large enough to be read as a file
@@ -32,7 +32,7 @@ def parts_of(path: Path, count: int, shards: int) -> list[Part]:
 def automatic(items: Sequence, encode) -> int:
     """How many shards of about SHARD_BYTES the items fill, by what some of them take."""
     results = encode_all(encode, [items[k] for k in range(0, len(items), -(-len(items) // PROBES))])
-    sizes = [sum(len(image.data) for image in sample) for sample in results if not isinstance(sample, Refused)]
+    sizes = [stored_bytes(sample) for sample in results if not isinstance(sample, Refused)]
     return max(1, round(len(items) * sum(sizes) / max(len(sizes), 1) / SHARD_BYTES))
 
 

@@ -55,14 +55,14 @@ def begin_or_go_on(marker, identity: dict, path: Path) -> set[int]:
     returns the shards of which it has been noted that they were read back. If it said something else, what is there is
     of another conversion and a `BadInput`."""
     marker.seek(0)
-    first, *shards = marker.read().splitlines() or [b"{}"]
     try:
-        earlier = json.loads(first)
+        earlier = json.loads(marker.readline())
     except ValueError:
         earlier = {}
     if earlier.get("id") == identity["id"]:
-        return {int(shard) for shard in shards if shard.isdigit()}
-    if earlier and any(file.name.endswith(".journal.partial") and file.stat().st_size for file in remains(path)):
+        return noted(marker)
+    journals = (file for file in remains(path) if file.name.endswith(".journal.partial"))
+    if earlier and (noted(marker) or any(file.stat().st_size for file in journals)):
         differ = [name for name in identity if name != "id" and identity[name] != earlier.get(name)]
         shown = ", ".join(f"{name} {earlier.get(name)} instead of {identity[name]}" for name in differ[:3])
         raise BadInput(
@@ -78,6 +78,12 @@ def begin_or_go_on(marker, identity: dict, path: Path) -> set[int]:
 def note(marker, part: Part):
     """That the part has been read back, and takes its final name now."""
     _add_line(marker, str(part.shard))
+
+
+def noted(marker) -> set[int]:
+    """The shards of which it was noted."""
+    marker.seek(0)
+    return {int(shard) for shard in marker.read().splitlines()[1:] if shard.isdigit()}
 
 
 def _add_line(marker, line):

@@ -15,7 +15,7 @@ from conversion.progress import progress
 from ffcv_ops import decoders, jpeg
 from ffcv_ops.compiled import kernel
 from ffcv_ops.fields import opened
-from ffcv_ops.index import Index, column, levels_of, source_of
+from ffcv_ops.index import Index, column, levels_of, sources_from
 from ffcv_ops.storage import Files
 
 _AT_ONCE = 2048  # samples between two updates of the bar
@@ -24,9 +24,11 @@ _AT_ONCE = 2048  # samples between two updates of the bar
 def verify(path: Path | str, *, workers: int) -> int:
     """Prints each bad sample, with the file that it was made from, and a summary; returns how many are bad."""
     known, bad = opened(path), 0
+    sources = enumerate(sources_from(known, 0))  # bad samples come in their order
     with progress("verifying", len(known.metadata)) as advance:
         for sample, fault in faults(known, workers=workers, after=advance):
-            print(f"{path}: {f'sample {sample} {source_of(known, sample)}'.rstrip()}: {fault}")
+            source = next(source for number, source in sources if number == sample)
+            print(f"{path}: {f'sample {sample} {source}'.rstrip()}: {fault}")
             bad += 1
     held = "decode; there are no checksums" if known.checksums is None else "decode and have their checksums"
     said = f"{bad:,} of them bad" if bad else f"all {held}"

@@ -14,6 +14,8 @@ from ffcv_ops.decoders import FAULTS, SampleError
 from ffcv_ops.errors import BadInput
 from ffcv_ops.index import Index, source_of
 
+MOST_STAND_INS = 64  # bad ones in a row, for one showing: where so many are bad, most of the file is
+
 
 class BadSamples:
     """The policy of one loader, and its counts of the epoch: `replaced` showings so far, `times` each sample was bad.
@@ -28,13 +30,13 @@ class BadSamples:
 
     def begin(self, showings: int) -> None:
         """A new epoch of so many showings."""
-        self.showings, self.replaced = showings, 0
+        self.showings, self.made, self.replaced = showings, 0, 0
         self.times: Counter[int] = Counter()
-        self.in_batch: Counter[int] = Counter()
+        self.in_batch: dict[int, Counter[int]] = {}  # of each batch: how often each of its places was replaced
 
     def seen(self, batch: int) -> None:
         """Batch number `batch` of the epoch is given out."""
-        self.replaced += self.in_batch.pop(batch, 0)
+        self.replaced += len(self.in_batch.pop(batch, ()))
 
     def replace(self, batch: int, draws: np.ndarray, error: SampleError) -> np.ndarray:
         """The draw ids with which to decode a batch instead. Raises BadInput where the policy says stop."""
@@ -46,11 +48,19 @@ class BadSamples:
                 " write the file again, or leave that image out"
             ) from error
         self.times.update(samples.tolist())
-        self.in_batch[batch] += len(samples)
-        if self.times.total() > math.ceil(self.limit * self.showings):
+        places = self.in_batch.setdefault(batch, Counter())
+        self.made -= len(places)
+        places.update(error.places.tolist())
+        self.made += len(places)  # a stand-in that is bad too is no further showing
+        if self.made > math.ceil(self.limit * self.showings):
             raise BadInput(
-                f"{self.index.path}: {self.times.total()} of an epoch's {self.showings} showings had to be replaced,"
+                f"{self.index.path}: {self.made} of an epoch's {self.showings} showings had to be replaced,"
                 f" more than data.bad_limit {self.limit:g} allows: {self.worst()}; write the file again"
+            ) from error
+        if max(places.values()) > MOST_STAND_INS:
+            raise BadInput(
+                f"{self.index.path}: {MOST_STAND_INS} images that were to stand in for a bad one are bad too:"
+                f" {self.worst()}; write the file again"
             ) from error
         draws = draws.copy()
         draws[error.places] = [

@@ -120,14 +120,12 @@ def examine(files: Sequence[str], cfg: str | None) -> Iterator[Finding]:
             else:
                 run = row
     yield from _guarded("disk", disk, Path(run.log.out if run else "runs"))
-    named = dict.fromkeys([*files, *(_files_of(run) if run else ())])
-    paths = [Path(path) for name in named for path in (sorted(glob.glob(name)) or [name])]
-    there = [path for path in paths if path.is_file()]
-    known = dict(zip(there, answers(FILES, map(str, there)).values(), strict=True))
-    for path in paths:
-        yield from _guarded(str(path), beton, path, known.get(path, {}), "error" not in imported["ffcv"])
-    if there:
-        yield from _guarded("data and memory", data_in_memory, there)
+    paths = {name: _paths(name) for name in (*files, *(_files_of(run) if run else ()))}
+    known = answers(FILES, (name for name in paths if paths[name]))
+    for name in paths:
+        yield from _guarded(name, beton, name, paths[name], known.get(name, {}), "error" not in imported["ffcv"])
+    if any(paths.values()):
+        yield from _guarded("data and memory", data_in_memory, {path for found in paths.values() for path in found})
     if run:
         yield from _guarded("recipe", recipe_fits, run, known, torch)
 
@@ -383,27 +381,34 @@ def _samples(path):
         return HEADER.unpack(file.read(HEADER.size))[3]
 
 
-def beton(path, known, ffcv_works):
-    """A .beton: whether it opens, and how fast its disk is."""
-    if not path.is_file():
-        yield Finding(str(path), FAULT, "no such file", "python write_datasets.py --data.source=FOLDER")
+def _paths(name):
+    """The files of a data set: one, or those that match a pattern."""
+    found = map(Path, sorted(glob.glob(name)) if "*" in name else [name])
+    return [path for path in found if path.is_file()]
+
+
+def beton(name, paths, known, ffcv_works):
+    """A .beton, or the shards of a pattern as one: whether it opens, and how fast the disk of its largest file is."""
+    if not paths:
+        yield Finding(name, FAULT, "no such file", "python write_datasets.py --data.source=FOLDER")
         return
     if "refused" in known:
-        yield Finding(str(path), FAULT, known["refused"], "write or copy it again")
+        yield Finding(name, FAULT, known["refused"], "write or copy it again")
         return
-    size, samples = path.stat().st_size, known.get("samples") or _samples(path)
+    size, samples = sum(path.stat().st_size for path in paths), known.get("samples") or sum(map(_samples, paths))
     found = f"{samples:,} images, {_size(size)}" + (f", {known['classes']:,} classes" if "classes" in known else "")
     if "error" in known and ffcv_works:
-        yield Finding(str(path), WARNING, f"{found}; {known['error']:.200}", "python -m pytest tests/ffcv_ops")
+        yield Finding(name, WARNING, f"{found}; {known['error']:.200}", "python -m pytest tests/ffcv_ops")
     else:
-        yield Finding(str(path), OK, found)
-    speed, direct = host.read_speed(path)
+        yield Finding(name, OK, found)
+    largest = max(paths, key=lambda path: path.stat().st_size)
+    speed, direct = host.read_speed(largest)
     rate, wanted = speed / (size / samples), IMAGES_PER_CORE * host.cores()[0]
-    found = f"{host.file_system_of(path)}, {speed / 2**20:,.0f} MiB/s, {rate:,.0f} images/s"
+    found = f"{host.file_system_of(largest)}, {speed / 2**20:,.0f} MiB/s, {rate:,.0f} images/s"
     found += "" if direct else " (through the page cache)"
     slow = rate < wanted
     found += f"; the cores could take about {wanted:,}" if slow else ""
-    fix = f"cp {path} to a local SSD; where it is larger than memory: --data.shuffle_pages=64 --data.cache=process"
+    fix = f"cp {name} to a local SSD; where it is larger than memory: --data.shuffle_pages=64 --data.cache=process"
     yield Finding("its disk", WARNING if slow else OK, found, fix)
 
 
@@ -445,8 +450,7 @@ def recipe_fits(run, known, torch):
         yield Finding("recipe", FAULT, "speed.device is cuda, and torch sees no GPU", "--speed.device=auto")
     for stage in run.stages:
         name = run.data.train if stage.data == "main" else run.data.finetune_train
-        paths = [Path(path) for path in sorted(glob.glob(name)) or [name]]
-        samples = sum(known.get(path, {}).get("samples", 0) for path in paths)
+        samples = known.get(name, {}).get("samples", 0)
         if samples and stage.batch > samples:
             from ffcv_ops.order import smaller_batch  # these samples were counted through ffcv, so Numba works
 

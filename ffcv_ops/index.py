@@ -100,12 +100,17 @@ def source_names(path: Path | str) -> Iterator[str]:
 
 def source_of(index: Index, sample: int) -> str:
     """The file that a sample was made from, for a message: printable. "" when it was not recorded."""
+    return next(sources_from(index, sample), "")
+
+
+def sources_from(index: Index, sample: int) -> Iterator[str]:
+    """`source_of` this sample and of each one after it. The lists are read once, from the shard of the first on."""
     for file in index.files:
         if sample < file.samples:
-            name = next(itertools.islice(source_names(file.path), sample, None), "")
-            return name if name.isprintable() else ascii(name)
-        sample -= file.samples
-    return ""
+            names = itertools.islice(source_names(file.path), sample, file.samples)
+            for name in itertools.islice(itertools.chain(names, itertools.repeat("")), file.samples - sample):
+                yield name if name.isprintable() else ascii(name)
+        sample = max(sample - file.samples, 0)
 
 
 def read(path: Path | str) -> Index:
@@ -306,5 +311,5 @@ def _kind(head: _Head) -> dict:
     fields = [(name, type(handler)) for name, handler in head.handlers.items()]
     return {
         "classes": head.class_names, "fields": fields, "page size": head.page_size, "split": head.said.get("split"),
-        "source": head.said.get("source"),
+        "source": head.said.get("source"), "conversion": head.said.get("conversion"),
     }  # fmt: skip

@@ -12,6 +12,7 @@ the difference times AMPLIFIED, with its largest and mean value. --all-policies:
 
 import argparse
 import io
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,8 +23,9 @@ from PIL import Image, UnidentifiedImageError
 
 from ffcv_ops import crops, decoders, draws, erasing, operations, policies, randaugment
 from ffcv_ops.errors import BadInput, exits_cleanly
-from ffcv_ops.fields import column, describe
+from ffcv_ops.fields import column, opened
 from ffcv_ops.loader import plan_of
+from ffcv_ops.storage import Files
 
 matplotlib.use("Agg")
 
@@ -48,7 +50,7 @@ def main(argv=None) -> None:
     from training import recipe  # this one module is a command line, and those may look upwards
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", help="a .beton file, or one image file")
+    parser.add_argument("source", help="a .beton file, the pattern of shards, or one image file")
     parser.add_argument("--cfg", required=True, help="the recipe")
     parser.add_argument("--out", default="preview.png", help="the picture to write")
     parser.add_argument("--stage", help="this stage alone")
@@ -131,26 +133,27 @@ def _panel(image, stage, plan, draw, seed):
 
 
 def stored_images(path: Path, number: int) -> list[np.ndarray]:
-    """Up to `number` images, evenly spread over a .beton, or the one image of another file; uint8 RGB arrays."""
-    if path.suffix != ".beton":
+    """Up to `number` images, evenly spread over a .beton or the shards of a pattern, or the one image of another file;
+    uint8 RGB arrays."""
+    if path.suffix != ".beton" and "*" not in path.name:
         try:
             return [np.asarray(Image.open(path).convert("RGB"))]
         except (OSError, UnidentifiedImageError) as error:
             raise BadInput(f"{path}: neither a .beton nor an image that can be read ({error})") from error
-    from ffcv.reader import Reader
+    known = opened(path)
+    samples = len(known.metadata)
+    chosen = column(known, "image")[np.linspace(0, samples - 1, min(number, samples)).astype(int)]
+    sizes = known.sizes[np.searchsorted(known.places, chosen["data_ptr"])].tolist()
+    with Files(known).schedule_epoch([]) as files:
+        spans = zip(*files.locate(chosen["data_ptr"]), sizes, strict=True)
+        stored = [os.pread(file, size, int(place)) for file, place, size in spans]
+    return [_pixels(entry, data) for entry, data in zip(chosen, stored, strict=True)]
 
-    samples = describe(path).samples
-    reader, data = Reader(str(path)), np.memmap(path, np.uint8, mode="r")
-    image = column(reader, "image")
-    chosen = np.linspace(0, samples - 1, min(number, samples)).astype(int)
-    return [_stored(image[index], data) for index in chosen]
 
-
-def _stored(entry: np.void, data: np.ndarray) -> np.ndarray:
-    height, width, start = int(entry["height"]), int(entry["width"]), int(entry["data_ptr"])
-    if entry["mode"] == 1:
-        return np.array(data[start : start + 3 * height * width]).reshape(height, width, 3)
-    return np.asarray(Image.open(io.BytesIO(data[start:].tobytes())).convert("RGB"))
+def _pixels(entry: np.void, data: bytes) -> np.ndarray:
+    if entry["mode"] == decoders.RAW:
+        return np.frombuffer(data, np.uint8).reshape(entry["height"], entry["width"], 3)
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
 def words(plan: decoders.Plan, height: int, width: int, size: int, *, seed: int, draw: int) -> str:

@@ -19,6 +19,7 @@ from ffcv_ops.errors import BadInput
 from ffcv_ops.index import Index, column, identity, pages_of
 
 IN_MEMORY = -1  # instead of a file descriptor
+READS = 4  # of the same place, before it counts as unreadable: a signal may end a read
 
 _pread = types.ExternalFunction("pread", types.int64(types.int32, types.uintp, types.uint64, types.uint64))
 
@@ -26,15 +27,20 @@ _pread = types.ExternalFunction("pread", types.int64(types.int32, types.uintp, t
 @kernel
 def fetch(file, place, size, buffer):
     """The address of an image's bytes, which lie at the address `place` or are read from there in `file` (a descriptor)
-    to `buffer` (uint8, long enough); 0 when they cannot be read, or the file ends before."""
+    to `buffer` (uint8, long enough); 0 when they cannot be read, at READS in a row, or the file ends before."""
     if file == IN_MEMORY:
         return place
     address, done, size = np.uint64(buffer.ctypes.data), np.uint64(0), np.uint64(size)
+    failed = 0
     while done < size:
         count = _pread(file, address + done, size - done, place + done)
-        if count <= 0:
+        if count > 0:
+            done += np.uint64(count)
+            failed = 0
+            continue
+        failed += 1
+        if count == 0 or failed == READS:
             return np.uint64(0)
-        done += np.uint64(count)
     return address
 
 

@@ -146,6 +146,8 @@ def test_levels(folder, tmp_path):
             "--image.max_side is 500, --image.levels begins with 64; give levels alone",
         ),
         (["--image.levels=64,32"], "--image.levels: the bundled photographs keep their size"),
+        (["--data.classes=imagenet1k"], "--data.classes: the bundled photographs have theirs; it needs a"),
+        (["--data.label=coarse"], "--data.label: the bundled photographs have theirs; it needs a --data.source"),
         (["--data.source=gone"], "/gone is not a folder"),
         (["--data.source=in", "--data.out=in/train/a/1.png/x"], "x_train.beton cannot be written: "),
     ],

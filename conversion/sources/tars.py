@@ -4,11 +4,12 @@ Nothing is extracted and no name in an archive becomes a path. Between two heade
 reads a small part of the file. Anything but a whole tar file, from its first header to its end mark, is refused.
 """
 
-import concurrent.futures
+import concurrent.futures.process
 import functools
 import io
 import multiprocessing
 import os
+import signal
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,8 +113,13 @@ def scanned(scan, regions: list[Region], label: str, workers: int) -> list:
         if workers < 2:
             return [_counted(scan(region), one_more) for region in regions]
         context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-            return [_counted(result, one_more) for result in pool.map(scan, regions, chunksize=4)]
+        ours_alone = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}  # Ctrl-C
+        try:
+            with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, **ours_alone) as pool:
+                return [_counted(result, one_more) for result in pool.map(scan, regions, chunksize=4)]
+        except concurrent.futures.process.BrokenProcessPool:
+            said = "a process that reads the headers of tar files died, for want of memory perhaps"
+            raise BadInput(f"{said}; set data.workers lower") from None
 
 
 def _counted(result, one_more):

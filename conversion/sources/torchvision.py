@@ -106,6 +106,8 @@ def _arguments(source, words):
             given[key] = ast.literal_eval(text)
         except (ValueError, SyntaxError):
             given[key] = text
+        if isinstance(given[key], list | dict | set):
+            raise BadInput(f"{source}: {one_line(word)} can only be a word, a number or a tuple such as (1,2)")
     return given
 
 

@@ -53,10 +53,10 @@ def _told(labels, synsets_of) -> list[str] | None:
     return [str(number) if value == NO_SYNSET else f"n{value:08}" for number, value in enumerate(synset)]
 
 
-def split_of(file_name: str) -> str:
-    """train, val or test, by the first such word in the name."""
+def split_of(file_name: str, other: str | None = "train") -> str | None:
+    """train, val or test, by the first such word in the name; `other` where there is none."""
     words = (WORDS.get(word) for word in re.split(r"[^a-z]+", file_name.lower()))
-    return next(filter(None, words), "train")
+    return next(filter(None, words), other)
 
 
 def _shards(place: Path, label):
@@ -79,6 +79,7 @@ def _listed(folder, label):
         chosen = {name: split for name, split in splits.items() if split.get("alt_label") == label} or {
             name: split for name, split in splits.items() if not split.get("alt_label")
         }
+        _check_names(folder / INFO, chosen)
         files = {split_of(name): split["filenames"] for name, split in chosen.items()}
         lengths = {
             folder / file: int(length)
@@ -94,6 +95,18 @@ def _listed(folder, label):
     if missing:
         raise BadInput(f"{folder} lacks {some(missing)} of the {len(lengths):,} shards in {INFO}; get them")
     return {name: [folder / file for file in names] for name, names in files.items()}, lengths
+
+
+def _check_names(info, names):
+    """Each must be train, val or test, and none of them another's."""
+    known = {}
+    for name in names:
+        split, shown = split_of(name, None), one_line(name)
+        if split is None:
+            raise BadInput(f"{info}: the split {shown} is neither train, val nor test; take it out there, or rename it")
+        if split in known:
+            raise BadInput(f"{info}: {one_line(known[split])} and {shown} are both {split}; take one of them out there")
+        known[split] = name
 
 
 def _split(name, paths, expected, label, workers) -> tuple[Split, np.ndarray]:

@@ -3,6 +3,7 @@
 import errno
 import functools
 import hashlib
+import io
 import json
 import os
 import re
@@ -183,7 +184,7 @@ def test_the_list_of_an_earlier_run_does_not_stay(pictures, damaged, tmp_path):
 def test_nothing_to_store(damaged, tmp_path):
     split = damaged.splits["train"]
     only_bad = Split(*[[part[k] for k in (1, 3)] for part in split[:2]], split.labels[:2])
-    with pytest.raises(BadInput, match="none of the 2 images of train can be stored"):
+    with pytest.raises(BadInput, match=r"none of the 2 images of train in it can be stored$"):
         run(damaged._replace(splits={"train": only_bad}), tmp_path / "out" / "x_train.beton", on_error="skip")
     assert files(tmp_path / "out") == {}
 
@@ -197,6 +198,33 @@ def test_larger_than_a_page(pictures, tmp_path):
     encode = functools.partial(encode_item, max_side=None, min_side=None, mode="raw", quality=90)
     with pytest.raises(BadInput, match=r"a\.png: takes 3,000,000 bytes, .*page.* set image\.max_side lower"):
         convert(source, "train", tmp_path / "x_train.beton", encode, **OPTIONS)
+
+
+def test_a_jpeg_whose_metadata_are_larger_than_a_page(tmp_path):
+    """What the message names helps: encoded again, it fits."""
+    folder = tmp_path / "in" / "train" / "class"
+    folder.mkdir(parents=True)
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(buffer, "JPEG")
+    comment = b"\xff\xfe\xff\xff" + bytes(65533)
+    (folder / "a.jpg").write_bytes(buffer.getvalue()[:2] + 40 * comment + buffer.getvalue()[2:])
+    source = image_folder(str(tmp_path / "in"))
+    with pytest.raises(BadInput, match=r"a\.jpg: takes 2,6\d\d,\d\d\d bytes, .* or image\.passthrough=false"):
+        run(source, tmp_path / "x_train.beton")
+    encode = functools.partial(encode_item, **ENCODING, passthrough=False)
+    convert(source, "train", tmp_path / "x_train.beton", encode, **OPTIONS)
+
+
+def test_a_shard_without_an_image_that_can_be_stored(damaged, tmp_path):
+    """The message tells the way out: fewer shards."""
+    path = tmp_path / "out" / "x_train.beton"
+    line = r"x_train-00001-of-00009\.beton is not written, .* give fewer --data\.shards$"
+    with pytest.raises(BadInput, match=line) as caught:
+        run(damaged, path, on_error="skip", shards=9)
+    assert f"; remove {tmp_path}/out/x_train.unfinished and its shards" in str(caught.value)
+    for file in (path.with_suffix(".unfinished"), *path.parent.glob("*.beton")):
+        file.unlink()
+    run(damaged, path, on_error="skip", shards=4)
 
 
 @pytest.fixture

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from conversion import beton, journal, unfinished
+from conversion import convert as convert_module
 from conversion.convert import convert
 from conversion.encode import encode_item
-from conversion.shards import parts_of
+from conversion.shards import automatic, parts_of
 from conversion.sources import image_folder
 from ffcv_ops.errors import BadInput
 
@@ -196,6 +197,30 @@ def test_another_list_of_images_is_refused(pictures, stopped):
     assert json.loads(stopped.with_suffix(".json").read_text())["samples"] == 69
 
 
+@pytest.mark.parametrize("how", ["other shards", "other settings", "interrupted"])
+def test_finished_shards_are_kept(pictures, whole, tmp_path, monkeypatch, how):
+    """Stopped between two shards, where nothing is left but the notes of what is finished."""
+    path = tmp_path / "x_train.beton"
+    with monkeypatch.context() as patched, pytest.raises(Stopped):
+        stop_after(patched, beton, "append", 26)
+        run(pictures, path, "shards")
+    before = files(tmp_path)
+    assert sorted(before)[0] == "x_train-00000-of-00003.beton" and not any(".partial" in name for name in before)
+    if how == "interrupted":
+        with monkeypatch.context() as patched, pytest.raises(Stopped):
+            stop_after(patched, convert_module, "identity_of", 0)
+            run(pictures, path, "shards")
+    else:
+        changes = {"shards": 4} if how == "other shards" else {"page_size": 2 * beton.MIN_PAGE_SIZE}
+        with pytest.raises(BadInput, match=r"remove (those first|this file to begin anew)$"):
+            run(pictures, path, "shards", **changes)
+    assert files(tmp_path) == before
+    written = []
+    monkeypatch.setattr(beton, "finish", lambda *args, finish=beton.finish: written.append(1) or finish(*args))
+    run(pictures, path, "shards")
+    assert (len(written), files(tmp_path)) == (2, files(whole["shards"]))
+
+
 def test_stop_after_skip(pictures, stopped):
     """Going on with data.on_error=stop finds what was skipped before."""
     with pytest.raises(BadInput, match=r"03\.png: is not an image that Pillow knows; "):
@@ -219,6 +244,15 @@ def test_parts():
         "d/x-00000-of-00002.beton",
         "d/x-00001-of-00002.beton",
     ]
+
+
+def test_levels_that_are_shared_count_once_for_the_number_of_shards(pictures, monkeypatch):
+    """No picture is larger than the levels: the pyramid takes as much as the single size."""
+    monkeypatch.setattr("conversion.shards.SHARD_BYTES", 30_000)
+    items = [item for number, item in enumerate(pictures.splits["train"].items) if number % 17 != 3]
+    encode = functools.partial(encode_item, read=pictures.read, mode="raw", quality=90)
+    single = automatic(items, functools.partial(encode, max_side=100))
+    assert automatic(items, functools.partial(encode, levels=(100, 90, 80))) == single > 5
 
 
 def test_journal(tmp_path):

@@ -73,6 +73,16 @@ def test_every_bad_sample_and_level_is_named(shards, capsys):
     ]
 
 
+def test_names_are_read_once(shards, monkeypatch):
+    """However many samples are bad."""
+    read, source_names = [], index.source_names
+    monkeypatch.setattr(index, "source_names", lambda path: (read.append(name) or name for name in source_names(path)))
+    for sample in (3, 7, 25, 36):
+        damage(shards, sample, "image")
+    assert verify.verify(shards, workers=1) == 4
+    assert 37 <= len(read) <= 40
+
+
 def test_labels_without_a_class(shards, capsys):
     for path in shards.parent.glob("*.json"):
         said = json.loads(path.read_text())

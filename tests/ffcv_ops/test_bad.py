@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from ffcv_ops import decoders, loader, order
+from ffcv_ops.bad import BadSamples
+from ffcv_ops.decoders import SampleError
 from ffcv_ops.errors import BadInput
+from ffcv_ops.fields import opened
 from training import recipe
 
 pytestmark = pytest.mark.timeout(240)
@@ -152,8 +155,22 @@ def test_all_are_bad(good, flip_bit):
     """It ends, even where everything may be replaced."""
     for sample in range(SAMPLES):
         flip_bit(good, sample)
-    with pytest.raises(BadInput, match="had to be replaced"):
+    with pytest.raises(BadInput, match="64 images that were to stand in for a bad one are bad too"):
         collected(train(good, bad_limit=1.0).epoch(0))
+
+
+def test_a_stand_in_that_is_bad_is_no_further_showing(good):
+    """Two showings of a batch, one of which needs three stand-ins: 2 of 96, and the limit is 2."""
+    policy = BadSamples(opened(good), seed=5, limit=0.02)
+    policy.begin(96)
+    draws = np.arange(16)
+    for places in ([3, 7], [7], [7]):
+        draws = policy.replace(0, draws, SampleError(np.array(places), np.full(len(places), decoders.CHANGED)))
+    assert (policy.replaced, policy.times.total()) == (0, 4)
+    policy.seen(0)
+    assert policy.replaced == 2
+    with pytest.raises(BadInput, match="3 of an epoch's 96 showings had to be replaced"):
+        policy.replace(1, np.arange(16, 32), SampleError(np.array([0]), np.array([decoders.CHANGED])))
 
 
 def test_stand_ins_are_spread_over_the_images():

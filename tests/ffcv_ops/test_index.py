@@ -98,7 +98,8 @@ def test_a_foreign_file_among_shards(shards, jpg_beton):
 @pytest.mark.parametrize(
     "changes, words",
     [({"classes": list("abcdf")}, "other classes"), ({"split": "val"}, "other split"), ({"shards": 5}, "rename it"),
-     ({"shard": 1}, "rename it"), ({"source": "elsewhere"}, "other source")],
+     ({"shard": 1}, "rename it"), ({"source": "elsewhere"}, "other source"),
+     ({"conversion": "0123456789abcdef"}, "other conversion")],
 )  # fmt: skip
 def test_a_shard_of_another_data_set(shards, changes, words):
     change_json(shards[1][2], **changes)

@@ -1,11 +1,13 @@
 """The contact sheet: it shows what the loader would hand out, says what was done, and refuses rubbish."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from conversion.encode import encode_rgb
 from ffcv_ops import crops, decoders, loader, policies, preview, reference
 from training import recipe
 
@@ -24,6 +26,17 @@ def test_a_sheet_of_a_beton(request, fixture, tmp_path, capsys):
 def test_stored_images_are_those_of_the_file(raw_beton, tiles):
     for shown, index in zip(preview.stored_images(raw_beton, 3), (0, 47, 95), strict=True):
         np.testing.assert_array_equal(shown, tiles[index])
+
+
+def test_stored_images_of_shards(tmp_path, tiles, write_shards):
+    """As one data set; raw pixels and JPEGs."""
+    modes = ["raw"] * 50 + ["jpg"] * 46
+    samples = [((encode_rgb(tile, mode=mode, quality=90),), 0) for tile, mode in zip(tiles, modes, strict=True)]
+    first, middle, last = preview.stored_images(write_shards(tmp_path, samples, (40, 56)), 3)
+    np.testing.assert_array_equal(first, tiles[0])
+    np.testing.assert_array_equal(middle, tiles[47])
+    jpeg = Image.open(io.BytesIO(samples[95][0][0].data)).convert("RGB")
+    np.testing.assert_array_equal(last, np.asarray(jpeg))
 
 
 def test_words_name_the_operation_of_the_draw(photos):

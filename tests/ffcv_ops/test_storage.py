@@ -4,11 +4,12 @@ import os
 import threading
 from dataclasses import replace
 
+import numpy as np
 import psutil
 import pytest
 import torch
 
-from ffcv_ops import loader
+from ffcv_ops import loader, storage
 from ffcv_ops.errors import BadInput
 from ffcv_ops.index import pages_of
 from training import recipe
@@ -46,6 +47,23 @@ def flat(tmp_path_factory, encoded, write_beton, write_shards):
 def pyramid(tmp_path_factory, encoded_levels, write_beton, write_shards):
     folder = tmp_path_factory.mktemp("pyramid")
     return write_beton(folder / "whole.beton", encoded_levels), write_shards(folder, encoded_levels, COUNTS)
+
+
+@pytest.mark.parametrize(("answers", "found"), [([-1, 5, -1, -1, -1, 5], True), ([5, -1, -1, -1, -1, 5], False),
+                                                ([5, 0, 5], False)])  # fmt: skip
+def test_a_read_that_a_signal_ended_is_repeated(monkeypatch, answers, found):
+    """In Python what the threads run as machine code; -1 is an error, 0 the end of the file."""
+    asked, left = [], iter(answers)
+
+    def pread(file, address, size, place):
+        asked.append((int(address) - int(buffer.ctypes.data), int(size), int(place)))
+        return next(left)
+
+    monkeypatch.setattr(storage, "_pread", pread)
+    buffer = np.zeros(10, np.uint8)
+    address = storage.fetch.py_func(3, np.uint64(100), 10, buffer)
+    assert address == (buffer.ctypes.data if found else 0)
+    assert all((size, place) == (10 - done, 100 + done) for done, size, place in asked)
 
 
 # --- shards --------------------------------------------------------------------------------------------------------

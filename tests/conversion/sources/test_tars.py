@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import struct
 import tarfile
 
@@ -121,3 +122,20 @@ def test_processes_give_the_same_as_one(tmp_path, packed):
         assert list(one[0]) == list(other[0]) == [f"{k}.jpg" for k in range(3)]
         assert np.array_equal(one[1], other[1]) and np.array_equal(one[2], other[2])
         assert other[2].tolist() == [number] * 3
+
+
+@pytest.mark.timeout(60)
+def test_a_process_that_dies_ends_the_scan(tmp_path):
+    regions = [tars.Region(str(tmp_path), 0, 0)] * 2 * tars.TARS_PER_WORKER
+    with pytest.raises(BadInput, match=r"a process that reads the headers of tar files died, .*; set data.workers low"):
+        tars.scanned(_dies, regions, "train", 2)
+    ignored = set(tars.scanned(_ignores_interrupts, regions, "train", 2))
+    assert ignored == {True}
+
+
+def _dies(region):
+    os._exit(1)
+
+
+def _ignores_interrupts(region):
+    return signal.getsignal(signal.SIGINT) is signal.SIG_IGN

@@ -134,6 +134,7 @@ def test_without_a_network(tmp_path, monkeypatch, capsys):
         ("torchvision:os", "has no data set os"),
         ("torchvision:VisionDataset", "has no data set VisionDataset"),
         ("torchvision:CIFAR100,/data", "after the name come arguments such as root=/data, not '/data'"),
+        ("torchvision:FakeData,image_size=[]", r"image_size=\[\] can only be a word, a number or a tuple"),
         ("torchvision:CIFAR100,roots=/data", "CIFAR100 cannot be had: .*unexpected keyword argument 'roots'"),
         ("torchvision:FakeData,size=0", "train is empty or has images without a label"),
         ("torchvision:EMNIST", "torchvision:EMNIST cannot be had: .*'split'"),

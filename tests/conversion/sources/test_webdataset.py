@@ -129,6 +129,11 @@ def test_info_lists_the_shards(folder):
     assert list(source.splits) == ["train", "val"] and len(source.splits["train"].labels) == 6
 
 
+def listing(*names):
+    one = {"filenames": ["in1k-train-0000.tar"], "shard_lengths": [3]}
+    return json.dumps({"splits": dict.fromkeys(names, one)})
+
+
 ELSEWHERE = '{"splits": {"train": {"filenames": ["/etc/x.tar"], "shard_lengths": [1]}}}'
 
 
@@ -140,6 +145,8 @@ ELSEWHERE = '{"splits": {"train": {"filenames": ["/etc/x.tar"], "shard_lengths":
         ("_info.json", "{", "_info.json cannot be used"),
         ("_info.json", '{"splits": [1]}', "_info.json cannot be used"),
         ("_info.json", ELSEWHERE, "must name files of its own folder"),
+        ("_info.json", listing("train", "train-extra"), "train and train-extra are both train; take one of them out"),
+        ("_info.json", listing("train", "extra"), "the split extra is neither train, val nor test; take it out there"),
     ],
 )
 def test_info_that_does_not_fit(folder, file, content, message):
