@@ -90,7 +90,7 @@ def main(argv=None) -> signal.Signals | None:
             judge.judge(Job(run, ranks, {}, forward), options.init, keys.build(judge.Asked, of_eval, "--eval."))
             return None
         first = stage_number(run, options.start_at) if options.start_at else 0
-        job = Job(run, ranks, open_sets(run, first=first), forward)
+        job = Job(run, ranks, open_sets(run, first=RunFolder(run).first_stage(run, first)), forward)
         with Watchdog(run.watchdog, ranks) as watch, stop.on_request() as asked:
             train_run(job, init=options.init, first=first, asked=asked, watch=watch)
         return None
@@ -134,7 +134,11 @@ def train_run(job: Job, *, init: str | None, first: int, asked, watch: Watchdog)
             folder.prepare(run)
         distributed.wait_for_all()
         saved = folder.load(first=ranks.first)
-        parts = progress.plan(run, job.sets, first) if ranks.first else []
+        if saved and saved["stage"] < first:
+            names = [stage.name for stage in run.stages]
+            raise BadInput(f"{folder.path} stands at stage {names[saved['stage']]}, before --start-at {names[first]};"
+                           " go on without --start-at, or give this run a folder with --log.name")  # fmt: skip
+        parts = progress.plan(run, job.sets, folder.first_stage(run, first)) if ranks.first else []
         log = Log(folder, run, parts, first=ranks.first, world=ranks.world, step=saved["step"] if saved else -1)
         ending.callback(log.close)
         log.say(native.describe())

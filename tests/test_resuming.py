@@ -1,5 +1,6 @@
 """A run that is stopped anywhere ends as one that never was: end weights, averages, moments and log, bit for bit."""
 
+import json
 import random
 import signal
 from contextlib import contextmanager
@@ -254,3 +255,35 @@ def test_the_guards_are_used(recipe_file, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train_imagenet, "gradients", real)
     assert train(recipe_file, tmp_path, "--speed.micro_batch=8") is None
     assert guards.Spikes().usual(1.0) is None
+
+
+def planned(out):
+    return [part["stage"] for part in json.loads((out / "run" / "plan.json").read_text())]
+
+
+def test_another_start_at_does_not_change_where_a_run_began(recipe_file, tmp_path, monkeypatch, capsys):
+    stops = Stops(monkeypatch)
+    stops.left = 2
+    assert train(recipe_file, tmp_path) is not None
+    with pytest.raises(SystemExit) as ended:
+        train(recipe_file, tmp_path, "--start-at=two")
+    assert ended.value.code == 2
+    assert "run stands at stage one, before --start-at two; go on without" in capsys.readouterr().err
+    assert planned(tmp_path) == ["one", "two", "three"]
+    stops.left = 8
+    assert train(recipe_file, tmp_path) is not None  # in stage two
+    stops.left = 1
+    assert train(recipe_file, tmp_path, "--start-at=two") is not None
+    assert planned(tmp_path) == ["one", "two", "three"]
+
+
+def test_a_run_that_began_at_a_later_stage_goes_on_without_being_told_so(recipe_file, tmp_path, monkeypatch):
+    stops, other = Stops(monkeypatch), tmp_path / "other"
+    stops.left = 7
+    assert train(recipe_file, other) is not None  # for the weights of stage one
+    stops.left = 2
+    init = f"--init={other / 'run' / 'one.safetensors'}"
+    assert train(recipe_file, tmp_path, init, "--start-at=two") is not None
+    stops.left = 5
+    assert train(recipe_file, tmp_path) is not None
+    assert planned(tmp_path) == ["two", "three"]
