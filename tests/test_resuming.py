@@ -51,7 +51,7 @@ def one_thread():
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(train_imagenet.report, "write", lambda folder, run: "")
+    monkeypatch.setattr(train_imagenet.report, "write", lambda folder: "")
 
 
 class Stops:
@@ -201,7 +201,7 @@ def test_a_full_disk_costs_a_warning_within_a_stage_and_status_2_at_its_end(
     assert output.err.count("\n") == 1
     assert [row["step"] for row in log.read_rows(tmp_path / "run" / "log.jsonl") if row["kind"] == "warning"] == [3]
     monkeypatch.undo()
-    monkeypatch.setattr(train_imagenet.report, "write", lambda folder, run: "")
+    monkeypatch.setattr(train_imagenet.report, "write", lambda folder: "")
     assert train(recipe_file, tmp_path) is None
     assert end_of(tmp_path) == unbroken
 
@@ -255,6 +255,21 @@ def test_the_guards_are_used(recipe_file, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train_imagenet, "gradients", real)
     assert train(recipe_file, tmp_path, "--speed.micro_batch=8") is None
     assert guards.Spikes().usual(1.0) is None
+
+
+def test_no_checkpoint_of_the_clock_at_an_epochs_last_step(recipe_file, tmp_path, monkeypatch):
+    """The epoch's end saves the same step."""
+    written, real = [], checkpoints.write
+
+    def write(folder, step, content, *, keep):
+        written.append((step, content["batch"]))
+        real(folder, step, content, keep=keep)
+
+    monkeypatch.setattr(checkpoints, "write", write)
+    stops = Stops(monkeypatch)
+    stops.left = 7
+    assert train(recipe_file, tmp_path, "--log.save_every=1e-9") is not None
+    assert written == [(2, 2), (3, 0), (5, 2), (6, 0), (7, 1)]
 
 
 def planned(out):
