@@ -80,7 +80,7 @@ def end_of(out):
     found = checkpoints.read(checkpoints.saved(out / "run" / "checkpoints")[-1])
     rows = [row for row in log.read_rows(out / "run" / "log.jsonl") if row["kind"] == "epoch"]
     for row in rows:
-        for name in ("images_per_s", "wait", "seconds"):
+        for name in ("images_per_s", "wait", "seconds", "wall", "at"):
             del row[name]
     return flat({name: value for name, value in found.items() if name != "so_far"}), rows
 

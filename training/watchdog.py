@@ -92,8 +92,8 @@ class Watchdog:
         self.host = f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
         self.place, self.left, self.count = (0, "starting", time.strftime("%H:%M:%S"), False), "", 0
         self.failed, self.ended, self.store = False, threading.Event(), None
-        self.known, self.changed = {}, {}  # beats by rank; when this thread saw their count and moves change, by:
-        self.clock = 0.0  # seconds in which this thread ran; those in which the process was suspended are no one's fault
+        self.known, self.changed = {}, {}  # beats by rank; when this thread saw their count and moves change
+        self.clock = 0.0  # of this thread: time in which the process was suspended does not count
 
     def at(self, place: str, *, waits: bool = False) -> None:
         """This rank is now `place` ("past batch 3"); `waits`: for its loader."""
