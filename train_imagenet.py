@@ -90,7 +90,7 @@ def main(argv=None) -> signal.Signals | None:
             judge.judge(Job(run, ranks, {}, forward), options.init, keys.build(judge.Asked, of_eval, "--eval."))
             return None
         first = stage_number(run, options.start_at) if options.start_at else 0
-        job = Job(run, ranks, open_sets(run, first=first), forward)
+        job = Job(run, ranks, open_sets(run, first=RunFolder(run).first_stage(run, first)), forward)
         with Watchdog(run.watchdog, ranks) as watch, stop.on_request() as asked:
             train_run(job, init=options.init, first=first, asked=asked, watch=watch)
         return None
@@ -134,14 +134,18 @@ def train_run(job: Job, *, init: str | None, first: int, asked, watch: Watchdog)
             folder.prepare(run)
         distributed.wait_for_all()
         saved = folder.load(first=ranks.first)
-        parts = progress.plan(run, job.sets, first) if ranks.first else []
-        log = Log(folder, run, parts, first=ranks.first, world=ranks.world, step=saved["step"] if saved else -1)
+        if saved and saved["stage"] < first:
+            names = [stage.name for stage in run.stages]
+            raise BadInput(f"{folder.path} stands at stage {names[saved['stage']]}, before --start-at {names[first]};"
+                           " go on without --start-at, or give this run a folder with --log.name")  # fmt: skip
+        parts = progress.plan(run, job.sets, folder.first_stage(run, first)) if ranks.first else []
+        log = Log(folder, run, parts, first=ranks.first, world=ranks.world, saved=saved)
         ending.callback(log.close)
         log.say(native.describe())
         given = weights.read(init) if init and not saved else None
         step = saved["step"] if saved else 0
         for number in range(saved["stage"] if saved else first, len(run.stages)):
-            state, so_far = begin_stage(job, number, given, step, say=log.say), Means()
+            state, so_far, given = begin_stage(job, number, given, step, say=log.say), Means(), None
             if saved:
                 so_far = restore(state, saved)
                 after = f"after epoch {state.epoch}" + (f" and {state.batch} steps" if state.batch else "")
@@ -150,15 +154,20 @@ def train_run(job: Job, *, init: str | None, first: int, asked, watch: Watchdog)
             if state.epoch < run.stages[number].epochs:
                 train_stage(job, state, folder, log, so_far=so_far, asked=asked, watch=watch)
             step = state.step
-            following = run.stages[number + 1] if number + 1 < len(run.stages) else None
-            source = state.average if following and following.start == "ema" else state.model
-            given = distributed.whole(source.state_dict(), first=True)
+            if number + 1 < len(run.stages):
+                given = weights_for(run.stages[number + 1], state)
         log.close_bar()
         folder.save_weights("model", state.model, first=ranks.first)
         if state.average is not None:
             folder.save_weights("model_ema", state.average, first=ranks.first)
         if ranks.first:
             log.say(report.write(folder.path))
+
+
+def weights_for(following: Stage, before: State) -> dict:
+    """What a stage starts from, on the host, so that the device is not left with two models."""
+    source = before.average if following.start == "ema" else before.model
+    return {name: tensor.cpu() for name, tensor in distributed.whole(source.state_dict(), first=True).items()}
 
 
 def stage_number(run: Run, name: str) -> int:
@@ -289,9 +298,10 @@ def train_epoch(
         norm, bad = update(job, state, stage, loss)
         state.batch += 1
         meter.add(loss, norm, bad, stage.batch, waited)
-        stopping, regular = asked(), state.batch % run.log.every == 0
-        if stopping or regular or state.batch == len(batches):
-            reading = meter.read(stop=stopping, due=due())
+        stopping, regular, last = asked(), state.batch % run.log.every == 0, state.batch == len(batches)
+        if stopping or regular or last:
+            wanted = job.ranks.first and not last and due()  # the epoch's end saves anyway
+            reading = meter.read(stop=stopping, due=wanted)
             row = reading.means.row()
             if regular:
                 row["bad_samples"] = distributed.total_over_ranks(batches.bad.replaced, job.ranks.device)

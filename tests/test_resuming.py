@@ -1,5 +1,6 @@
 """A run that is stopped anywhere ends as one that never was: end weights, averages, moments and log, bit for bit."""
 
+import json
 import random
 import signal
 from contextlib import contextmanager
@@ -50,7 +51,7 @@ def one_thread():
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(train_imagenet.report, "write", lambda folder, run: "")
+    monkeypatch.setattr(train_imagenet.report, "write", lambda folder: "")
 
 
 class Stops:
@@ -79,7 +80,7 @@ def end_of(out):
     found = checkpoints.read(checkpoints.saved(out / "run" / "checkpoints")[-1])
     rows = [row for row in log.read_rows(out / "run" / "log.jsonl") if row["kind"] == "epoch"]
     for row in rows:
-        for name in ("images_per_s", "wait", "seconds"):
+        for name in ("images_per_s", "wait", "seconds", "wall", "at"):
             del row[name]
     return flat({name: value for name, value in found.items() if name != "so_far"}), rows
 
@@ -200,7 +201,7 @@ def test_a_full_disk_costs_a_warning_within_a_stage_and_status_2_at_its_end(
     assert output.err.count("\n") == 1
     assert [row["step"] for row in log.read_rows(tmp_path / "run" / "log.jsonl") if row["kind"] == "warning"] == [3]
     monkeypatch.undo()
-    monkeypatch.setattr(train_imagenet.report, "write", lambda folder, run: "")
+    monkeypatch.setattr(train_imagenet.report, "write", lambda folder: "")
     assert train(recipe_file, tmp_path) is None
     assert end_of(tmp_path) == unbroken
 
@@ -254,3 +255,50 @@ def test_the_guards_are_used(recipe_file, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train_imagenet, "gradients", real)
     assert train(recipe_file, tmp_path, "--speed.micro_batch=8") is None
     assert guards.Spikes().usual(1.0) is None
+
+
+def test_no_checkpoint_of_the_clock_at_an_epochs_last_step(recipe_file, tmp_path, monkeypatch):
+    """The epoch's end saves the same step."""
+    written, real = [], checkpoints.write
+
+    def write(folder, step, content, *, keep):
+        written.append((step, content["batch"]))
+        real(folder, step, content, keep=keep)
+
+    monkeypatch.setattr(checkpoints, "write", write)
+    stops = Stops(monkeypatch)
+    stops.left = 7
+    assert train(recipe_file, tmp_path, "--log.save_every=1e-9") is not None
+    assert written == [(2, 2), (3, 0), (5, 2), (6, 0), (7, 1)]
+
+
+def planned(out):
+    return [part["stage"] for part in json.loads((out / "run" / "plan.json").read_text())]
+
+
+def test_another_start_at_does_not_change_where_a_run_began(recipe_file, tmp_path, monkeypatch, capsys):
+    stops = Stops(monkeypatch)
+    stops.left = 2
+    assert train(recipe_file, tmp_path) is not None
+    with pytest.raises(SystemExit) as ended:
+        train(recipe_file, tmp_path, "--start-at=two")
+    assert ended.value.code == 2
+    assert "run stands at stage one, before --start-at two; go on without" in capsys.readouterr().err
+    assert planned(tmp_path) == ["one", "two", "three"]
+    stops.left = 8
+    assert train(recipe_file, tmp_path) is not None  # in stage two
+    stops.left = 1
+    assert train(recipe_file, tmp_path, "--start-at=two") is not None
+    assert planned(tmp_path) == ["one", "two", "three"]
+
+
+def test_a_run_that_began_at_a_later_stage_goes_on_without_being_told_so(recipe_file, tmp_path, monkeypatch):
+    stops, other = Stops(monkeypatch), tmp_path / "other"
+    stops.left = 7
+    assert train(recipe_file, other) is not None  # for the weights of stage one
+    stops.left = 2
+    init = f"--init={other / 'run' / 'one.safetensors'}"
+    assert train(recipe_file, tmp_path, init, "--start-at=two") is not None
+    stops.left = 5
+    assert train(recipe_file, tmp_path) is not None
+    assert planned(tmp_path) == ["two", "three"]

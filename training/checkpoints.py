@@ -92,16 +92,26 @@ def _write(path, content):
 
 
 def read(path: Path) -> dict:
-    """The content of one checkpoint, on the CPU. ValueError, in one line, where the file is damaged or none of ours."""
+    """The content of one checkpoint, on the CPU. ValueError, in one line, where the file is damaged or none of ours;
+    BadInput where the disk or the memory does not let it be read, which says nothing about the file."""
     try:
         with path.open("rb") as file:
             _check(file)
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError) as error:
+        raise _unreadable(path, error) from error
     except Exception as error:  # torch.load raises many kinds; each means that the file cannot be used
+        if "DefaultCPUAllocator" in str(error):  # a RuntimeError, how torch says that there is too little memory
+            raise _unreadable(path, "too little memory") from error
         raise ValueError(str(error).partition("\n")[0][:200]) from error
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__}")
     return content
+
+
+def _unreadable(path, why):
+    why = getattr(why, "strerror", None) or str(why) or "too little memory"
+    return BadInput(f"{path} cannot be read now ({why}); nothing is changed: once it can, the same command goes on")
 
 
 def _check(file):
@@ -122,7 +132,7 @@ def _check(file):
 
 def newest(folder: Path, say: Callable[[str], object]) -> tuple[Path, dict] | None:
     """Path and content of the newest checkpoint that is whole, or None where there is none at all; `say` is told of
-    damaged ones. BadInput where all of them are."""
+    damaged ones. BadInput where all of them are, or one cannot be read."""
     damaged = []
     for path in reversed(saved(folder)):
         try:

@@ -68,11 +68,14 @@ def _heed_bad_steps(job, state, stage, folder, log, reading, means):
     first = state.step - reading.means.steps + number
     said = f"stage {stage.name}, step {first}: loss {loss:.4g}, gradient norm {norm:.4g}"
     if job.run.on_nonfinite == "stop":
+        held = f"the state after step {state.step}, without that one (fp16: the steps after it moved the weights)"
         if not state.scaler.is_enabled():  # the steps from that one on moved nothing
-            state.step, state.batch = first - 1, state.batch - (reading.means.steps - number + 1)
+            held, nothing = "the state before it", reading.means.steps - number + 1
+            state.step, state.batch = first - 1, state.batch - nothing
+            means += Means(steps=-nothing, images=-nothing * stage.batch, bad=-reading.means.bad)
         save(job, state, stage, folder, log, means, needed=True)
         raise BadInput(
-            f"{said}; stopped, {folder.checkpoints} holds the state before it. Go on with --on_nonfinite=skip or"
+            f"{said}; stopped, {folder.checkpoints} holds {held}. Go on with --on_nonfinite=skip or"
             " another --speed.precision (bf16, fp32), or start anew with a lower lr"
         )
     most = job.run.nonfinite_in_a_row

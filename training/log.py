@@ -67,16 +67,29 @@ def read_rows(path: Path) -> list[dict]:
     return rows
 
 
+def _up_to(rows: list[dict], step: int, *, within: bool) -> list[dict]:
+    """The rows of the first `step` steps. Where the checkpoint is from `within` an epoch, that epoch's row and what
+    follows it are written again, even if it was the epoch's last step."""
+    kept = [row for row in rows if row["step"] <= step]
+    again = [k for k, row in enumerate(kept) if within and (row["kind"], row["step"]) == ("epoch", step)]
+    return kept[: again[0]] if again else kept
+
+
 class Log:
     """Writes the rows of a run, in the first rank; in the others it does nothing."""
 
-    def __init__(self, folder: RunFolder, run: Run, parts: Sequence[Part], *, first: bool, world: int, step: int):
+    """`saved`: the checkpoint from which the run goes on; rows of what came after it are dropped."""
+
+    def __init__(
+        self, folder: RunFolder, run: Run, parts: Sequence[Part], *, first: bool, world: int, saved: dict | None
+    ):
         self.first = first
         self.watch = Watch(parts, quiet=not first)
         if not first:
             return
-        before = read_rows(folder.log)
-        text = "".join(json.dumps(row) + "\n" for row in before if row["step"] <= step)
+        before, step = read_rows(folder.log), saved["step"] if saved else -1
+        rows = _up_to(before, step, within=bool(saved and saved["batch"]))
+        text = "".join(json.dumps(row) + "\n" for row in rows)
         write_atomically(folder.log, lambda path: path.write_text(text, encoding="utf-8"))
         self.lines, self.unwritten = folder.log.open("ab", buffering=0), b""
         for name, content in (("environment", environment(world)), ("plan", [part._asdict() for part in parts])):
@@ -84,6 +97,8 @@ class Log:
             write_atomically(folder.path / f"{name}.json", lambda path, text=described: path.write_text(text))
         self.spent = max((row.get("wall", 0.0) for row in before), default=0.0) - time.monotonic()
         self.courses, self.off_course = official.courses(run, parts), set()
+        for row in rows:
+            self._leaves_course(row)
         self.trackers = Trackers(
             folder.path, tensorboard=run.log.tensorboard, tracker=run.log.tracker, recipe=recipe.render(run),
             keys=dataclasses.asdict(run), step=step, say=self.say,
@@ -104,7 +119,7 @@ class Log:
         if not self.first:
             return
         values |= {"wall": self.spent + time.monotonic(), "at": int(time.time())}
-        values = {key: round(value, 6) if isinstance(value, float) else value for key, value in values.items()}
+        values = {key: float(f"{value:.7g}") if isinstance(value, float) else value for key, value in values.items()}
         self.unwritten += json.dumps(values).encode() + b"\n"
         with suppress(OSError):  # a full disk: tried again with the next row
             self.unwritten = self.unwritten[self.lines.write(self.unwritten) :]
@@ -120,16 +135,20 @@ class Log:
 
     def compare(self, row: dict) -> None:
         """Warns when an epoch's top-1 leaves the official curve of the recipe, once until it is back."""
+        standing = self._leaves_course(row)
+        if standing is not None:
+            where = {name: row[name] for name in ("stage", "epoch", "step")}
+            course = self.courses[row["stage"]].recipe
+            self.warn(f"stage {row['stage']} is off the curve of {course}: {standing.words()}", **where)
+
+    def _leaves_course(self, row: dict) -> official.Standing | None:
         course = self.courses.get(row["stage"])
         if course is None or "top1" not in row:
-            return
+            return None
         standing = official.standing(course, row["epoch"], 100 * row["top1"])
-        if standing.on_track:
-            self.off_course.discard(row["stage"])
-        elif row["stage"] not in self.off_course:
-            self.off_course.add(row["stage"])
-            where = {name: row[name] for name in ("stage", "epoch", "step")}
-            self.warn(f"stage {row['stage']} is off the curve of {course.recipe}: {standing.words()}", **where)
+        was_off = row["stage"] in self.off_course
+        (self.off_course.discard if standing.on_track else self.off_course.add)(row["stage"])
+        return None if standing.on_track or was_off else standing
 
     def end_stage(self, said: str) -> None:
         """What the stage came to, beside its bar."""
@@ -207,7 +226,7 @@ class Meter:
 
     def read(self, *, stop=None, due: bool = False) -> Reading:
         """Means over steps and ranks, and a new beginning; this waits for the device and for the other ranks. `stop`
-        is the same in all ranks; `due`: whether this rank, if it is the first, wants a checkpoint."""
+        is the same in all ranks; `due`: whether this rank wants a checkpoint; only the first may."""
         ends = torch.cat([(self.bad > 0)[None], self.bad.new_tensor([float(due), 1.0])])
         values = torch.cat([self.sums, self.counts, torch.stack([self.bad, self.longest]), self.first_bad, ends])
         summed = distributed.sum_over_ranks(values.double()).tolist()

@@ -54,9 +54,9 @@ def collect(job: Job, stage, model: nn.Module, batches) -> Predictions:
         samples = share[done : done + len(labels)]
         table[samples] = torch.stack([labels, predicted, sure, torch.ones_like(sure)], dim=1)
         done += len(labels)
-        wrong = (predicted != labels).cpu()
+        wrong, sure = (predicted != labels).cpu(), sure.tolist()  # once a batch: the host waits for the device
         for row in wrong.nonzero()[:, 0].tolist():
-            key = (sure[row].item(), -samples[row])
+            key = (sure[row], -samples[row])
             if len(kept) < SHOWN:
                 heapq.heappush(kept, (*key, images[row].cpu().clone()))
             elif key > kept[0][:2]:

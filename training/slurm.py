@@ -3,8 +3,8 @@
     python -m training.slurm --nodes=2 --gpus-per-node=8 -- --cfg recipes/vit_h_800ep.yaml --speed.parallel=fsdp
 
 Everything after -- is for train_imagenet.py. Slurm starts one process for each GPU, from this folder, which the nodes
-must share. Before it takes the nodes away it sends a signal: the run then saves where it stands at the next log point
-and submits itself again. Needs submitit (the extra `slurm`).
+must share. Before it takes the nodes away it sends a signal: the run then saves after the step that is under
+way and submits itself again. Needs submitit (the extra `slurm`).
 """
 
 import argparse

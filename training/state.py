@@ -13,6 +13,7 @@ A checkpoint holds tensors and plain values only. Random numbers are no part of 
 """
 
 import dataclasses
+import json
 import math
 import time
 from collections.abc import Callable
@@ -96,6 +97,15 @@ class RunFolder:
     def begun(self) -> bool:
         """Whether there is a checkpoint, whole or not."""
         return bool(checkpoints.saved(self.checkpoints))
+
+    def first_stage(self, run: Run, asked: int) -> int:
+        """The number of the stage with which the run in the folder began; without a checkpoint the one `asked` for."""
+        plan, names = self.path / "plan.json", [stage.name for stage in run.stages]
+        try:
+            began = json.loads(plan.read_text(encoding="utf-8"))[0]["stage"] if self.begun() else None
+        except (FileNotFoundError, ValueError, LookupError, TypeError):  # it is written anew
+            began = None
+        return names.index(began) if began in names else asked
 
     def alone(self):
         """A context in which no other process trains in this folder; BadInput where one does."""

@@ -11,6 +11,8 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from training.checkpoints import write_atomically
+
 PROJECT = "deit3-ffcv"  # unless WANDB_PROJECT or TRACKIO_PROJECT says otherwise
 
 NAMES = {  # keys of a row -> what a tracker calls them; those before the slash are its groups
@@ -105,6 +107,9 @@ def _trackio(folder, keys):
 def _identity(folder: Path) -> str:
     """The run's name at a tracker, kept in its folder, so that it goes on there after an interruption."""
     path = folder / "tracker.json"
-    if not path.exists():
-        path.write_text(json.dumps({"id": uuid.uuid4().hex[:12]}) + "\n", encoding="utf-8")
-    return json.loads(path.read_text(encoding="utf-8"))["id"]
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["id"]
+    except (FileNotFoundError, ValueError, LookupError, TypeError):  # not there yet, or not whole
+        made = {"id": uuid.uuid4().hex[:12]}
+        write_atomically(path, lambda temporary: temporary.write_text(json.dumps(made) + "\n", encoding="utf-8"))
+        return made["id"]

@@ -93,6 +93,7 @@ class Watchdog:
         self.place, self.left, self.count = (0, "starting", time.strftime("%H:%M:%S"), False), "", 0
         self.failed, self.ended, self.store = False, threading.Event(), None
         self.known, self.changed = {}, {}  # beats by rank; when this thread saw their count and moves change
+        self.clock = 0.0  # of this thread: time in which the process was suspended does not count
 
     def at(self, place: str, *, waits: bool = False) -> None:
         """This rank is now `place` ("past batch 3"); `waits`: for its loader."""
@@ -143,7 +144,10 @@ class Watchdog:
             self.known[beat.rank] = beat
 
     def _watch(self):
+        last = time.monotonic()
         while not self.ended.wait(min(TICK, self.limit / 4)):
+            now = time.monotonic()
+            self.clock, last = self.clock + min(now - last, 2 * TICK), now
             try:
                 self._beat()
                 said = self._judged()
@@ -174,7 +178,7 @@ class Watchdog:
         return f"{first} or its machine is gone: its store does not answer ({reason:.100})"
 
     def _seen(self, beat):
-        now, ages = time.monotonic(), []
+        now, ages = self.clock, []
         for name in ("count", "moves"):
             before, since = self.changed.get((beat.rank, name), (None, now))
             since = since if before == getattr(beat, name) else now

@@ -62,6 +62,22 @@ def test_the_checksum_is_that_of_all_bytes_and_torch_reads_the_file_as_it_is(fol
     assert torch.equal(torch.load(path, weights_only=True)["weights"], content(10)["weights"])
 
 
+@pytest.mark.parametrize("fault, words", [
+    (OSError(errno.EIO, os.strerror(errno.EIO)), "Input/output error"),
+    (OSError(errno.ESTALE, os.strerror(errno.ESTALE)), "Stale file handle"),
+    (MemoryError(), "too little memory"),
+    (RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"), "too little memory"),
+])  # fmt: skip
+def test_what_cannot_be_read_now_is_not_taken_for_damaged(fault, words, folder, monkeypatch):
+    def load(*given, **named):
+        raise fault
+
+    monkeypatch.setattr(checkpoints.torch, "load", load)
+    with pytest.raises(BadInput, match=rf"000000010\.pt cannot be read now \({words}\); nothing is changed"):
+        checkpoints.newest(folder, pytest.fail)
+    assert names(folder) == ["000000005.pt", "000000010.pt"]
+
+
 def test_every_flipped_bit_and_every_cut_is_found(folder):
     """All bits of the file, and all lengths shorter than it."""
     path = folder / "000000010.pt"

@@ -13,7 +13,7 @@ from training.state import RunFolder
 
 @pytest.fixture
 def begin(tmp_path, monkeypatch):
-    """begin(step): a log of vit_s_800ep as a process that starts after `step` opens it; and its clock."""
+    """begin(step, batch=batch): a log of vit_s_800ep as a process that starts after `step` opens it; and its clock."""
     now = [500.0]
     monkeypatch.setattr(logging.time, "monotonic", lambda: now[0])
     overrides = {"log.out": str(tmp_path), "log.name": "run", "log.tensorboard": "false"}
@@ -22,8 +22,9 @@ def begin(tmp_path, monkeypatch):
     folder.prepare(run)
     parts = [Part(stage.name, 10, (1.0,) * stage.epochs, 1_281_167, 50_000, 1000) for stage in run.stages]
 
-    def begin(step=-1, first=True):
-        return logging.Log(folder, run, parts, first=first, world=3, step=step), now
+    def begin(step=None, first=True, batch=0):
+        saved = None if step is None else {"step": step, "batch": batch}
+        return logging.Log(folder, run, parts, first=first, world=3, saved=saved), now
 
     begin.folder, begin.stage = folder, run.stages[0]
     return begin
@@ -65,6 +66,40 @@ def test_leaving_the_official_curve_is_said_once(begin, capsys):
     assert [(row["epoch"], row["step"]) for row in warnings] == [(55, 550), (80, 800)]
     assert "50.00 % after epoch 55, 5.83 points below the official 55.83 %" in warnings[0]["said"]
     assert said.count("warning: stage pretrain_224 is off the curve of vit_s_800ep") == 2
+
+
+def test_it_is_not_said_again_after_a_restart(begin):
+    for step, numbers in ((None, (50, 55)), (550, (60,)), (600, (65, 80))):
+        log, _ = begin(step)
+        log.begin_stage(begin.stage, done=step or 0)
+        for number in numbers:
+            log.row(**epoch(number, {50: 53.0, 55: 50.0, 60: 51.0, 65: 58.0, 80: 58.5}[number]))
+        log.close()
+    warnings = [row for row in logging.read_rows(begin.folder.log) if row["kind"] == "warning"]
+    assert [row["epoch"] for row in warnings] == [55, 80]
+
+
+@pytest.mark.parametrize("batch, kept", [(10, [(1, "epoch"), (2, "step")]),
+                                         (0, [(1, "epoch"), (2, "step"), (2, "epoch"), (2, "warning")])])  # fmt: skip
+def test_an_epoch_that_a_checkpoint_is_within_has_no_row_yet(batch, kept, begin):
+    """A checkpoint of the epoch's last step may be from before the epoch's end, or from after it."""
+    log, _ = begin()
+    for number in (1, 2):
+        if number == 2:
+            log.row(**epoch(2, 50.0) | {"kind": "step"})
+        log.row(**epoch(number, 50.0))
+    log.warn("x", stage="pretrain_224", epoch=2, step=20)
+    log.close()
+    begin(20, batch=batch)[0].close()
+    assert [(row["epoch"], row["kind"]) for row in logging.read_rows(begin.folder.log)] == kept
+
+
+def test_a_small_number_keeps_its_digits(begin):
+    log, _ = begin()
+    log.row(**epoch(1, 50.0) | {"lr": 1.234567e-5, "loss": float("nan"), "images_per_s": 12345.678})
+    log.close()
+    row = logging.read_rows(begin.folder.log)[0]
+    assert (row["lr"], row["images_per_s"], row["loss"] != row["loss"]) == (1.234567e-5, 12345.68, True)
 
 
 def test_what_lies_beside_the_rows(begin):

@@ -172,11 +172,25 @@ def test_a_bad_step_stops_the_run_with_the_state_before_it(bad, tmp_path, monkey
     assert (saved["step"], saved["batch"], saved["epoch"]) == (bad, bad, 0)
     resumed = train_imagenet.begin_stage(job, 0, None, 0)
     means = train_imagenet.restore(resumed, saved)
-    assert means.losses == bad
+    assert (means.losses, means.steps, means.images, means.bad) == (bad, bad, 8 * bad, 0)
     one, other = weights_of(reference), weights_of(resumed)
     if bad == 0:
         other = {key: value for key, value in other.items() if key in one}  # moments of 0 after no step
     assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_with_a_scaler_the_state_is_that_of_the_log_point_and_said_to_be(tmp_path, monkeypatch):
+    """Scaled gradients cannot be halted for: what follows the bad step counts."""
+    job = job_of(tmp_path)
+    folder, state = RunFolder(job.run), train_imagenet.begin_stage(job, 0, None, 0)
+    folder.prepare(job.run)
+    state.scaler = torch.amp.GradScaler("cpu", enabled=True)
+    poison(monkeypatch, {1})
+    words = r"step 2: loss nan, .* holds the state after step 4, without that one \(fp16: the steps after it moved"
+    with pytest.raises(BadInput, match=words):
+        run_to_the_end(job, state, Batches(job, 8), folder, Silent())
+    saved = folder.load()
+    assert (saved["step"], saved["batch"], saved["so_far"]["steps"], saved["so_far"]["bad"]) == (4, 4, 4, 1)
 
 
 def test_bad_steps_are_left_out_and_counted(tmp_path, monkeypatch):

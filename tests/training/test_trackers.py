@@ -129,3 +129,12 @@ def test_what_is_not_asked_for_is_not_imported(tmp_path, monkeypatch):
     opened(tmp_path, lines, tracker="wandb").row(STEP)
     assert len(lines) == 1
     assert "wandb is left out" in lines[0]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null"])
+def test_an_identity_that_is_not_whole_is_made_anew(content, tmp_path):
+    (tmp_path / "tracker.json").write_text(content)
+    made = trackers._identity(tmp_path)
+    assert len(made) == 12
+    assert trackers._identity(tmp_path) == made
+    assert [path.name for path in tmp_path.iterdir()] == ["tracker.json"]

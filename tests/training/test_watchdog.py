@@ -80,6 +80,36 @@ def test_a_watched_loader_gives_the_same_and_says_where_it_is():
     assert watch.place[0] == 8
 
 
+# A process that is suspended for longer than `watchdog` allows, and then goes on.
+SUSPENDED = """
+import sys, time
+sys.path.insert(0, {root!r})
+import torch
+from training import distributed
+from training.watchdog import Watchdog
+
+with Watchdog(0.08, distributed.Ranks(0, 0, 1, torch.device("cpu"))) as watch:
+    print("moving", flush=True)
+    time.sleep(3)
+    sys.stdin.readline()
+    watch.at("there")
+    time.sleep(2)
+"""
+
+
+@pytest.mark.timeout(100)
+def test_time_in_which_the_process_was_suspended_does_not_count(start, tmp_path):
+    (tmp_path / "worker.py").write_text(SUSPENDED.format(root=str(ROOT)))
+    (process,) = start(1, [tmp_path / "worker.py"], stdin=subprocess.PIPE)
+    assert process.stdout.readline() == "moving\n"
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(8)
+    process.send_signal(signal.SIGCONT)
+    time.sleep(1)
+    _, errors = process.communicate("\n", timeout=60)
+    assert (process.returncode, errors) == (0, "")
+
+
 # A run without a model: batches, and a collective after each. Rank STALLED never gets its fourth batch.
 WORKER = """
 import sys, time
@@ -115,14 +145,14 @@ def start(tmp_path):
     """start(world, command): processes that are a world, without torchrun, which would end them itself."""
     started = []
 
-    def start(world, command):
+    def start(world, command, **more):
         place = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": 1,
                  "MASTER_PORT": 20000 + (os.getpid() + 7 * world) % 20000}  # fmt: skip
         for rank in range(world):
             own = place | {"RANK": rank, "LOCAL_RANK": rank}
             started.append(subprocess.Popen(
                 [sys.executable, *map(str, command)], text=True, cwd=ROOT, stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE, env=os.environ | {key: str(value) for key, value in own.items()},
+                stderr=subprocess.PIPE, **more, env=os.environ | {key: str(value) for key, value in own.items()},
             ))  # fmt: skip
         return started
 
