@@ -50,7 +50,7 @@ def one_thread():
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(train_imagenet.report, "write", lambda folder, run: "")
+    monkeypatch.setattr(train_imagenet.report, "write", lambda folder: "")
 
 
 class Stops:
@@ -200,7 +200,7 @@ def test_a_full_disk_costs_a_warning_within_a_stage_and_status_2_at_its_end(
     assert output.err.count("\n") == 1
     assert [row["step"] for row in log.read_rows(tmp_path / "run" / "log.jsonl") if row["kind"] == "warning"] == [3]
     monkeypatch.undo()
-    monkeypatch.setattr(train_imagenet.report, "write", lambda folder, run: "")
+    monkeypatch.setattr(train_imagenet.report, "write", lambda folder: "")
     assert train(recipe_file, tmp_path) is None
     assert end_of(tmp_path) == unbroken
 
