@@ -98,7 +98,8 @@ def read(path: Path) -> dict:
             _check(file)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds; each means that the file cannot be used
-        raise ValueError(str(error).partition("\n")[0][:200]) from error
+        reason = "".join(filter(str.isprintable, str(error).partition("\n")[0]))  # torch's has escape codes
+        raise ValueError(reason[:200]) from error
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__}")
     return content

@@ -26,7 +26,7 @@ STOPS, KILLS_WRITING, KILLS_TRAINING = 50, 8, 40
 CHAINS = 2  # runs side by side, each of which takes its part of the stops
 LIMIT = 120  # seconds that one start of a run may take
 RECIPE = """base: base.yaml
-model: {model: deit3_micro_patch16_224}
+model: {name: deit3_micro_patch16_224}
 stage: {epochs: EPOCHS, batch: 16, mix_chunk: 8, warmup_epochs: 1, ema: 0.9, drop_path: 0.1, resolution: 32}
 stages:
 - {name: pretrain_32}
@@ -35,7 +35,7 @@ stages:
 speed: {device: cpu, micro_batch: 8}
 data: {workers: 2}
 log: {every: 1, tensorboard: false, save_every: 1.0e-6, eval_every: 3}
-""".replace("{model:", "{name:")
+"""
 
 
 def write_recipe(folder: Path, *, epochs: int) -> Path:
@@ -111,7 +111,7 @@ def run_stops(folder: Path, *, quick: bool) -> list[Fault]:
 def _stopped_often(recipe, data, whole, total, count, number):
     chance, run = random.Random(number), whole.parent / f"stopped{number}"
     given, seen = words(recipe, data, whole.parent, run.name), []
-    for at in sorted(chance.sample(range(1, total), count)):
+    for at in sorted(chance.sample(range(1, max(count + 1, int(0.9 * total))), count)):
         target = max(at, steps(run) + 1)  # of this start: the log tells of the steps before it too
         child = campaign.Child(train, *given)
         _wait_for(child, lambda target=target: steps(run) >= target)
@@ -121,7 +121,8 @@ def _stopped_often(recipe, data, whole, total, count, number):
         if ended.status != 0:
             seen.append(("hang" if ended.status is None else "crash", f"status {ended.status}: {ended.last_line}"))
         else:
-            seen.append(("detected", f"stopped at step {steps(run)}"))
+            stopped = re.search(r"stopped at step \d+", ended.text)
+            seen.append(("detected", stopped[0]) if stopped else ("harmless", "too late: it ended before the signal"))
     last = campaign.forked(train, *given, limit=5 * LIMIT)
     if last.status != 0:
         return [("crash", last.last_line)] * count
@@ -149,9 +150,13 @@ def run_kills(folder: Path, *, quick: bool) -> list[Fault]:
     faults, chance = [], random.Random(0)
     command = [sys.executable, "write_datasets.py", f"--data.source={folder / 'images'}",
                f"--data.out={folder / 'killed'}"]  # fmt: skip
+    measured = [*command[:-1], f"--data.out={folder / 'measured'}"]
+    began = time.monotonic()
+    subprocess.run(measured, cwd=ROOT, check=True, capture_output=True, timeout=LIMIT)
+    seconds = time.monotonic() - began
     for number in range(writing):
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(chance.uniform(0.1, 0.6))
+        time.sleep(chance.uniform(0.3, 0.95) * seconds)
         process.kill()
         process.wait(LIMIT)
         complete = (folder / "killed_train.beton").exists()
