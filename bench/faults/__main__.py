@@ -12,8 +12,8 @@ lost       work, a file or memory that is gone
 Ends with status 1 when any of the last four happened to ours. Stock FFCV gets the faults that apply to it, fewer where
 each of them takes long; for checkpoints, which it does not have, its column is torch.save in place, as the official
 code saves. A full campaign takes about twenty minutes on two cores; --quick takes a part of the cases, of ours alone.
-With --only and an old --json file, the other groups' results are kept, and each row says when and at which commit it was
-measured.
+With --only and an old --json file, the other groups' results are kept; each row says when and at which commit it
+was measured.
 """
 
 import argparse

@@ -38,7 +38,7 @@ def run(folder: Path, *, quick: bool) -> list[Fault]:
     cases = [(folder, good, name) for name in list(CASES)[:: 5 if quick else 1]]
     faults = []
     for (_, _, name), ended in campaign.each(cases, _attempt, limit=LIMIT, at_once=2):
-        outcome, note = campaign.judged(ended, right=lambda value: name not in MUST_BE_REFUSED)
+        outcome, note = campaign.judged(ended, right=lambda value, name=name: name not in MUST_BE_REFUSED)
         place = folder / name.replace(" ", "_")
         escaped = _listing(place) if place.exists() else []
         if escaped:
