@@ -211,13 +211,18 @@ def _describe(source, split_name, table, *, skipped):
         "split": split_name,
         "samples": len(table),
         "skipped": skipped,
-        "classes": list(source.classes),
+        "classes": [_readable(name) for name in source.classes],
         "samples_per_class": per_class,
         "smallest_and_largest": sides,
-        "source": source.origin,
+        "source": _readable(source.origin),
         "layout": {"ffcv": beton.VERSION, "fields": list(table.dtype.names)},
         "pillow": PIL.__version__,
     }
+
+
+def _readable(name: str) -> str:
+    """A name that is no UTF-8 with its odd bytes as \\udcxx, which a description can hold."""
+    return str(name).encode("utf-8", "backslashreplace").decode()
 
 
 def _summary(parts, path, source, speed):

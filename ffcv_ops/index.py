@@ -177,7 +177,7 @@ def _said(path: Path) -> tuple[dict, tuple[str, ...] | None]:
         return {}, None
     try:
         said = json.loads(described.read_text(encoding="utf-8"))
-        return said, tuple(str(name) for name in said["classes"])
+        return said, tuple(str(name).encode("utf-8", "backslashreplace").decode() for name in said["classes"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadInput(f"{described}: not the description of a .beton ({error!r}); write the data set again") from error
 

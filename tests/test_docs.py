@@ -42,7 +42,10 @@ def commands(path):
     if path.suffix == ".yaml":
         text = re.sub(r"^#", "", text, flags=re.MULTILINE)
     text = re.sub(r" \\\n\s*", " ", text)
-    found = re.findall(rf"^[ \t]*(?:\$ )?({STARTS}.*)$(?!\nerror: )", text, re.MULTILINE)
+    shown = text
+    if path.suffix == ".md":
+        shown = "\n".join(re.findall(r"^[ \t]*```.*?^[ \t]*```|^ {4}[^\n]*$", text, re.MULTILINE | re.DOTALL))
+    found = re.findall(rf"^[ \t]*(?:\$ )?({STARTS}.*)$(?!\nerror: )", shown, re.MULTILINE)
     if path.suffix == ".md":
         prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
         found += [" ".join(code.split()) for code in re.findall(rf"`({STARTS}[^`]*)`", prose)]
@@ -68,6 +71,8 @@ def parse(program, arguments):
     """Has the program parse its command line. Returns what it made of it, or None where it parses nothing."""
     module = importlib.import_module(program)
     if not hasattr(module, "main"):
+        if not hasattr(module, "__path__"):  # a module that is run as a file parses where no one can stop it
+            return None
         module = importlib.import_module(f"{program}.__main__")
     source = Path(module.__file__).read_text()
     if "parse_args(" not in source and "keys.parse(" not in source:

@@ -42,13 +42,13 @@ def test_from_a_folder_to_a_model(folder, tmp_path, monkeypatch, capsys):
     given = model.create(MODEL, resolution=32, classes=7, drop_path=0, layer_scale=0.5).state_dict()
     save_file(given, folder / "weights.safetensors")
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(train_imagenet.report, "write", lambda folder, run: "")  # drawing takes longer than training
+    monkeypatch.setattr(train_imagenet.report, "write", lambda folder: "")  # drawing takes longer than training
     words = ["--cfg", str(ROOT / "recipes/finetune_own.yaml"), "--data.train=data/pets_train.beton",
              "--data.val=data/pets_val.beton", f"--model.name={MODEL}", "--log.tensorboard=false",
              "--stage.resolution=32", "--stage.epochs=2", "--stage.warmup_epochs=0", "--speed.device=cpu"]  # fmt: skip
     assert "needs --init" in refusal(capsys, words)
     words.append("--init=weights.safetensors")
-    proposed = re.search(r"36 images do not fill one batch of 64 .*; try (.*) and a lower ", refusal(capsys, words))
+    proposed = re.search(r"36 images do not fill one batch of 64; try (.*) and a lower ", refusal(capsys, words))
     train_imagenet.main([*words, *proposed[1].split()])
     rows = [json.loads(line) for line in Path("runs/finetune_own/log.jsonl").read_text().splitlines()]
     assert [row for row in rows if row["kind"] == "epoch"][-1]["val_images"] == 12

@@ -103,7 +103,8 @@ def read(path: Path) -> dict:
     except Exception as error:  # torch.load raises many kinds; each means that the file cannot be used
         if "DefaultCPUAllocator" in str(error):  # a RuntimeError, how torch says that there is too little memory
             raise _unreadable(path, "too little memory") from error
-        raise ValueError(str(error).partition("\n")[0][:200]) from error
+        reason = "".join(filter(str.isprintable, str(error).partition("\n")[0]))  # torch's has escape codes
+        raise ValueError(reason[:200]) from error
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__}")
     return content

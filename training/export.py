@@ -92,9 +92,13 @@ def read(source: str | Path) -> Trained:
 def export(trained: Trained, out: Path, formats: Sequence[str]) -> str:
     """Writes the folder `out`, in place of an older export. Returns what the console says. Where a file's logits are
     not the run's, nothing is left."""
+    if not out.name:
+        raise BadInput(f"--out={out}: it needs a name of its own, such as exported/demo")
     if out.exists() and (not out.is_dir() or any(path.name not in FILES for path in out.iterdir())):
         raise BadInput(f"{out} is there and no folder of an export; choose another --out")
     partial = out.with_name(f"{out.name}.partial")
+    if partial.exists() and (not partial.is_dir() or any(path.name not in FILES for path in partial.iterdir())):
+        raise BadInput(f"{partial} is there and not what a killed export left; move it or choose another --out")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:

@@ -32,7 +32,7 @@ def table() -> str:
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * 2 + "---:|" * (len(COLUMNS) - 3) + "---|"]
     for path in sorted(RECIPES.glob("**/*.yaml"), key=_place):
         name = path.relative_to(RECIPES).with_suffix("").as_posix()
-        if name not in ("base", "demo", "smoke"):
+        if name not in ("base", "demo", "smoke", "finetune_own"):
             run = recipe.load(path)
             for row in _rows(run, published.get(name, {}), curves.get(name, {})):
                 lines.append("| " + " | ".join((f"`{name}`", *row)) + " |")

@@ -93,7 +93,7 @@ def _read_file(path):
             raise ValueError("it holds no weights under the key `model`")
         return weights
     except Exception as error:  # torch.load and safetensors raise many kinds; each means that the file cannot be used
-        reason = str(error).partition("\n")[0]
+        reason = "".join(filter(str.isprintable, str(error).partition("\n")[0]))  # torch's has escape codes
         raise BadInput(f"{path}: cannot be read as weights ({reason:.200})") from error
 
 

@@ -1,6 +1,6 @@
 """A campaign of faults: what is injected, what is noticed, what is lost. Ours beside stock FFCV.
 
-    python -m bench.faults [--quick] [--only betons,writer] [--json FILE] [--markdown docs/reliability.md]
+    python -m bench.faults [--quick] [--only betons writer] [--json FILE] [--markdown docs/reliability.md]
 
 detected   a clear error or, for ours, one line and exit status 2; a run that was stopped goes on to the same weights
 harmless   the right result all the same
@@ -12,12 +12,14 @@ lost       work, a file or memory that is gone
 Ends with status 1 when any of the last four happened to ours. Stock FFCV gets the faults that apply to it, fewer where
 each of them takes long; for checkpoints, which it does not have, its column is torch.save in place, as the official
 code saves. A full campaign takes about twenty minutes on two cores; --quick takes a part of the cases, of ours alone.
-With --only and an old --json file, the other groups' results are kept.
+With --only and an old --json file, the other groups' results are kept; each row says when and at which commit it
+was measured.
 """
 
 import argparse
 import importlib
 import os
+import subprocess
 import tempfile
 import time
 from collections import Counter
@@ -29,7 +31,7 @@ for library in ("OMP", "OPENBLAS", "MKL"):
 
 from bench import machine, report  # noqa: E402
 from bench.faults import betons, campaign, hostile, loading, memory, recipes, runs, saving, sources, writer  # noqa: E402
-from bench.faults.campaign import FAILURES, OURS, OUTCOMES, STOCK, Fault, Figure, say  # noqa: E402
+from bench.faults.campaign import FAILURES, OURS, OUTCOMES, ROOT, STOCK, Fault, Figure, say  # noqa: E402
 from ffcv_ops.errors import BadInput, exits_cleanly  # noqa: E402
 
 MARKER = "bench.faults"
@@ -109,6 +111,22 @@ def rows_of(name: str, found: list[Fault | Figure]) -> list[dict]:
     return rows + [report.row(name, f"{item.who}: {item.name}", [item.value], item.unit) for item in figures]
 
 
+def merged(path: Path, rows: list[dict]) -> list[dict]:
+    """`rows` and, in the order of the groups, those of the other groups in `path`; ones that do not say when they were
+    measured are as old as the file."""
+    before, kept = report.read_json(path) if path.exists() else ({}, [])
+    new = {row["task"] for row in rows}
+    kept = [{"measured": before["date"]} | row for row in kept if row["task"] not in new and row["task"] in GROUPS]
+    return sorted(kept + rows, key=lambda row: list(GROUPS).index(row["task"]))
+
+
+def commit() -> str:
+    """Of this code, with a word where files were changed since."""
+    words = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    told = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    return told.stdout.strip() or "no commit"
+
+
 def _fails(item: Fault | Figure) -> bool:
     return isinstance(item, Fault) and item.who == OURS and item.outcome in FAILURES
 
@@ -116,18 +134,20 @@ def _fails(item: Fault | Figure) -> bool:
 def tables(rows: list[dict]) -> list[report.Grid]:
     """The counts of ours and stock by group, and the figures."""
     counts = {(row["task"], row["name"]): int(row["value"]) for row in rows if row["unit"] == "faults"}
+    measured = {row["task"]: row["measured"] for row in rows}
     lines, total = [], Counter()
     for name, group in GROUPS.items():
         for who in (OURS, STOCK):
             numbers = [counts.get((name, f"{who}: {outcome}")) for outcome in OUTCOMES]
             if None not in numbers:
-                lines.append([group.goal if who == OURS else "", who, *map(str, [sum(numbers), *numbers])])
+                said = (group.goal, measured[name]) if who == OURS else ("", "")
+                lines.append([said[0], who, *map(str, [sum(numbers), *numbers]), said[1]])
                 total.update({(who, column): number for column, number in enumerate([sum(numbers), *numbers])})
     for who in (OURS, STOCK) if total[STOCK, 0] else (OURS,):
-        lines.append(["all" if who == OURS else "", who, *(str(total[who, k]) for k in range(len(OUTCOMES) + 1))])
+        lines.append(["all" if who == OURS else "", who, *(str(total[who, k]) for k in range(len(OUTCOMES) + 1)), ""])
     figures = [[row["name"], f"{row['value']:.1f} {row['unit']}"] for row in rows if row["unit"] != "faults"]
     return [
-        report.Grid("Faults", ["what must hold", "", "injected", *OUTCOMES], lines),
+        report.Grid("Faults", ["what must hold", "", "injected", *OUTCOMES, "measured"], lines),
         report.Grid("Memory of the loader", ["", "measured"], figures),
     ]
 
@@ -135,11 +155,11 @@ def tables(rows: list[dict]) -> list[report.Grid]:
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a part of the cases, of ours alone: about a minute")
-    parser.add_argument("--only", help=f"some of {','.join(GROUPS)}")
+    parser.add_argument("--only", nargs="+", metavar="GROUP", default=list(GROUPS), help=f"of {', '.join(GROUPS)}")
     parser.add_argument("--json", type=Path, help="write machine and rows to this file")
     parser.add_argument("--markdown", type=Path, help=f"put the tables into this file, between <!-- {MARKER} --> marks")
     options = parser.parse_args(argv)
-    options.only = options.only.split(",") if options.only else list(GROUPS)
+    options.only = [name for word in options.only for name in word.split(",")]
     for name in options.only:
         if name not in GROUPS:
             raise BadInput(f"{name!r} is not a group; there are {', '.join(GROUPS)}")
@@ -151,9 +171,9 @@ def main(argv=None):
     options = parse(argv)
     about = machine.describe()
     rows, failed = measure(options.only, quick=options.quick)
+    rows = [row | {"measured": f"{about['date']}, {commit()}"} for row in rows]
     if options.json:
-        kept = report.read_json(options.json)[1] if options.json.exists() else []
-        rows = [row for row in kept if row["task"] not in options.only] + rows
+        rows = merged(options.json, rows)
         report.write_json(options.json, about, rows)
     grids = [grid for grid in tables(rows) if grid.lines]
     for grid in grids:

@@ -26,7 +26,7 @@ STOPS, KILLS_WRITING, KILLS_TRAINING = 50, 8, 40
 CHAINS = 2  # runs side by side, each of which takes its part of the stops
 LIMIT = 120  # seconds that one start of a run may take
 RECIPE = """base: base.yaml
-model: {model: deit3_micro_patch16_224}
+model: {name: deit3_micro_patch16_224}
 stage: {epochs: EPOCHS, batch: 16, mix_chunk: 8, warmup_epochs: 1, ema: 0.9, drop_path: 0.1, resolution: 32}
 stages:
 - {name: pretrain_32}
@@ -35,7 +35,7 @@ stages:
 speed: {device: cpu, micro_batch: 8}
 data: {workers: 2}
 log: {every: 1, tensorboard: false, save_every: 1.0e-6, eval_every: 3}
-""".replace("{model:", "{name:")
+"""
 
 
 def write_recipe(folder: Path, *, epochs: int) -> Path:
@@ -78,8 +78,13 @@ def same_weights(one: Path, other: Path) -> bool:
     names = sorted(path.name for path in one.glob("*.safetensors"))
     if not names or names != sorted(path.name for path in other.glob("*.safetensors")):
         return False
-    pairs = ((load_file(one / name), load_file(other / name)) for name in names)
-    return all(a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a) for a, b in pairs)
+    return all(same_bits(one, other, name) for name in names)
+
+
+def same_bits(one: Path, other: Path, name: str) -> bool:
+    """Whether the weights of this name in two folders are the same bits."""
+    a, b = load_file(one / name), load_file(other / name)
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 def undisturbed(folder: Path, data: Path, *, epochs: int) -> tuple[Path, Path]:
@@ -111,7 +116,7 @@ def run_stops(folder: Path, *, quick: bool) -> list[Fault]:
 def _stopped_often(recipe, data, whole, total, count, number):
     chance, run = random.Random(number), whole.parent / f"stopped{number}"
     given, seen = words(recipe, data, whole.parent, run.name), []
-    for at in sorted(chance.sample(range(1, total), count)):
+    for at in sorted(chance.sample(range(1, max(count + 1, int(0.9 * total))), count)):
         target = max(at, steps(run) + 1)  # of this start: the log tells of the steps before it too
         child = campaign.Child(train, *given)
         _wait_for(child, lambda target=target: steps(run) >= target)
@@ -121,7 +126,8 @@ def _stopped_often(recipe, data, whole, total, count, number):
         if ended.status != 0:
             seen.append(("hang" if ended.status is None else "crash", f"status {ended.status}: {ended.last_line}"))
         else:
-            seen.append(("detected", f"stopped at step {steps(run)}"))
+            stopped = re.search(r"stopped at step \d+", ended.text)
+            seen.append(("detected", stopped[0]) if stopped else ("harmless", "too late: it ended before the signal"))
     last = campaign.forked(train, *given, limit=5 * LIMIT)
     if last.status != 0:
         return [("crash", last.last_line)] * count
@@ -149,9 +155,13 @@ def run_kills(folder: Path, *, quick: bool) -> list[Fault]:
     faults, chance = [], random.Random(0)
     command = [sys.executable, "write_datasets.py", f"--data.source={folder / 'images'}",
                f"--data.out={folder / 'killed'}"]  # fmt: skip
+    measured = [*command[:-1], f"--data.out={folder / 'measured'}"]
+    began = time.monotonic()
+    subprocess.run(measured, cwd=ROOT, check=True, capture_output=True, timeout=LIMIT)
+    seconds = time.monotonic() - began
     for number in range(writing):
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(chance.uniform(0.1, 0.6))
+        time.sleep(chance.uniform(0.3, 0.95) * seconds)
         process.kill()
         process.wait(LIMIT)
         complete = (folder / "killed_train.beton").exists()
@@ -198,22 +208,25 @@ def _newest(run: Path) -> int:
 
 def run_evaluation(folder: Path, *, quick: bool) -> list[Fault]:
     """Each image is counted once, whatever the number of ranks, and top-1 is the same to the last digit."""
+    from training import judge
+
     data = betons.write(folder)
     recipe, whole = undisturbed(folder, data, epochs=1)
     given = words(recipe, data, folder / "runs", "evaluated", "--eval-only", f"--init={whole}")
     faults, first = [], None
     for world in (1, 3) if quick else (1, 2, 3, 7):
-        ends = _ranks(world, train, *given)
-        text = "".join(ended.text for ended in ends)
-        top1, images = re.search(r"top-1\s+([0-9.]+) %", text), re.search(r"\(([0-9,]+) images", text)
-        if any(ended.status != 0 for ended in ends) or not top1 or not images:
+        results = folder / "evaluated" / str(world)
+        ends = _ranks(world, train, *given, f"--eval.out={results}")
+        if any(ended.status != 0 for ended in ends):
             hangs = any(ended.status is None for ended in ends)
+            text = "".join(ended.text for ended in ends)
             faults.append(Fault(OURS, f"{world} ranks", "hang" if hangs else "crash", text[-200:]))
             continue
-        first = first or top1[1]
-        right = int(images[1].replace(",", "")) == betons.SAMPLES and top1[1] == first
+        (found,) = judge.read(results)
+        first = first or found
+        right = found["images"] == betons.SAMPLES and (found["top1"], found["top5"]) == (first["top1"], first["top5"])
         outcome = "harmless" if right else "silent"
-        faults.append(Fault(OURS, f"{world} ranks", outcome, f"{images[1]} images, {top1[1]} %"))
+        faults.append(Fault(OURS, f"{world} ranks", outcome, f"{found['images']} images, {found['top1']}"))
     for world in () if quick else (1, 2, 3, 7):
         counts = [ended.value for ended in _ranks(world, _stock_share, data)]
         total = sum(count or 0 for count in counts)
@@ -318,6 +331,8 @@ def _outcome(folder: Path, runs: Path, whole: Path, when: str, what: str):
         if ended.status != 2 or not saved:
             return ("lost" if not saved else "crash"), f"status {ended.status}: {ended.last_line}"
         ended = campaign.forked(train, *given, limit=LIMIT)
+    if what == "the run folder":  # it is made anew; the first stage's weights went away with the old one
+        return campaign.judged(ended, right=lambda value: same_bits(whole, run, "model.safetensors"))
     return campaign.judged(ended, right=lambda value: same_weights(whole, run))
 
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_the_short_campaign_finds_nothing(tmp_path):
     """As users run it, in a process that can fork. What is left out here has tests of its own, or takes too long."""
     command = [sys.executable, "-m", "bench.faults", "--quick", "--json", tmp_path / "faults.json",
-               "--only", "sources,betons,saving,recipes,hostile,removals"]  # fmt: skip
+               "--only", "sources", "betons", "saving", "recipes", "hostile", "removals"]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "faults.json").read_text())["rows"]
@@ -89,6 +89,22 @@ def test_a_failure_is_in_the_table_and_in_the_status(tmp_path, monkeypatch, caps
     assert ended.value.code == 1
     assert "1 failures of ours" in capsys.readouterr().err
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.read_text().splitlines() if "|" in line]
-    assert [faults.GROUPS["betons"].goal, "ours", "2", "1", "0", "1", "0", "0", "0"] in lines
-    assert ["", "stock", "1", "0", "0", "0", "1", "0", "0"] in lines
+    now = lines_measured(tmp_path / "x.json")
+    assert [faults.GROUPS["betons"].goal, "ours", "2", "1", "0", "1", "0", "0", "0", now] in lines
+    assert ["", "stock", "1", "0", "0", "0", "1", "0", "0", ""] in lines
     assert ["ours: growth of memory", "1.5 MiB"] in lines
+
+
+def lines_measured(path):
+    return json.loads(path.read_text())["rows"][0]["measured"]
+
+
+def test_a_group_that_is_measured_again_replaces_its_own_rows(tmp_path):
+    """The file may be one from before rows said when they were measured."""
+    old = [{"task": task, "name": "ours: detected", "value": 1, "unit": "faults"} for task in ("writer", "hostile")]
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"machine": {"date": "then"}, "rows": old}))
+    new = {"task": "writer", "name": "ours: detected", "value": 7, "unit": "faults", "measured": "now"}
+    rows = faults.merged(path, [new])
+    found = [(row["task"], row["value"], row["measured"]) for row in rows]
+    assert found == [("writer", 7, "now"), ("hostile", 1, "then")]

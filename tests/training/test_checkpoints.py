@@ -242,3 +242,10 @@ def test_kills_while_saving_lose_nothing_that_was_reported(tmp_path):
     assert step >= 6
     checkpoints.remove_strays(folder)
     assert len(names(folder)) == 2
+
+
+def test_what_torch_says_reaches_no_terminal_with_escape_codes(tmp_path):
+    checkpoints.write(tmp_path, 1, {"step": Path("x"), "other": {1, 2}}, keep=1)
+    with pytest.raises(ValueError, match="Weights only load failed") as raised:
+        checkpoints.read(tmp_path / "000000001.pt")
+    assert str(raised.value).isprintable()

@@ -61,4 +61,4 @@ def test_every_recipes_files_are_known_or_bundled():
         data = recipe.load(path).data
         for file in (data.train, data.val, data.finetune_train, data.finetune_val):
             name = None if file is None else Path(file).stem.rpartition("_")[0]
-            assert name in (None, "photos", *datasets.PUBLIC), path
+            assert name in (None, "photos", "own", *datasets.PUBLIC), path

@@ -243,3 +243,13 @@ def test_a_push_takes_the_exports_files_to_a_private_repository(tmp_path):
     with pytest.raises(BadInput, match=r"me/demo: not pushed \(LocalTokenNotFoundError: log in") as refusal:
         export.push(out, "me/demo", Hub(LocalTokenNotFoundError("log in\nplease")))
     assert "\n" not in str(refusal.value)
+
+
+def test_the_partial_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "x.partial").mkdir()
+    (tmp_path / "x.partial" / "notes.txt").write_text("mine")
+    with pytest.raises(BadInput, match=r"x\.partial is there and not what a killed export left"):
+        export.export(None, tmp_path / "x", ["timm"])
+    assert (tmp_path / "x.partial" / "notes.txt").read_text() == "mine"
+    with pytest.raises(BadInput, match=r"--out=/: it needs a name"):
+        export.export(None, Path("/tmp").parent, ["timm"])
