@@ -139,6 +139,8 @@ def train_run(job: Job, *, init: str | None, first: int, asked, watch: Watchdog)
             raise BadInput(f"{folder.path} stands at stage {names[saved['stage']]}, before --start-at {names[first]};"
                            " go on without --start-at, or give this run a folder with --log.name")  # fmt: skip
         parts = progress.plan(run, job.sets, folder.first_stage(run, first)) if ranks.first else []
+        if saved and ranks.first:
+            folder.check_order(saved, {part.stage: part.train_images for part in parts})
         log = Log(folder, run, parts, first=ranks.first, world=ranks.world, saved=saved)
         ending.callback(log.close)
         log.say(native.describe())
