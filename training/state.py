@@ -186,18 +186,18 @@ class RunFolder:
             raise BadInput(f"{path}: not a checkpoint of this version ({error}); delete it to do without") from error
         return content
 
-    def check_order(self, saved: dict, images: dict[str, int]) -> None:
-        """BadInput where a checkpoint is from within an epoch whose order of images would now be another: that of the
-        pages, or of another number of `images` (of each stage, by name) than the plan in the folder has."""
+    def check_order(self, saved: dict, stage: str, images: int) -> None:
+        """BadInput where a checkpoint is from within an epoch of `stage` whose order would now be another: of other
+        pages, or of another number of `images` than in the folder's plan."""
         if not saved["batch"]:
             return
         advice = "that changes the order within the epoch under way; go on as before until the epoch's end"
         pages = saved.get("shuffle_pages", self.pages)
         if pages != self.pages:
             raise BadInput(f"{self.path}: data.shuffle_pages {pages}, not {self.pages}: {advice}")
-        for stage, before in self.planned().items():
-            if images.get(stage, before) != before:
-                raise BadInput(f"{self.path}: stage {stage} has {before} images, not {images[stage]}: {advice}")
+        before = self.planned().get(stage, images)
+        if before != images:
+            raise BadInput(f"{self.path}: stage {stage} has {before} images, not {images}: {advice}")
 
     def save_weights(self, name: str, model: nn.Module, *, first: bool) -> None:
         """`name`.safetensors, for the next stage, evaluation and export. All ranks come here, the first one writes."""

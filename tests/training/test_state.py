@@ -164,11 +164,11 @@ def test_the_order_within_an_epoch_stays(run, batch):
     (folder.path / "plan.json").write_text('[{"stage": "first_32", "train_images": 96}]')
     other = RunFolder(dataclasses.replace(run, data=dataclasses.replace(run.data, shuffle_pages=7)))
     saved = folder.load()
-    folder.check_order(saved, {"first_32": 96})
+    folder.check_order(saved, "first_32", 96)
     cases = (other, 96, "data.shuffle_pages .*, not 7"), (folder, 95, "first_32 has 96 images, not 95")
     for one, images, words in cases:
         if batch:
             with pytest.raises(BadInput, match=f"{words}: that changes the order within the epoch"):
-                one.check_order(saved, {"first_32": images})
+                one.check_order(saved, "first_32", images)
         else:
-            one.check_order(saved, {"first_32": images})
+            one.check_order(saved, "first_32", images)
