@@ -87,7 +87,9 @@ def main(argv=None) -> signal.Signals | None:
     try:
         forward = precision(run.speed.precision, ranks.device)
         if options.eval_only:
-            judge.judge(Job(run, ranks, {}, forward), options.init, keys.build(judge.Asked, of_eval, "--eval."))
+            asked = keys.build(judge.Asked, of_eval, "--eval.")
+            with Watchdog(run.watchdog, ranks) as watch:
+                judge.judge(Job(run, ranks, {}, forward), options.init, asked, watch)
             return None
         first = stage_number(run, options.start_at) if options.start_at else 0
         job = Job(run, ranks, open_sets(run, first=RunFolder(run).first_stage(run, first)), forward)
@@ -139,6 +141,9 @@ def train_run(job: Job, *, init: str | None, first: int, asked, watch: Watchdog)
             raise BadInput(f"{folder.path} stands at stage {names[saved['stage']]}, before --start-at {names[first]};"
                            " go on without --start-at, or give this run a folder with --log.name")  # fmt: skip
         parts = progress.plan(run, job.sets, folder.first_stage(run, first)) if ranks.first else []
+        if saved and ranks.first:
+            stage = run.stages[saved["stage"]]
+            folder.check_order(saved, stage.name, job.sets[stage.data].train.samples)
         log = Log(folder, run, parts, first=ranks.first, world=ranks.world, saved=saved)
         ending.callback(log.close)
         log.say(native.describe())

@@ -14,6 +14,7 @@ from rn_vs_vit.grid import Cell
 from training import distributed, judge, weights
 from training.state import write_atomically
 from training.step import Job
+from training.watchdog import Watchdog
 
 
 def read(cell: Cell) -> dict[str, float]:
@@ -36,7 +37,8 @@ def evaluate(cell: Cell, *, v2: str | None, real: bool) -> None:
         names = judge.names_of_outputs(network.num_classes, None, data.train, data.val)
         for name in missing:
             labels = "ReaL" if name == "ReaL" else "own"
-            judged = judge.examine(job, network, describe(Path(files[name])), names)
+            with Watchdog(cell.run.watchdog, ranks) as watch:
+                judged = judge.examine(job, network, describe(Path(files[name])), names, watch)
             found = [one.marks.result.top1 for one in judged if one.labels == labels]
             if not found:
                 raise BadInput(f"ReaL needs ImageNet's 1,000 classes, and names ILSVRC2012_val_* in {data.val}'s list")

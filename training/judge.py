@@ -34,6 +34,7 @@ from training.keys import key
 from training.report import padded
 from training.state import write_atomically
 from training.step import Job
+from training.watchdog import Watchdog
 
 IMAGENET = 1000  # classes
 RECORD = "evaluations.json"
@@ -67,7 +68,7 @@ class Judged(NamedTuple):
     marks: Marks
 
 
-def judge(job: Job, init: str | None, asked: Asked) -> list[dict]:
+def judge(job: Job, init: str | None, asked: Asked, watch: Watchdog) -> list[dict]:
     """Evaluates the weights `init` as the last stage of the run does; prints and records. Returns the rows. All ranks
     come here; the first one writes."""
     if init is None:
@@ -79,7 +80,7 @@ def judge(job: Job, init: str | None, asked: Asked) -> list[dict]:
     betons = [describe(path) for path in ([val] if asked.data == "auto" else asked.data)]
     network = load(job, weights.read(init))
     names = names_of_outputs(network.num_classes, weights.class_names(init), train, val)
-    judged = [one for beton in betons for one in examine(job, network, beton, names)]
+    judged = [one for beton in betons for one in examine(job, network, beton, names, watch)]
     folder = _folder(init, asked.out)
     rows = [_row(job, init, one) for one in judged]
     if job.ranks.first:
@@ -165,7 +166,7 @@ def real(beton: Beton) -> Tensor | None:
     return torch.tensor([[*classes, *[-1] * (most - len(classes))] for classes in answers])
 
 
-def examine(job: Job, network: nn.Module, beton: Beton, names: Names) -> list[Judged]:
+def examine(job: Job, network: nn.Module, beton: Beton, names: Names, watch: Watchdog) -> list[Judged]:
     """One pass of `network` over a data set, with its own labels and, where they fit, with ReaL's."""
     stage, ranks = job.run.stages[-1], job.ranks
     chosen = columns(beton, names, network.num_classes)
@@ -177,6 +178,7 @@ def examine(job: Job, network: nn.Module, beton: Beton, names: Names) -> list[Ju
         beton.path, beton.samples, stage, batch=64, rank=ranks.rank, world=ranks.world,
         workers=job.run.data.workers, device=ranks.device, cache=job.run.data.cache,
     )  # fmt: skip
+    batches = watch.watched(batches, f"evaluating on {beton.path}")
     marks = sit(
         network, batches.epoch(0), list(exams.values()), labels=beton.classes, device=ranks.device,
         autocast=job.autocast, flip=stage.eval_flip,

@@ -92,6 +92,7 @@ class RunFolder:
         self.log = self.path / "log.jsonl"
         self.keep = run.log.keep
         self.minutes = run.log.save_every
+        self.pages = run.data.shuffle_pages
         self.saved_at = time.monotonic()
 
     def begun(self) -> bool:
@@ -100,12 +101,17 @@ class RunFolder:
 
     def first_stage(self, run: Run, asked: int) -> int:
         """The number of the stage with which the run in the folder began; without a checkpoint the one `asked` for."""
-        plan, names = self.path / "plan.json", [stage.name for stage in run.stages]
-        try:
-            began = json.loads(plan.read_text(encoding="utf-8"))[0]["stage"] if self.begun() else None
-        except (FileNotFoundError, ValueError, LookupError, TypeError):  # it is written anew
-            began = None
+        names = [stage.name for stage in run.stages]
+        began = next(iter(self.planned()), None) if self.begun() else None
         return names.index(began) if began in names else asked
+
+    def planned(self) -> dict[str, int]:
+        """The images of each stage in the plan that is in the folder; none where there is no whole one."""
+        try:
+            parts = json.loads((self.path / "plan.json").read_text(encoding="utf-8"))
+            return {part["stage"]: part["train_images"] for part in parts}
+        except (FileNotFoundError, ValueError, LookupError, TypeError):  # it is written anew
+            return {}
 
     def alone(self):
         """A context in which no other process trains in this folder; BadInput where one does."""
@@ -139,6 +145,7 @@ class RunFolder:
             "format": _FORMAT,
             **{name: getattr(state, name) for name in _COUNTS},
             "so_far": dataclasses.asdict(so_far),
+            "shuffle_pages": self.pages,
             "model": state.model.state_dict(),
             "average": state.average.state_dict() if state.average is not None else None,
             "optimizer": state.optimizer.state_dict(),
@@ -178,6 +185,19 @@ class RunFolder:
         except ValueError as error:
             raise BadInput(f"{path}: not a checkpoint of this version ({error}); delete it to do without") from error
         return content
+
+    def check_order(self, saved: dict, stage: str, images: int) -> None:
+        """BadInput where a checkpoint is from within an epoch of `stage` whose order would now be another: of other
+        pages, or of another number of `images` than in the folder's plan."""
+        if not saved["batch"]:
+            return
+        advice = "that changes the order within the epoch under way; go on as before until the epoch's end"
+        pages = saved.get("shuffle_pages", self.pages)
+        if pages != self.pages:
+            raise BadInput(f"{self.path}: data.shuffle_pages {pages}, not {self.pages}: {advice}")
+        before = self.planned().get(stage, images)
+        if before != images:
+            raise BadInput(f"{self.path}: stage {stage} has {before} images, not {images}: {advice}")
 
     def save_weights(self, name: str, model: nn.Module, *, first: bool) -> None:
         """`name`.safetensors, for the next stage, evaluation and export. All ranks come here, the first one writes."""

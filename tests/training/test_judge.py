@@ -179,6 +179,19 @@ def test_a_run_remembers_its_evaluations_raw_and_averaged(tmp_path, jpg_beton):
     assert (run / raw["by_class"]).is_file() and (run / averaged["by_class"]).is_file()
 
 
+def test_the_watchdog_sees_what_an_evaluation_waits_for(tmp_path, jpg_beton, monkeypatch):
+    words, real = [], judge.Watchdog.watched
+
+    def watched(self, loader, at):
+        words.append(at)
+        return real(self, loader, at)
+
+    monkeypatch.setattr(judge.Watchdog, "watched", watched)
+    source = f"--init={made(tmp_path, 5)[0]}"
+    evaluated(source, f"--data.train={jpg_beton}", f"--data.val={jpg_beton}", out=tmp_path / "out")
+    assert words == [f"evaluating on {jpg_beton}"]
+
+
 def test_what_cannot_be_matched_is_refused(tmp_path, jpg_beton):
     known = judge.Names(tuple("abcdefg"), True)
     beton = describe(jpg_beton)._replace(class_names=tuple("abxyz"))

@@ -152,3 +152,23 @@ def test_science_names_what_differs(run):
     subset = dataclasses.replace(run, speed=dataclasses.replace(run.speed, drop_path="subset"))
     assert science(run, subset) == "speed.drop_path exact, not subset"
     assert "first_32" in science(run, dataclasses.replace(run, stages=run.stages[:1]))
+
+
+@pytest.mark.parametrize("batch", [0, 2])
+def test_the_order_within_an_epoch_stays(run, batch):
+    """At an epoch's border it may change."""
+    folder, state = RunFolder(run), trained(run)
+    folder.prepare(run)
+    state.batch = batch
+    assert folder.save(state, Means(), first=True) == ""
+    (folder.path / "plan.json").write_text('[{"stage": "first_32", "train_images": 96}]')
+    other = RunFolder(dataclasses.replace(run, data=dataclasses.replace(run.data, shuffle_pages=7)))
+    saved = folder.load()
+    folder.check_order(saved, "first_32", 96)
+    cases = (other, 96, "data.shuffle_pages .*, not 7"), (folder, 95, "first_32 has 96 images, not 95")
+    for one, images, words in cases:
+        if batch:
+            with pytest.raises(BadInput, match=f"{words}: that changes the order within the epoch"):
+                one.check_order(saved, "first_32", images)
+        else:
+            one.check_order(saved, "first_32", images)

@@ -88,9 +88,8 @@ import torch
 from training import distributed
 from training.watchdog import Watchdog
 
-with Watchdog(0.08, distributed.Ranks(0, 0, 1, torch.device("cpu"))) as watch:
+with Watchdog(0.15, distributed.Ranks(0, 0, 1, torch.device("cpu"))) as watch:
     print("moving", flush=True)
-    time.sleep(3)
     sys.stdin.readline()
     watch.at("there")
     time.sleep(2)
@@ -102,8 +101,9 @@ def test_time_in_which_the_process_was_suspended_does_not_count(start, tmp_path)
     (tmp_path / "worker.py").write_text(SUSPENDED.format(root=str(ROOT)))
     (process,) = start(1, [tmp_path / "worker.py"], stdin=subprocess.PIPE)
     assert process.stdout.readline() == "moving\n"
+    time.sleep(2.5)  # the first look at it
     process.send_signal(signal.SIGSTOP)
-    time.sleep(8)
+    time.sleep(10)
     process.send_signal(signal.SIGCONT)
     time.sleep(1)
     _, errors = process.communicate("\n", timeout=60)
