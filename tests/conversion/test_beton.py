@@ -3,7 +3,6 @@
 import hashlib
 import io
 
-import numba
 import numpy as np
 import pytest
 from ffcv import types as ffcv_types
@@ -320,7 +319,6 @@ def stock_batches(path, decoder, *, os_cache, field="image", batch=4):
     loader = Loader(str(path), batch, 1, os_cache, OrderOption.SEQUENTIAL, drop_last=False, pipelines=pipelines)
     LOADERS.append(loader)
     batches = [(images.numpy().copy(), labels.numpy().copy()) for images, labels in loader]
-    numba.uint8[::1].mutable = True  # FFCV's OS cache marks it as read-only for all kernels of the process
     return np.concatenate([images for images, _ in batches]), np.concatenate([labels for _, labels in batches])
 
 

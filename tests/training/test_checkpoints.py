@@ -241,7 +241,7 @@ def test_kills_while_saving_lose_nothing_that_was_reported(tmp_path):
         assert step in (reported, reported + 1)
     assert step >= 6
     checkpoints.remove_strays(folder)
-    assert len(names(folder)) == 2
+    assert len(names(folder)) in (2, 3)  # 3: killed between the newest's name and the oldest's removal
 
 
 def test_what_torch_says_reaches_no_terminal_with_escape_codes(tmp_path):
