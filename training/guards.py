@@ -81,9 +81,9 @@ def _heed_bad_steps(job, state, stage, folder, log, reading, means):
     most = job.run.nonfinite_in_a_row
     if reading.bad_in_a_row > most:
         raise BadInput(
-            f"{said}; more than {most} steps in a row (nonfinite_in_a_row) were not finite; stopped,"
-            f" {folder.checkpoints} holds the state before them. Go on with another --speed.precision (bf16, fp32),"
-            " or start anew with a lower lr"
+            f"{said}; more than {most} steps in a row (nonfinite_in_a_row) were not finite; stopped. Go on from the"
+            f" last checkpoint in {folder.checkpoints} with another --speed.precision (bf16, fp32), or start anew with"
+            " a lower lr"
         )
     rest = f"left out, and {reading.means.bad - 1} of the {reading.means.steps - number} steps after it"
     warn(state, stage, log, f"{said}; {rest}")

@@ -308,7 +308,8 @@ def test_help_shows_every_key_with_its_default(capsys, monkeypatch, columns):
     assert "config-file" not in text
 
 
-def test_help_lists_keys_under_what_they_change(capsys):
+def test_help_lists_keys_under_what_they_change(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")  # so that no lead is wrapped
     text = help_of(capsys, "--help")
     result, speed, records = (text.index(lead) for lead in GROUPS.values())
     order = [text.index(f"  cake.{name}") for name in ("layers", "heat", "notes")]
