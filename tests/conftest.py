@@ -3,7 +3,6 @@
 import io
 from pathlib import Path
 
-import numba
 import numpy as np
 import pytest
 import skimage
@@ -11,12 +10,6 @@ import sklearn
 from ffcv.fields import IntField, RGBImageField
 from ffcv.writer import DatasetWriter
 from PIL import Image
-
-
-@pytest.fixture(autouse=True)
-def whole_types():
-    """Stock FFCV's OS cache marks Numba's own uint8[::1] as read-only, for all kernels of the process."""
-    numba.uint8[::1].mutable = True
 
 
 def _photo(path: Path) -> np.ndarray:
