@@ -2,10 +2,11 @@
 a complaint about the key shows that neither was touched."""
 
 import re
+import shutil
 from pathlib import Path
 
 from bench.faults import campaign
-from bench.faults.campaign import OURS, Fault
+from bench.faults.campaign import OURS, ROOT, Fault
 
 LIMIT = 20
 GOOD = """base: {base}
@@ -68,6 +69,7 @@ ON_THE_COMMAND_LINE = {
 
 def run(folder: Path, *, quick: bool) -> list[Fault]:
     cases = [(folder, name) for name in [*IN_A_FILE, *ON_THE_COMMAND_LINE][:: 5 if quick else 1]]
+    shutil.copy(ROOT / "recipes" / "base.yaml", folder)
     faults = []
     for (_, name), ended in campaign.each(cases, _train, limit=LIMIT, at_once=2):
         outcome, note = campaign.judged(ended, right=lambda value: False)
@@ -89,11 +91,9 @@ def _recipe_and_word(name: str):
 
 def _train(folder: Path, name: str):
     import train_imagenet
-    from training import recipe
 
     path = folder / f"{name}.yaml"
     text = _recipe_and_word(name)[0].format(base="base.yaml")
-    (folder / "base.yaml").write_bytes(recipe.BASE.read_bytes())
     path.write_text(text)
     extra = ON_THE_COMMAND_LINE[name][:1] if name in ON_THE_COMMAND_LINE else ()
     train_imagenet.main(["--cfg", str(path), f"--log.out={folder}", "--log.name=run", *extra])
