@@ -15,7 +15,6 @@ from ffcv_ops.errors import BadInput
 MODES = {"jpg": 0, "raw": 1}  # FFCV's codes
 COLOUR = "4:2:0"  # a JPEG's: half as many columns and rows of colour
 LEVEL_COLOUR = "4:4:4"  # of smaller levels, whose pixels are hardly reduced any more; docs/data.md has the measurements
-WHOLE = 8  # eighths: the unscaled image
 ROOM = 16  # rows, and pixels, that `resize` may read behind an image
 LEAST_SCALE = 2  # pixels of a JPEG scaled in its decoder per pixel of the result; docs/data.md has the measurements
 
@@ -94,10 +93,10 @@ def _read(read, item):
 def _itself(data, frame, *, max_side, min_side):
     """The file as it is, up to its end of image, where nothing need be done to it; else None."""
     size = frame.width, frame.height
-    if not frame.end or size != limited_size(*size, max_side=max_side, min_side=min_side):
+    if size != limited_size(*size, max_side=max_side, min_side=min_side):
         return None
-    data = data[: frame.end]
-    return Encoded("jpg", frame.height, frame.width, data) if jpeg.is_sound(data, frame) else None
+    alone = jpeg.image_alone(data, frame)
+    return Encoded("jpg", frame.height, frame.width, alone) if alone else None
 
 
 def _decoded(content, frame, *, max_side, min_side):
@@ -107,7 +106,7 @@ def _decoded(content, frame, *, max_side, min_side):
         return functools.partial(limited, Image.fromarray(content), min_side=min_side)
     if frame:
         width, _ = limited_size(frame.width, frame.height, max_side=max_side, min_side=min_side)
-        eighths = next((k for k in (1, 2, 4) if frame.width * k >= 8 * LEAST_SCALE * width), 8)
+        eighths = next((k for k in (1, 2, 4) if frame.width * k >= 8 * LEAST_SCALE * width), jpeg.WHOLE)
         height, width = jpeg.scaled(frame, eighths)
         room = np.empty((height + ROOM) * width + ROOM, np.uint32)
         pixels = room[: height * width].view(np.uint8).reshape(height, width, 4)
@@ -119,7 +118,7 @@ def _decoded(content, frame, *, max_side, min_side):
 def _limited_jpeg(room, pixels, frame, eighths, *, max_side, min_side):
     """`pixels`, which are those of a JPEG scaled by eighths / 8 and lie in `room`, as `limited` would resize them."""
     width, height = limited_size(frame.width, frame.height, max_side=max_side, min_side=min_side)
-    if (height, width) == pixels.shape[:2] and eighths == WHOLE:
+    if (height, width) == pixels.shape[:2] and eighths == jpeg.WHOLE:
         return pixels
     from conversion.resize import resize  # Numba takes a second to import, and not every conversion needs it
 
