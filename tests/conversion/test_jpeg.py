@@ -6,10 +6,12 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import fft
 
 from conversion import jpeg
 
 PLAIN = {"quality": 90, "subsampling": "4:2:0"}
+LUMA = {"4:4:4": (1, 1), "4:2:2": (2, 1), "4:2:0": (2, 2)}
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +50,9 @@ def scan_of(data):
 def test_plain_files(cat, way, options):
     for rgb in (cat, cat[:37, :101], cat[:1, :3]):
         data = saved(np.ascontiguousarray(rgb), **options)
+        luma = LUMA[options.get("subsampling", "4:2:0")]
         frame = jpeg.frame_of(data)
-        assert frame == jpeg.Frame(*rgb.shape[:2], scan_of(data))
+        assert frame == jpeg.Frame(*rgb.shape[:2], luma, scan_of(data))
         assert jpeg.image_alone(data, frame) == data
         assert jpeg.image_alone(data + b"behind it" + data, frame) == data
 
@@ -63,7 +66,7 @@ def test_fill_bytes_may_precede_a_marker(cat):
 def test_a_progressive_file_is_to_be_encoded_again(cat, way):
     data = saved(cat, progressive=True)
     frame = jpeg.frame_of(data)
-    assert frame == jpeg.Frame(*cat.shape[:2], 0)
+    assert frame == jpeg.Frame(*cat.shape[:2], (2, 2), 0)
     assert jpeg.image_alone(data, frame) is None
 
 
@@ -95,7 +98,7 @@ def test_a_file_without_end(cat, way):
     data = saved(cat)
     for length in (scan_of(data), scan_of(data) + 1, len(data) - 2, len(data) - 1):
         frame = jpeg.frame_of(data[:length])
-        assert frame == jpeg.Frame(*cat.shape[:2], scan_of(data))
+        assert frame == jpeg.Frame(*cat.shape[:2], (2, 2), scan_of(data))
         assert jpeg.image_alone(data[:length], frame) is None
 
 
@@ -132,6 +135,57 @@ def test_encodes_as_pillow(cat, colour, quality):
         assert jpeg.encode(rgb, quality=quality, colour=colour) == expected
         four = np.dstack([rgb, np.full(rgb.shape[:2], 77, np.uint8)])
         assert jpeg.encode(four, quality=quality, colour=colour) == expected
+
+
+def planes(data):
+    """Luma, and chroma at its full size, without a conversion to RGB."""
+    image = Image.open(io.BytesIO(data))
+    image.draft("YCbCr", image.size)
+    assert image.mode == "YCbCr"
+    return np.moveaxis(np.asarray(image).astype(float), -1, 0)
+
+
+def requantised(luma, table):
+    """The luma, of whole blocks, after a float64 DCT, a division by the table and the way back."""
+    height, width = luma.shape
+    blocks = luma.reshape(height // 8, 8, width // 8, 8).swapaxes(1, 2) - 128
+    steps = np.reshape(table, (8, 8))
+    coefficients = np.rint(fft.dctn(blocks, axes=(2, 3), norm="ortho") / steps) * steps
+    blocks = fft.idctn(coefficients, axes=(2, 3), norm="ortho") + 128
+    return np.clip(blocks.swapaxes(1, 2).reshape(height, width), 0, 255)
+
+
+@pytest.mark.parametrize("quality", [40, 75])
+def test_encoding_again_quantises_the_luma_again(cat, quality):
+    """Against SciPy's DCT in float64; libjpeg's integers make another choice where a coefficient is at a tie."""
+    data = saved(cat[:256, :320])
+    again = jpeg.encode_again(data, jpeg.frame_of(data), quality=quality)
+    image = Image.open(io.BytesIO(again))
+    assert image.quantization == Image.open(io.BytesIO(saved(cat, quality=quality))).quantization
+    expected = requantised(planes(data)[0], image.quantization[0])
+    difference = np.abs(planes(again)[0] - expected)
+    assert np.median(difference) < 0.5
+    assert difference.mean() < np.abs(planes(data)[0] - expected).mean() / 5
+
+
+@pytest.mark.parametrize("size", [(300, 451), (37, 101), (38, 16), (1, 3), (1, 1)])
+def test_encoding_again_at_the_same_quality_hardly_changes_the_image(cat, size):
+    """It loses less than encoding the colours again does, which is Pillow's way."""
+    data = saved(np.ascontiguousarray(cat[: size[0], : size[1]]))
+    again = jpeg.encode_again(data, jpeg.frame_of(data), quality=90)
+    colours = Image.open(io.BytesIO(data))
+    by_colours = planes(saved(np.asarray(colours)))
+    before, after = planes(data), planes(again)
+    assert after.shape == (3, *size)
+    lost = np.abs(after - before).mean()
+    assert lost < 0.05 and lost <= np.abs(by_colours - before).mean() * (0.2 if min(size) > 100 else 1)
+
+
+def test_what_is_not_encoded_again_as_it_is(cat):
+    data = saved(cat)
+    assert jpeg.encode_again(data[:-700] + b"\xff\xd9", jpeg.frame_of(data), quality=90) is None
+    for other in (saved(cat, subsampling="4:4:4"), saved(cat, subsampling="4:2:2")):
+        assert jpeg.encode_again(other, jpeg.frame_of(other), quality=90) is None
 
 
 def test_damage_is_seen(cat, way):
