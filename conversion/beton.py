@@ -9,10 +9,12 @@ depend on the samples and the page size alone. Layout and codes are written out 
 seconds; a test holds them against ffcv's own.
 """
 
+import contextlib
 import dataclasses
 import io
 import os
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +65,8 @@ def metadata_start(images: Sequence[str] = SINGLE) -> int:
 @dataclasses.dataclass
 class Growing:
     """A file that is being written: its tables so far, where the next image of each level goes, and each level's open
-    page, of which the file has what lies before `written`.
+    page, of which the file has what lies before `written`. A thread writes full pages, one at a time, while `spare`
+    stands in for it; `close` waits for it.
 
     table: records of `sample_type`, `samples` of them in use. allocations and checksums (XXH64) of the stored images,
     in the order of the samples, `stored` of them in use.
@@ -77,8 +80,14 @@ class Growing:
     next_page: int
     pages: list[memoryview]
     written: list[int]
+    spare: memoryview
+    thread: ThreadPoolExecutor
+    write: Future
     samples: int = 0
     stored: int = 0
+
+    def close(self):
+        self.thread.shutdown()
 
 
 def begin(capacity: int, page_size: int, images: Sequence[str] = SINGLE) -> Growing:
@@ -87,8 +96,11 @@ def begin(capacity: int, page_size: int, images: Sequence[str] = SINGLE) -> Grow
     allocations = np.zeros(capacity * len(images), ALLOCATION)
     first_page = _next_multiple(metadata_start(images) + table.nbytes, page_size)
     checksums, places = np.zeros(len(allocations), CHECKSUM), [first_page] * len(images)
-    pages = [room(page_size) for _ in images]
-    return Growing(page_size, table, allocations, checksums, places, first_page, pages, places.copy())
+    spare, *pages = (room(page_size) for _ in (None, *images))
+    thread = ThreadPoolExecutor(1)
+    done = thread.submit(int)
+    written = places.copy()
+    return Growing(page_size, table, allocations, checksums, places, first_page, pages, written, spare, thread, done)
 
 
 def append(file, growing: Growing, sample: Sequence[Encoded], label: int):
@@ -101,7 +113,7 @@ def append(file, growing: Growing, sample: Sequence[Encoded], label: int):
             continue
         before, size, place = image, len(image.data), growing.places[level]
         if not 0 < place % growing.page_size <= growing.page_size - size:
-            _flush(file, growing, level)
+            _turn(file, growing, level)
             place, growing.next_page = growing.next_page, growing.next_page + growing.page_size
             growing.written[level] = place
         at = place % growing.page_size
@@ -117,19 +129,28 @@ def append(file, growing: Growing, sample: Sequence[Encoded], label: int):
 
 def flush(file, growing: Growing):
     """What was added is in the file."""
+    growing.write.result()
     for level in range(len(growing.pages)):
-        _flush(file, growing, level)
+        if growing.written[level] < growing.places[level]:
+            write_at(file, *_new(growing, level))
 
 
-def _flush(file, growing, level):
-    """In whole blocks: the first one may have been written before, in part, and zeros fill the last one."""
+def _turn(file, growing, level):
+    """The open page is full, and is written while another one fills."""
+    growing.write.result()
+    if growing.written[level] < growing.places[level]:
+        growing.write = growing.thread.submit(write_at, file, *_new(growing, level))
+        growing.pages[level], growing.spare = growing.spare, growing.pages[level]
+
+
+def _new(growing, level):
+    """Where that goes of the open page which is not in the file, and what it is. In whole blocks: the first one may
+    have been written before, in part, and zeros fill the last one."""
     start, end = growing.written[level] // BLOCK * BLOCK, growing.places[level]
     page, first = growing.pages[level], (end - 1) // growing.page_size * growing.page_size
-    if growing.written[level] < end:
-        stop = blocks(end)
-        page[end - first : stop - first] = bytes(stop - end)
-        write_at(file, start, page[start - first : stop - first])
-        growing.written[level] = end
+    page[end - first : blocks(end) - first] = bytes(blocks(end) - end)
+    growing.written[level] = end
+    return start, page[start - first : blocks(end) - first]
 
 
 def go_on(file, growing: Growing):
@@ -172,7 +193,7 @@ def write(path: Path, samples, *, capacity: int, page_size: int, images: Sequenc
 
     Returns the metadata, records of `sample_type`, and the XXH64 of each stored image by its place."""
     growing = begin(capacity, page_size, images)
-    with open_direct(path) as file:
+    with open_direct(path) as file, contextlib.closing(growing):
         file.truncate(0)
         for sample, label in samples:
             append(file, growing, sample, label)

@@ -137,6 +137,7 @@ class Unfinished:
 
     def __exit__(self, kind, error, _):
         self._syncing.shutdown()
+        self.growing.close()
         if self._checker:
             self._checker.end()
         worthless = self._journal.seek(0, os.SEEK_END) == 0
