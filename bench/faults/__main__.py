@@ -30,8 +30,9 @@ for library in ("OMP", "OPENBLAS", "MKL"):
     os.environ[f"{library}_NUM_THREADS"] = "1"  # read at import: this process forks, and must not have threads at work
 
 from bench import machine, report  # noqa: E402
+from bench.command import chosen, say  # noqa: E402
 from bench.faults import betons, campaign, hostile, loading, memory, recipes, runs, saving, sources, writer  # noqa: E402
-from bench.faults.campaign import FAILURES, OURS, OUTCOMES, ROOT, STOCK, Fault, Figure, say  # noqa: E402
+from bench.faults.campaign import FAILURES, OURS, OUTCOMES, ROOT, STOCK, Fault, Figure  # noqa: E402
 from ffcv_ops.errors import BadInput, exits_cleanly  # noqa: E402
 
 MARKER = "bench.faults"
@@ -155,14 +156,11 @@ def tables(rows: list[dict]) -> list[report.Grid]:
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a part of the cases, of ours alone: about a minute")
-    parser.add_argument("--only", nargs="+", metavar="GROUP", default=list(GROUPS), help=f"of {', '.join(GROUPS)}")
+    parser.add_argument("--only", nargs="+", metavar="GROUP", help=f"of {', '.join(GROUPS)}")
     parser.add_argument("--json", type=Path, help="write machine and rows to this file")
     parser.add_argument("--markdown", type=Path, help=f"put the tables into this file, between <!-- {MARKER} --> marks")
     options = parser.parse_args(argv)
-    options.only = [name for word in options.only for name in word.split(",")]
-    for name in options.only:
-        if name not in GROUPS:
-            raise BadInput(f"{name!r} is not a group; there are {', '.join(GROUPS)}")
+    options.only = chosen("group", ",".join(options.only or ()), GROUPS, GROUPS)
     return options
 
 
