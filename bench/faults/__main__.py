@@ -31,7 +31,21 @@ for library in ("OMP", "OPENBLAS", "MKL"):
 
 from bench import machine, report  # noqa: E402
 from bench.command import chosen, say  # noqa: E402
-from bench.faults import betons, campaign, hostile, loading, memory, recipes, runs, saving, sources, writer  # noqa: E402
+from bench.faults import (  # noqa: E402
+    betons,
+    campaign,
+    evaluation,
+    hostile,
+    kills,
+    loading,
+    memory,
+    recipes,
+    removals,
+    saving,
+    sources,
+    stops,
+    writer,
+)
 from bench.faults.campaign import FAILURES, OURS, OUTCOMES, ROOT, STOCK, Fault, Figure  # noqa: E402
 from ffcv_ops.errors import BadInput, exits_cleanly  # noqa: E402
 
@@ -55,11 +69,11 @@ GROUPS = {
                      "heard of within 5 s", loading.run),
     "saving": Group("kills while a checkpoint is saved, flipped bits in checkpoints: the one before is used",
                     saving.run),
-    "stops": Group("a run stopped at random steps of all stages: the same bits in the end", runs.run_stops),
+    "stops": Group("a run stopped at random steps of all stages: the same bits in the end", stops.run),
     "kills": Group("SIGKILL from the images to the weights: at most one checkpoint interval redone, the same bits in "
-                   "the end", runs.run_kills),
-    "evaluation": Group("evaluation on 1, 2, 3 and 7 ranks: each image once, the same top-1", runs.run_evaluation),
-    "removals": Group("files removed and a disk filled, before, between and under runs", runs.run_removals),
+                   "the end", kills.run),
+    "evaluation": Group("evaluation on 1, 2, 3 and 7 ranks: each image once, the same top-1", evaluation.run),
+    "removals": Group("files removed and a disk filled, before, between and under runs", removals.run),
     "memory": Group("200 epochs, left early or read to the end: no memory, thread or file kept", memory.run),
     "recipes": Group("recipes and command lines with a mistake: refused with file, key and what is allowed",
                      recipes.run),
