@@ -10,6 +10,11 @@
 Everything goes to runs/NAME. The same command again goes on where the last one stopped, bit for bit.
 """
 
+from ffcv_ops.errors import BadInput, exits_cleanly, interruptible
+
+if __name__ == "__main__":
+    interruptible()
+
 import copy
 import errno
 import signal
@@ -21,7 +26,6 @@ import torch
 from torch import nn
 
 from ffcv_ops import draws, native
-from ffcv_ops.errors import BadInput, exits_cleanly
 from ffcv_ops.loader import eval_loader, train_loader
 from training import (
     compiling,
@@ -98,6 +102,10 @@ def main(argv=None) -> signal.Signals | None:
         return None
     except stop.Stopped as stopped:
         return stopped.args[0]
+    except KeyboardInterrupt:
+        if options.eval_only or not ranks.first:
+            raise
+        raise KeyboardInterrupt(RunFolder(run).kept()) from None
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
