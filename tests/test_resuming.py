@@ -236,13 +236,16 @@ def test_the_log_outlives_a_full_disk(recipe_file, tmp_path, monkeypatch):
 
 
 def test_the_guards_are_used(recipe_file, tmp_path, monkeypatch, capsys):
-    """Out of memory in the run itself names the micro-batch; the run then goes on."""
+    """Out of memory in the run itself names the micro-batch, in a step as in an evaluation; the run then goes on."""
     real = train_imagenet.gradients
 
     def gradients(job, state, *given, **named):
         if state.step == 4:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return real(job, state, *given, **named)
+
+    def gives_out(*given, **named):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(train_imagenet, "gradients", gradients)
     with pytest.raises(SystemExit) as ended:
@@ -253,6 +256,14 @@ def test_the_guards_are_used(recipe_file, tmp_path, monkeypatch, capsys):
     assert "stage one: cpu has too little memory for 16 samples at once (speed.micro_batch)" in said
     assert "try --speed.micro_batch=8" in said
     monkeypatch.setattr(train_imagenet, "gradients", real)
+    for module, name in ((train_imagenet, "evaluate"), (train_imagenet.predictions, "collect")):
+        with monkeypatch.context() as patched, pytest.raises(SystemExit) as ended:
+            patched.setattr(module, name, gives_out)
+            train(recipe_file, tmp_path)
+        assert ended.value.code == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert "stage one: cpu has too little memory to evaluate 16 images at once; try --speed.micro_batch=8" in said
     assert train(recipe_file, tmp_path, "--speed.micro_batch=8") is None
     assert guards.Spikes().usual(1.0) is None
 
