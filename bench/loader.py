@@ -240,9 +240,7 @@ def main(argv=None):
     for grid in grids:
         report.show(grid)
     if options.markdown:
-        text = "".join(f"{grid.title}\n\n{report.markdown(grid)}\n" for grid in grids)
-        text += f"`{about['command']}`, {machine.in_words(about)}.\n"
-        report.replace_between(options.markdown, MARKER, text)
+        report.put_into(options.markdown, MARKER, grids, about)
     if options.plot:
         loader_views.plot(rows, machine.in_words(about)).savefig(options.plot)
     if failures:

@@ -109,9 +109,7 @@ def main():
                 for writer in list(WRITERS)[:: 1 if turn % 2 else -1]:
                     results[task, writer].append(measure(writer, task, images, out, options.workers))
     rows = rows_of(results, count)
-    report.show(grid_of(rows))
-    if options.json:
-        report.write_json(options.json, machine.describe(), rows)
+    report.tell([grid_of(rows)], rows, options.json)
 
 
 if __name__ == "__main__":

@@ -191,9 +191,7 @@ def main(argv=None):
     for grid in grids:
         report.show(grid)
     if options.markdown:
-        text = "".join(f"{grid.title}\n\n{report.markdown(grid)}\n" for grid in grids)
-        text += f"`{about['command']}`, {machine.in_words(about)}.\n"
-        report.replace_between(options.markdown, MARKER, text)
+        report.put_into(options.markdown, MARKER, grids, about)
     if failed:
         say(f"{len(failed)} failures of ours")
         raise SystemExit(1)

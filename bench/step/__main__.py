@@ -79,11 +79,8 @@ def main(argv=None):
     if options.beton:
         rows += measure_loading(options.beton, options, device)
     described = describe_machine(device)
-    for grid in grids(rows):
-        report.show(grid)
+    report.tell(grids(rows), rows, options.json, described)
     print(f"{described['device']}; {machine.in_words(described)}")
-    if options.json:
-        report.write_json(options.json, described, rows)
 
 
 if __name__ == "__main__":
