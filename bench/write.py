@@ -135,10 +135,7 @@ def main():
                     results[task, writer].append(measure(writer, task, images, out, options.workers))
         memory = memory_rows(made, folder, out, MANY[:1] if options.quick else MANY, options.workers)
     rows = rows_of(results, count)
-    report.show(grid_of(rows))
-    report.show(memory_grid(memory))
-    if options.json:
-        report.write_json(options.json, machine.describe(), [*rows, *memory])
+    report.tell([grid_of(rows), memory_grid(memory)], [*rows, *memory], options.json)
 
 
 if __name__ == "__main__":
