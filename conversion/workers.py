@@ -18,6 +18,7 @@ import struct
 import threading
 import traceback
 from collections.abc import Sequence
+from multiprocessing import resource_tracker
 
 from conversion.encode import encode_all
 from ffcv_ops.errors import BadInput
@@ -38,11 +39,15 @@ class Worker:
         context.set_forkserver_preload(["__main__", "conversion.encode"])
         self.connection, theirs = socket.socketpair()
         self.process = context.Process(target=_live, args=(theirs, work), daemon=True)
+        resource_tracker.ensure_running()  # or its start, within that of the process, would unblock the signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # what is started here never sees Ctrl-C
         try:
             self.process.start()
         except (EOFError, OSError):  # the process that starts them was killed
             said = "a worker process died before its first image, for want of memory perhaps; set data.workers lower"
             raise BadInput(said) from None
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         theirs.close()
         self.tasks = collections.deque()
         self.listener = threading.Thread(target=self._listen, args=(answers,), daemon=True)
