@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Literal
 
 from conversion import beton, journal, jpeg
-from conversion.convert import convert
+from conversion.convert import convert, forget
 from conversion.encode import encode_item
 from conversion.plan import PlanKeys, plan
 from conversion.shards import Part, automatic, beside, parts_of
@@ -123,15 +123,18 @@ def main():
         print(plan(source, image, stage, wanted, out=Path(out), given=given, page_size=page_size))
         return
     options = {"on_error": data.on_error, "workers": workers, "page_size": page_size}
+    paths = {name: Path(f"{out}_{name}.beton") for name in source.splits}
     for name, split in source.splits.items():
         shards = data.shards
         if shards == "auto":
             shards = automatic(split.items, functools.partial(encode, read=source.read))
-        path, images = Path(f"{out}_{name}.beton"), beton.level_fields(image.levels or ())
+        path, images = paths[name], beton.level_fields(image.levels or ())
         try:
-            print(convert(source, name, path, encode, **options, images=images, shards=shards), flush=True)
+            print(convert(source, name, path, encode, **options, images=images, shards=shards, last=False), flush=True)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(kept(path, parts_of(path, len(split.items), shards))) from None
+    for path in paths.values():
+        forget(path)
     if list(source.splits) == ["train"]:
         print(f"{data.source} has no val; --data.val_share=0.1 makes a tenth of each class one")
 

@@ -44,9 +44,11 @@ def convert(
     page_size: int,
     images: Sequence[str] = beton.SINGLE,
     shards: int = 1,
+    last: bool = True,
 ) -> str:
     """Writes the split `split_name` of `source` to `path`, or to so many shards of it. Returns a line that says what is
-    there now.
+    there now. Unless it is the `last` split, x.unfinished stays, so that a stop in the next one does not begin this one
+    again; `forget` removes it.
 
     encode: turns an item, with `read` of the source, into `Encoded`, one for each field of `images`; its keywords are
     the settings in the sidecar.
@@ -58,12 +60,16 @@ def convert(
     settings = {"page_size": page_size, **encode.keywords}
     encode = functools.partial(encode, read=source.read)
     found = 0
-    with _one_line(path), alone(beside(path, ".unfinished"), path) as marker, _tidied(path, marker, parts) as complete:
+    with (
+        _one_line(path),
+        alone(beside(path, ".unfinished"), path) as marker,
+        _tidied(path, marker, parts, last) as complete,
+    ):
         refuse_other_shards(path, len(parts))
         identity = identity_of(source, split_name, len(parts), settings)
         read_back = begin_or_go_on(marker, identity, path)
         before = [part for part in parts if part.shard in read_back and is_complete(part, identity)]
-        if before:
+        if 0 < len(before) < len(parts):
             print(f"{path}: {len(before)} of {len(parts)} files are finished", file=sys.stderr)
         with contextlib.ExitStack() as bar:
             advance = bar.enter_context(progress(split_name, len(split.items)))
@@ -94,8 +100,13 @@ def _one_line(path: Path):
         raise BadInput(f"{path} cannot be written: {error.strerror or error}") from None
 
 
+def forget(path: Path):
+    """A complete conversion to `path` is begun anew the next time, since images may change under their names."""
+    beside(path, ".unfinished").unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
-def _tidied(path, marker, parts):
+def _tidied(path, marker, parts, last):
     """Gives a list for the parts that are complete. Afterwards nothing temporary is left but what one can go on with,
     and `marker` only while there is something to go on with, or notes of finished parts in it."""
     complete = []
@@ -107,7 +118,7 @@ def _tidied(path, marker, parts):
             if not file.name.endswith(kept):
                 file.unlink()
         nothing = not noted(marker) and not remains(path)
-        if nothing or len(complete) == len(parts):
+        if nothing or (last and len(complete) == len(parts)):
             os.unlink(marker.name)
 
 
@@ -228,8 +239,9 @@ def _summary(parts, path, source, speed):
     samples, skipped, size = (sum(one[name] for one in described) for name in ("samples", "skipped", "bytes"))
     every, of = (path, "") if len(parts) == 1 else (beside(path, "-*.beton"), f" in {len(parts)} shards")
     stored = f"{samples:,} images of {len(source.classes):,} classes{of}"
+    rate = f"{speed:,.0f} images/s" if speed else "finished before"
     left_out = f"; {skipped:,} left out, see {beside(every, '.skipped.txt')}" if skipped else ""
-    return f"{every}: {stored}, {size / 1e6:,.1f} MB, {speed:,.0f} images/s{left_out}"
+    return f"{every}: {stored}, {size / 1e6:,.1f} MB, {rate}{left_out}"
 
 
 def _write_lines(path: Path, lines):

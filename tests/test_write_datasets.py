@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -269,6 +270,29 @@ def small_pictures(folder, tmp_path_factory):
         os.link(root / "0.jpg", root / "in" / "train" / "a" / f"{number:05}.jpg")
     assert run(root, "--data.source=in", "--data.out=whole/x").returncode == 0
     return root
+
+
+@pytest.mark.timeout(120)
+def test_a_stop_in_val_does_not_begin_train_again(folder, tmp_path):
+    """Here val has an image that is none. The files of train stay as they are until all is done."""
+    source, out = tmp_path / "in", tmp_path / "out"
+    shutil.copytree(folder / "in", source)
+    bad = next((source / "val").rglob("*.*"))
+    sound = bad.read_bytes()
+    bad.write_bytes(b"no picture")
+    words = (f"--data.source={source}", f"--data.out={out}/x")
+    stopped = run(folder, *words)
+    assert stopped.returncode == 2 and bad.name in stopped.stderr
+    assert (out / "x_train.unfinished").exists()
+    before = (out / "x_train.beton").stat()
+    bad.write_bytes(sound)
+    done = run(folder, *words)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"x_train\.beton: .* MB, finished before\n.*x_val\.beton: .* images/s\n", done.stdout)
+    assert (out / "x_train.beton").stat().st_ino == before.st_ino
+    assert json.loads((out / "x_val.json").read_text())["samples"] == 2
+    assert not [file for file in out.iterdir() if file.suffix == ".unfinished"]
+    assert "finished before" not in run(folder, *words).stdout, "a complete conversion is begun anew"
 
 
 @pytest.mark.timeout(120)
