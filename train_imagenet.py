@@ -14,6 +14,7 @@ import copy
 import errno
 import signal
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 
@@ -266,11 +267,11 @@ def train_stage(job: Job, state: State, folder: RunFolder, log: Log, *, so_far: 
         if row["bad_samples"]:
             log.say(f"{train.path}: bad samples replaced: {row['bad_samples']}; in this rank {batches.bad.worst()}")
         if state.epoch % run.log.eval_every == 0 or last:
-            result = evaluated(job, stage, state.model, val_batches)
+            networks = [state.model] if state.average is None else [state.model, state.average]
+            result, *averaged = evaluated(job, stage, networks, val_batches)
             row |= {"top1": result.top1, "top5": result.top5, "val_loss": result.loss, "val_images": result.images}
-        if state.average is not None and last:
-            averaged = evaluated(job, stage, state.average, val_batches)
-            row |= {"ema_top1": averaged.top1, "ema_top5": averaged.top5}
+            for its in averaged:
+                row |= {"ema_top1": its.top1, "ema_top5": its.top5}
         log.row(kind="epoch", epochs=stage.epochs, resolution=shown.resolution, **row)
         if last:
             folder.save_weights(stage.name, state.model, first=ranks.first)
@@ -318,18 +319,20 @@ def train_epoch(
 
 
 @contextmanager
-def evaluating(job: Job, network: nn.Module):
+def evaluating(job: Job, *networks: nn.Module):
     """Evaluation's batches have other shapes than training's, so nothing is compiled for them."""
     eager = torch.compiler.set_stance("force_eager") if job.run.speed.compile else nullcontext()
-    with parallel.gathered(network), eager:
+    with ExitStack() as whole, eager:
+        for network in networks:
+            whole.enter_context(parallel.gathered(network))
         yield
 
 
-def evaluated(job: Job, stage: Stage, network: nn.Module, batches) -> Result:
-    """All of the validation set."""
-    with evaluating(job, network):
+def evaluated(job: Job, stage: Stage, networks: Sequence[nn.Module], batches) -> list[Result]:
+    """Each network on all of the validation set, which is read once."""
+    with evaluating(job, *networks):
         return evaluate(
-            network, batches.epoch(0), device=job.ranks.device, autocast=job.autocast, flip=stage.eval_flip
+            networks, batches.epoch(0), device=job.ranks.device, autocast=job.autocast, flip=stage.eval_flip
         )
 
 
