@@ -10,6 +10,7 @@
 Everything goes to runs/NAME. The same command again goes on where the last one stopped, bit for bit.
 """
 
+import argparse
 import copy
 import errno
 import signal
@@ -70,9 +71,8 @@ OPTIONS = (
 )  # fmt: skip
 
 
-@exits_cleanly
-def main(argv=None) -> signal.Signals | None:
-    """Returns the signal that stopped the run before its end, or None."""
+def read(argv=None) -> tuple[argparse.Namespace, Run, dict]:
+    """The options, the run, and the keys of --eval that are given."""
     sections = recipe.SECTIONS | {"eval": judge.Asked}
     options, given = keys.parse(__doc__, sections, recipe.base_values(), OPTIONS, argv)
     of_eval = keys.of_section(given, "eval")
@@ -81,6 +81,13 @@ def main(argv=None) -> signal.Signals | None:
         raise BadInput(f"--eval.{next(iter(of_eval))} belongs to --eval-only")
     if (options.measure or options.at_throughput) and not options.print:
         raise BadInput("--measure and --at-throughput belong to --print")
+    return options, run, of_eval
+
+
+@exits_cleanly
+def main(argv=None) -> signal.Signals | None:
+    """Returns the signal that stopped the run before its end, or None."""
+    options, run, of_eval = read(argv)
     if options.print:
         print_plan(run, at_throughput=options.at_throughput, measured=options.measure)
         return None

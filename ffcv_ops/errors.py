@@ -4,10 +4,20 @@ import functools
 import os
 import select
 import sys
+from contextlib import contextmanager
 
 
 class BadInput(Exception):
     """The user's input cannot be used. The message is one line: what is wrong, where, and what to do."""
+
+
+@contextmanager
+def writing(path):
+    """What is inside writes to `path`, which the user chose; a place that does not take it is a `BadInput`."""
+    try:
+        yield
+    except OSError as error:
+        raise BadInput(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def exits_cleanly(main):
