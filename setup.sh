@@ -49,7 +49,7 @@ find_python() {
     fail "Python 3.11 or 3.12 is needed (found: ${seen:-none}); install one, or name it: make ... PYTHON=/path/to/python"
 }
 
-# What builds of ffcv and of ffcv_ops/region.c need and this machine lacks, as Debian and Ubuntu call it.
+# What builds of ffcv and of the C in ffcv_ops/ need and this machine lacks, as Debian and Ubuntu call it.
 missing_packages() {
     local python=$1 version headers
     version=$(version_of "$python")

@@ -10,6 +10,11 @@
 Everything goes to runs/NAME. The same command again goes on where the last one stopped, bit for bit.
 """
 
+from ffcv_ops.errors import BadInput, exits_cleanly, interruptible
+
+if __name__ == "__main__":
+    interruptible()
+
 import argparse
 import copy
 import errno
@@ -23,7 +28,6 @@ import torch
 from torch import nn
 
 from ffcv_ops import draws, native
-from ffcv_ops.errors import BadInput, exits_cleanly
 from ffcv_ops.loader import eval_loader, train_loader
 from training import (
     compiling,
@@ -106,6 +110,10 @@ def main(argv=None) -> signal.Signals | None:
         return None
     except stop.Stopped as stopped:
         return stopped.args[0]
+    except KeyboardInterrupt:
+        if options.eval_only or not ranks.first:
+            raise
+        raise KeyboardInterrupt(RunFolder(run).kept()) from None
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -245,7 +253,8 @@ def train_stage(job: Job, state: State, folder: RunFolder, log: Log, *, so_far: 
     bad = run.data.bad_limit if run.data.on_bad_sample == "replace" else None
     batches = train_loader(train.path, train.samples, stage, seed=seed, shuffle_pages=pages, bad_limit=bad, **loading)
     piece = micro.find(job, state, stage)
-    val_batches = eval_loader(val.path, val.samples, stage, batch=max(piece, 64), **loading)
+    seen = micro.in_evaluation(run.speed.micro_batch, piece)
+    val_batches = eval_loader(val.path, val.samples, stage, batch=seen, **loading)
     batches = watch.watched(batches, f"stage {stage.name}")
     val_batches = watch.watched(val_batches, f"evaluating in stage {stage.name}")
     steps = len(batches)
@@ -275,7 +284,8 @@ def train_stage(job: Job, state: State, folder: RunFolder, log: Log, *, so_far: 
             log.say(f"{train.path}: bad samples replaced: {row['bad_samples']}; in this rank {batches.bad.worst()}")
         if state.epoch % run.log.eval_every == 0 or last:
             networks = [state.model] if state.average is None else [state.model, state.average]
-            result, *averaged = evaluated(job, stage, networks, val_batches)
+            with guards.explained_evaluation(job, stage, seen, piece=piece):
+                result, *averaged = evaluated(job, stage, networks, val_batches)
             row |= {"top1": result.top1, "top5": result.top5, "val_loss": result.loss, "val_images": result.images}
             for its in averaged:
                 row |= {"ema_top1": its.top1, "ema_top5": its.top5}
@@ -283,7 +293,7 @@ def train_stage(job: Job, state: State, folder: RunFolder, log: Log, *, so_far: 
         if last:
             folder.save_weights(stage.name, state.model, first=ranks.first)
             log.end_stage(f"top-1 {100 * result.top1:.2f} %")
-            with evaluating(job, state.model):
+            with guards.explained_evaluation(job, stage, seen, piece=piece), evaluating(job, state.model):
                 made = predictions.collect(job, stage, state.model, val_batches.epoch(0))
             if ranks.first:
                 predictions.save(folder.path / predictions.FILE, made, say=log.say)

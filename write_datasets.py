@@ -9,22 +9,29 @@ For each split: <out>_<split>.beton, its description .json, checksums .xxh64 and
 what they hold. The same command goes on with a conversion that was stopped.
 """
 
+from ffcv_ops.errors import BadInput, exits_cleanly, interruptible
+
+if __name__ == "__main__":
+    interruptible()
+
 import dataclasses
 import functools
+import io
 import itertools
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from conversion import beton, jpeg
+from conversion import beton, journal, jpeg
 from conversion.convert import convert
 from conversion.encode import encode_item
 from conversion.plan import PlanKeys, plan
-from conversion.shards import automatic
+from conversion.shards import Part, automatic, beside, parts_of
 from conversion.sources import open_source, output_name
 from conversion.split import with_val
+from conversion.unfinished import noted
 from conversion.workers import available_cores
-from ffcv_ops.errors import BadInput, exits_cleanly
 from training import keys, recipe
 from training.keys import key
 
@@ -121,9 +128,32 @@ def main():
         if shards == "auto":
             shards = automatic(split.items, functools.partial(encode, read=source.read))
         path, images = Path(f"{out}_{name}.beton"), beton.level_fields(image.levels or ())
-        print(convert(source, name, path, encode, **options, images=images, shards=shards), flush=True)
+        try:
+            print(convert(source, name, path, encode, **options, images=images, shards=shards), flush=True)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(kept(path, parts_of(path, len(split.items), shards))) from None
     if list(source.splits) == ["train"]:
         print(f"{data.source} has no val; --data.val_share=0.1 makes a tenth of each class one")
+
+
+def kept(path: Path, parts: Sequence[Part]) -> str:
+    """What a conversion to `path` that was stopped leaves for the next start, in words."""
+    marker, done = beside(path, ".unfinished"), 0
+    if marker.exists():
+        with marker.open("rb") as file:
+            read_back = noted(file)
+        done = sum(len(part.items) if part.shard in read_back else recorded(part) for part in parts)
+    if not done:
+        return f"nothing of {path} is finished yet, the same command begins it anew"
+    every = sum(len(part.items) for part in parts)
+    return f"{done:,} of {every:,} images of {path} are finished, the same command goes on behind them"
+
+
+def recorded(part: Part) -> int:
+    """How many of the part's images the journal says are finished."""
+    file = beside(part.path, ".journal.partial")
+    records = journal.records(io.BytesIO(file.read_bytes())) if file.exists() else ()
+    return max((int(record["done"]) for record in records), default=0)
 
 
 def image_keys(given) -> ImageKeys:

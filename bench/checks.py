@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import corpus, machine, report
+from bench import corpus, report
 from ffcv_ops.checksum import xxh64
 from ffcv_ops.compiled import kernel
 from ffcv_ops.errors import exits_cleanly
@@ -99,9 +99,8 @@ def main(argv=None):
     lines = [
         [row["task"], row["name"], *(f"{row[key]:.3g}" for key in ("value", "lo", "hi")), row["unit"]] for row in rows
     ]
-    report.show(report.Grid("Checksums in the loader", ["task", "what", "median", "least", "most", "unit"], lines))
-    if options.json:
-        report.write_json(options.json, machine.describe(), rows)
+    header = ["task", "what", "median", "least", "most", "unit"]
+    report.tell([report.Grid("Checksums in the loader", header, lines)], rows, options.json)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from bench import loader, report, step
+from bench import loader, report
+from bench.step import __main__ as step
 from ffcv_ops.errors import BadInput, exits_cleanly
 
 RESULTS = Path(__file__).parent / "results"

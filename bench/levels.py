@@ -21,7 +21,7 @@ import numpy as np
 from ffcv.libffcv import imdecode
 from PIL import Image
 
-from bench import corpus, machine, report
+from bench import corpus, report
 from conversion.encode import LEVEL_COLOUR, encode_item, encode_rgb
 from conversion.rgb import limited, read_image
 from ffcv_ops import crops
@@ -211,10 +211,7 @@ def main():
         files = sorted(Path(folder).rglob("*.jpg"))
         pyramids = pyramids_of(files)
         results = [storage(pyramids), *(quality(pyramids, least) for least in LEAST), settings(files, pyramids)]
-    for _, grid in results:
-        report.show(grid)
-    if options.json:
-        report.write_json(options.json, machine.describe(), [row for rows, _ in results for row in rows])
+    report.tell([grid for _, grid in results], [row for rows, _ in results for row in rows], options.json)
 
 
 if __name__ == "__main__":

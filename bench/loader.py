@@ -12,7 +12,6 @@ import argparse
 import collections
 import contextlib
 import statistics
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +19,7 @@ from pathlib import Path
 import psutil
 
 from bench import corpus, loader_views, machine, report
+from bench.command import chosen, say
 from bench.contender import Contender, Failed
 from bench.peers import CONTENDERS, Unavailable, is_peer, takes_part
 from bench.tasks import EVERY
@@ -29,10 +29,6 @@ LEAST_BATCHES = 2  # of an epoch, for each core; a shorter one would measure how
 STARTED = ("ours", "ffcv", "torchvision-v2", "dali")  # start-up and memory; pillow and timm are as torchvision-v2
 START_TASK, START_BATCHES = "B", 8
 MARKER = "bench.loader"
-
-
-def say(words):
-    print(words, file=sys.stderr, flush=True)
 
 
 # --- measuring -----------------------------------------------------------------------------------------------------
@@ -216,8 +212,8 @@ def parse(argv):
     parser.add_argument("--table", action="store_true", help="measure nothing: show what is in the --json file")
     options = parser.parse_args(argv)
     quick = options.quick
-    options.tasks = _chosen("task", options.tasks, tasks, ["A", "D", "decode"] if quick else tasks)
-    options.only = _chosen("contender", options.only, list(CONTENDERS), list(CONTENDERS))
+    options.tasks = chosen("task", options.tasks, tasks, ["A", "D", "decode"] if quick else tasks)
+    options.only = chosen("contender", options.only, list(CONTENDERS), list(CONTENDERS))
     options.repeats = options.repeats or (2 if quick else 5)
     options.seconds = options.seconds or (0.5 if quick else 1.2)
     options.images = options.images or (128 if quick else 512)
@@ -228,14 +224,6 @@ def parse(argv):
     if options.table and not options.json:
         raise BadInput("--table shows the results in a --json FILE; name that file")
     return options
-
-
-def _chosen(kind, words, known, default):
-    names = words.split(",") if words else default
-    for name in names:
-        if name not in known:
-            raise BadInput(f"{name!r} is not a {kind}; there are {', '.join(known)}")
-    return names
 
 
 @exits_cleanly
@@ -252,9 +240,7 @@ def main(argv=None):
     for grid in grids:
         report.show(grid)
     if options.markdown:
-        text = "".join(f"{grid.title}\n\n{report.markdown(grid)}\n" for grid in grids)
-        text += f"`{about['command']}`, {machine.in_words(about)}.\n"
-        report.replace_between(options.markdown, MARKER, text)
+        report.put_into(options.markdown, MARKER, grids, about)
     if options.plot:
         loader_views.plot(rows, machine.in_words(about)).savefig(options.plot)
     if failures:

@@ -2,12 +2,14 @@
 
 import json
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
+from bench import machine
 from ffcv_ops.errors import BadInput
 
 
@@ -26,9 +28,9 @@ def row(task: str, name: str, values: list[float], unit: str) -> dict:
     return {"task": task, "name": name, "value": middle, "unit": unit, "lo": low, "hi": high, "n": len(values)}
 
 
-def write_json(path: Path, machine: dict, rows: list[dict]):
+def write_json(path: Path, about: dict, rows: list[dict]):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> tuple[dict, list[dict]]:
@@ -61,6 +63,20 @@ def show(grid: Grid):
     for line in grid.lines:
         table.add_row(*line)
     console.print(table)
+
+
+def tell(grids: Iterable[Grid], rows: list[dict], path: Path | None, about: dict | None = None):
+    """Shows the tables and writes the rows to `path`, if there is one. `about`: the machine; None: as it is now."""
+    for grid in grids:
+        show(grid)
+    if path:
+        write_json(path, about or machine.describe(), rows)
+
+
+def put_into(path: Path, marker: str, grids: Iterable[Grid], about: dict):
+    """The tables and what they were measured on, between the marks of a Markdown file."""
+    text = "".join(f"{grid.title}\n\n{markdown(grid)}\n" for grid in grids)
+    replace_between(path, marker, f"{text}`{about['command']}`, {machine.in_words(about)}.\n")
 
 
 def replace_between(path: Path, marker: str, text: str):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from bench import machine, report
+from bench import report
 from ffcv_ops.errors import exits_cleanly
 from training import checkpoints, model, optim, recipe
 from training.state import Means, RunFolder, State
@@ -63,9 +63,7 @@ def main(argv=None) -> None:
     name = "deit3_micro_patch16_224" if options.quick else options.model
     rows = timed(name, options.out, 2 if options.quick else 7)
     lines = [[row["task"], row["name"], f"{row['value']:.2f} ({row['lo']:.2f}-{row['hi']:.2f})"] for row in rows]
-    report.show(report.Grid("A checkpoint", ["content", "by", "seconds"], lines))
-    if options.json:
-        report.write_json(options.json, machine.describe(), rows)
+    report.tell([report.Grid("A checkpoint", ["content", "by", "seconds"], lines)], rows, options.json)
 
 
 if __name__ == "__main__":

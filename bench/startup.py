@@ -21,9 +21,10 @@ from pathlib import Path
 import numpy as np
 from xxhash import xxh64_hexdigest
 
-from bench import machine, report
+from bench import report
+from bench.command import chosen
 from conversion import beton
-from ffcv_ops.errors import BadInput, exits_cleanly
+from ffcv_ops.errors import exits_cleanly
 
 SAMPLES, QUICK = 14_000_000, 200_000
 PAGE_SIZE, IMAGE_BYTES, CLASSES = 2**23, 45_000, 19_167
@@ -143,14 +144,13 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help=f"{QUICK:,} samples")
     parser.add_argument("--samples", type=int, help=f"in the data set ({SAMPLES:,})")
-    parser.add_argument("--only", default="ours,ffcv", help="contenders")
+    parser.add_argument("--only", help=f"some of {','.join(CONTENDERS)}")
     parser.add_argument("--folder", type=Path, help="where the data set is written (a temporary one)")
     parser.add_argument("--limit_gb", type=float, default=16, help="memory that a process may take")
     parser.add_argument("--json", type=Path, help="write machine and rows to this file")
     options = parser.parse_args(argv)
-    names, samples = options.only.split(","), options.samples or (QUICK if options.quick else SAMPLES)
-    if not set(names) <= set(CONTENDERS):
-        raise BadInput(f"--only {options.only}: there are {', '.join(CONTENDERS)}")
+    names = chosen("contender", options.only, CONTENDERS, CONTENDERS)
+    samples = options.samples or (QUICK if options.quick else SAMPLES)
     task, rows, lines = f"start-up, {samples:,} samples", [], []
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         path = Path(folder) / "hole.beton"
@@ -167,9 +167,8 @@ def main(argv=None):
             shown = ", ".join(f"{step} {seconds:.1f}" for step, seconds in steps.items())
             total, imports = sum(steps.values()), found["seconds"]["import"]
             lines.append([name, f"{total:.1f} ({shown})", f"{imports:.1f}", f"{found['peak'] / 1e9:.2f}"])
-    report.show(report.Grid(task, ["loader", "seconds", "imports, s", "peak memory, GB"], lines))
-    if options.json:
-        report.write_json(options.json, machine.describe(), rows)
+    header = ["loader", "seconds", "imports, s", "peak memory, GB"]
+    report.tell([report.Grid(task, header, lines)], rows, options.json)
 
 
 if __name__ == "__main__":

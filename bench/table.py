@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench import report
 from bench.gpu import RESULTS
-from bench.step import TASKS
+from bench.step.tasks import TASKS
 from ffcv_ops.errors import exits_cleanly
 
 MARKER = "bench.step"

@@ -3,9 +3,9 @@
 Both convert the same folder of JPEGs (bench/corpus.py) with the same limit on the longer side, JPEG quality and number
 of processes, one after the other in turns, each in a new process. Timed is the conversion, from the list of files to
 the synced file (ours: read back and described as well), without imports. Peak memory is what all its processes take
-together, shared pages counted once (PSS).
+together, shared pages counted once (PSS); ours once more for 1,000 to 100,000 images.
 
-    python -m bench.write --json bench/results/write.json       # about 15 minutes
+    python -m bench.write --json bench/results/write.json       # about 15 minutes, 10 GB of disk
     python -m bench.write --quick                               # does it work?
 """
 
@@ -25,7 +25,9 @@ from bench import corpus, machine, report
 from bench.writers import TASKS, WRITERS
 from ffcv_ops.errors import BadInput, exits_cleanly
 
-COPIES = 4  # names of each image: making images takes longer than converting them
+IMAGES = 4000  # that differ; the rest are other names of them, since making an image takes longer than converting it
+AS_THEY_ARE = "as they are, 500 px"
+MANY = (1_000, 10_000, 100_000)
 SECONDS_BETWEEN_LOOKS = 0.1  # at the memory
 
 
@@ -45,6 +47,17 @@ def measure(writer: str, task: str, images: Path, folder: Path, workers: int) ->
     for file in folder.iterdir():
         file.unlink()
     return {"seconds": json.loads(said.splitlines()[-1]), "bytes": size, "memory": peak}
+
+
+def linked(images: Path, folder: Path, count: int) -> Path:
+    """A folder of so many names of the images."""
+    files = sorted(images.rglob("*.jpg"))
+    for number in range(count):
+        file = files[number % len(files)]
+        name = folder / file.relative_to(images).with_name(f"{file.stem}-{number // len(files)}.jpg")
+        name.parent.mkdir(parents=True, exist_ok=True)
+        os.link(file, name)
+    return folder
 
 
 def _memory(process) -> int:
@@ -86,6 +99,20 @@ def grid_of(rows) -> report.Grid:
     return report.Grid("Writing", ["", "images/s", "KB/image", "peak memory, MB"], lines)
 
 
+def memory_rows(images: Path, folder: Path, out: Path, many, workers: int):
+    rows = []
+    for count in many:
+        linked(images, folder / str(count), count)
+        peak = measure("ours", AS_THEY_ARE, folder / str(count), out, workers)["memory"]
+        rows.append(report.row(f"{count:,} images", "ours", [peak / 1e6], "MB"))
+    return rows
+
+
+def memory_grid(rows) -> report.Grid:
+    lines = [[row["task"], f"{row['value']:,.0f}"] for row in rows]
+    return report.Grid(f"Writing {AS_THEY_ARE}", ["ours", "peak memory, MB"], lines)
+
+
 @exits_cleanly
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -98,20 +125,17 @@ def main():
     count, turns = (200, 1) if options.quick else (options.images, options.turns)
     results = {(task, writer): [] for task in TASKS for writer in WRITERS}
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
-        images, out = Path(folder) / "images", Path(folder) / "out"
-        corpus.write_images(images, {"train": count // COPIES})
-        for file in sorted(images.rglob("*.jpg")):
-            for copy in range(1, COPIES):
-                os.link(file, file.with_name(f"{file.stem}-{copy}.jpg"))
+        folder, made, out = Path(folder), Path(folder) / "made", Path(folder) / "out"
+        corpus.write_images(made, {"train": min(count, IMAGES)})
+        images = linked(made, folder / "images", count)
         out.mkdir()
         for turn in range(turns):
             for task in TASKS:
                 for writer in list(WRITERS)[:: 1 if turn % 2 else -1]:
                     results[task, writer].append(measure(writer, task, images, out, options.workers))
+        memory = memory_rows(made, folder, out, MANY[:1] if options.quick else MANY, options.workers)
     rows = rows_of(results, count)
-    report.show(grid_of(rows))
-    if options.json:
-        report.write_json(options.json, machine.describe(), rows)
+    report.tell([grid_of(rows), memory_grid(memory)], [*rows, *memory], options.json)
 
 
 if __name__ == "__main__":

@@ -10,17 +10,16 @@ seconds; a test holds them against ffcv's own.
 """
 
 import dataclasses
-import hashlib
 import io
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from xxhash import xxh64, xxh64_intdigest
 
+from conversion.direct import BLOCK, blocks, open_direct, read_at, room, write_at
 from conversion.encode import MODES, Encoded
 from ffcv_ops.errors import BadInput
 
@@ -41,6 +40,7 @@ FIELD = np.dtype([("type_id", "u1"), ("name", "u1", 16), ("arguments", "u1", 102
 IMAGE = np.dtype([("mode", "u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
 ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 CHECKSUM = np.dtype("<u8")
+READ = 2**21  # bytes to read back at a time
 IMAGE_FIELD, INT_FIELD = 2, 1  # FFCV's type numbers
 SINGLE = ("image",)  # the image fields of a file without a pyramid
 
@@ -62,7 +62,8 @@ def metadata_start(images: Sequence[str] = SINGLE) -> int:
 
 @dataclasses.dataclass
 class Growing:
-    """A file that is being written: its tables so far, and where the next image of each level goes.
+    """A file that is being written: its tables so far, where the next image of each level goes, and each level's open
+    page, of which the file has what lies before `written`.
 
     table: records of `sample_type`, `samples` of them in use. allocations and checksums (XXH64) of the stored images,
     in the order of the samples, `stored` of them in use.
@@ -74,6 +75,8 @@ class Growing:
     checksums: np.ndarray
     places: list[int]  # of each level: where its open page goes on
     next_page: int
+    pages: list[memoryview]
+    written: list[int]
     samples: int = 0
     stored: int = 0
 
@@ -84,11 +87,13 @@ def begin(capacity: int, page_size: int, images: Sequence[str] = SINGLE) -> Grow
     allocations = np.zeros(capacity * len(images), ALLOCATION)
     first_page = _next_multiple(metadata_start(images) + table.nbytes, page_size)
     checksums, places = np.zeros(len(allocations), CHECKSUM), [first_page] * len(images)
-    return Growing(page_size, table, allocations, checksums, places, first_page)
+    pages = [room(page_size) for _ in images]
+    return Growing(page_size, table, allocations, checksums, places, first_page, pages, places.copy())
 
 
 def append(file, growing: Growing, sample: Sequence[Encoded], label: int):
-    """Writes one sample's images to the open file. One that equals the image of the level before is stored once."""
+    """Adds one sample's images to the file of `open_direct`. One that equals the image of the level before is stored
+    once."""
     record, before = growing.table[growing.samples], None
     for level, image in enumerate(sample):
         if image == before:
@@ -96,60 +101,119 @@ def append(file, growing: Growing, sample: Sequence[Encoded], label: int):
             continue
         before, size, place = image, len(image.data), growing.places[level]
         if not 0 < place % growing.page_size <= growing.page_size - size:
+            _flush(file, growing, level)
             place, growing.next_page = growing.next_page, growing.next_page + growing.page_size
-        file.seek(place)
-        file.write(image.data)
+            growing.written[level] = place
+        at = place % growing.page_size
+        growing.pages[level][at : at + size] = image.data
         record[level] = MODES[image.mode], image.width, image.height, place
         growing.allocations[growing.stored] = growing.samples, place, size
-        growing.checksums[growing.stored] = xxh64_intdigest(image.data)
+        growing.checksums[growing.stored] = image.checksum
         growing.places[level] = place + size
         growing.stored += 1
     record["label"] = label
     growing.samples += 1
 
 
-def cut(file, growing: Growing):
-    """Removes from the open file what was written to it after `growing` was what it is."""
-    end = max(growing.places)
-    file.truncate(end)
-    for place in growing.places:
-        rest = min(_next_multiple(place, growing.page_size), end) - place
-        file.seek(place)
-        file.write(bytes(rest))
+def flush(file, growing: Growing):
+    """What was added is in the file."""
+    for level in range(len(growing.pages)):
+        _flush(file, growing, level)
 
 
-def finish(file, growing: Growing):
+def _flush(file, growing, level):
+    """In whole blocks: the first one may have been written before, in part, and zeros fill the last one."""
+    start, end = growing.written[level] // BLOCK * BLOCK, growing.places[level]
+    page, first = growing.pages[level], (end - 1) // growing.page_size * growing.page_size
+    if growing.written[level] < end:
+        stop = blocks(end)
+        page[end - first : stop - first] = bytes(stop - end)
+        write_at(file, start, page[start - first : stop - first])
+        growing.written[level] = end
+
+
+def go_on(file, growing: Growing):
+    """Makes of the file, in which there may be more, what it was when its tables were those of `growing`, whose open
+    pages it reads."""
+    length = blocks(max(growing.places))
+    file.truncate(length)
+    for page, end in zip(growing.pages, growing.places, strict=True):
+        used = end % growing.page_size
+        if used:
+            first, block = end - used, used // BLOCK * BLOCK
+            read_at(file, first, page[: blocks(used)])
+            page[used:] = bytes(growing.page_size - used)
+            write_at(file, first + block, page[block : min(growing.page_size, length - first)])
+    growing.written = growing.places.copy()
+
+
+def finish(path: Path, file, growing: Growing):
     """Writes the allocation table behind the images, then what lies before them, and syncs the file to the disk.
     Returns what `write` does."""
+    flush(file, growing)
     table, images = growing.table[: growing.samples], growing.table.dtype.names[:-1]
     by_place = np.argsort(growing.allocations["ptr"][: growing.stored])
     data_end = max(growing.places)
-    file.seek(data_end)
-    file.write(growing.allocations[by_place].data)
-    file.seek(0)
-    file.write(np.array((VERSION, len(images) + 1, growing.page_size, len(table), data_end), HEADER).tobytes())
-    file.write(_field_descriptors(images).tobytes())
-    file.write(table.data)
-    file.flush()
-    os.fsync(file.fileno())
-    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # `check` shall read the disk, not the memory
+    header = np.array((VERSION, len(images) + 1, growing.page_size, len(table), data_end), HEADER)
+    with open(path, "r+b") as tables:
+        tables.truncate(data_end)
+        tables.write(header.tobytes() + _field_descriptors(images).tobytes())
+        tables.write(table.data)
+        tables.seek(data_end)
+        tables.write(growing.allocations[by_place].data)
+        tables.flush()
+        os.fsync(tables.fileno())
+        os.posix_fadvise(tables.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # `check_index` shall read the disk
     return table, growing.checksums[by_place]
 
 
 def write(path: Path, samples, *, capacity: int, page_size: int, images: Sequence[str] = SINGLE):
     """Writes the `samples`, an iterable of at most `capacity` (Encoded of each field in `images`, label).
 
-    Returns the metadata, records of `sample_type`, and for `check` the XXH64 of each stored image by its place."""
+    Returns the metadata, records of `sample_type`, and the XXH64 of each stored image by its place."""
     growing = begin(capacity, page_size, images)
-    with open(path, "wb") as file:
+    with open_direct(path) as file:
+        file.truncate(0)
         for sample, label in samples:
             append(file, growing, sample, label)
-        return finish(file, growing)
+        return finish(path, file, growing)
 
 
-def check(path: Path, table: np.ndarray, checksums: np.ndarray, *, classes: int, after_each=lambda: None) -> str:
-    """Reads the file back: holds it against what `write` returned, and tests that every record makes sense.
-    Calls `after_each` after each stored image. Returns the file's SHA-256 in hex digits; a fault is a `BadInput`."""
+def check_images(path: Path, file, table: np.ndarray, allocations: np.ndarray, checksums: np.ndarray):
+    """Reads images of the open file `path` back from the disk: a `BadInput` where one does not have its checksum, or is
+    a JPEG of another size than its record says. They are those of the samples in `table`; allocations and checksums are
+    in the same order, and there is at least one."""
+    by_place = np.argsort(allocations["ptr"])
+    allocations, checksums = allocations[by_place], checksums[by_place].tolist()
+    records, samples = _records_of(table, allocations).tolist(), allocations["sample_id"].tolist()
+    starts, ends = allocations["ptr"].astype(np.int64), (allocations["ptr"] + allocations["size"]).astype(np.int64)
+    os.posix_fadvise(file.fileno(), starts[0], ends[-1] - starts[0], os.POSIX_FADV_DONTNEED)
+    buffer = room(max(READ, int((ends - starts).max()) + BLOCK))
+    begin = 0
+    while begin < len(starts):
+        low = int(starts[begin]) // BLOCK * BLOCK
+        stop = max(begin + 1, int(np.searchsorted(ends, low + READ, "right")))
+        there = read_at(file, low, buffer[: blocks(int(ends[stop - 1]) - low)])
+        for number in range(begin, stop):
+            data = buffer[starts[number] - low : min(ends[number] - low, there)]
+            mode, width, height, _ = records[number]
+            if xxh64_intdigest(data) != checksums[number]:
+                _fail(path, f"sample {samples[number]}: the image's bytes")
+            if mode == MODES["jpg"] and jpeg_size(data) != (height, width):
+                _fail(path, f"sample {samples[number]}: the size in the JPEG's header")
+        begin = stop
+
+
+def _records_of(table, allocations):
+    """The IMAGE record of each allocation."""
+    records = np.concatenate([table[name] for name in table.dtype.names[:-1]])
+    records = records[np.argsort(records["data_ptr"])]
+    return records[np.searchsorted(records["data_ptr"], allocations["ptr"])]
+
+
+def check_index(path: Path, table: np.ndarray, checksums: np.ndarray, *, classes: int):
+    """Reads the rest of the file back: holds it against what `write` returned, and tests that every record makes sense.
+    A fault is a `BadInput`."""
     images = table.dtype.names[:-1]
     file_size = path.stat().st_size
     header = np.fromfile(path, HEADER, 1)[0]
@@ -166,8 +230,7 @@ def check(path: Path, table: np.ndarray, checksums: np.ndarray, *, classes: int,
         _fail(path, "the samples' metadata")
     allocations = np.fromfile(path, ALLOCATION, len(checksums), offset=data_end)
     _check_places(path, table, allocations, page_size=page_size, data_end=data_end)
-    stored = _check_records(path, table, allocations, classes=classes)
-    return _check_data(path, stored, allocations, checksums, page_size, after_each)
+    _check_records(path, table, allocations, classes=classes)
 
 
 def _check_places(path, table, allocations, *, page_size, data_end):
@@ -185,8 +248,8 @@ def _check_places(path, table, allocations, *, page_size, data_end):
 
 
 def _check_records(path, table, allocations, *, classes):
-    """Every record makes sense and every allocation has one. Returns the IMAGE record of each allocation."""
-    stored, owners = np.zeros(len(allocations), IMAGE), np.zeros(len(allocations), np.int64)
+    """Every record makes sense and every allocation has one."""
+    owners = np.zeros(len(allocations), np.int64)
     faults, before = {"the label": (table["label"] < 0) | (table["label"] >= classes)}, None
     for name in table.dtype.names[:-1]:
         image = table[name]
@@ -198,7 +261,6 @@ def _check_records(path, table, allocations, *, classes):
             f"the length of raw pixels of {name}": (image["mode"] == MODES["raw"]) & (found["size"] != area),
             f"the place of {name}": (found["ptr"] != image["data_ptr"]) | (found["sample_id"] != np.arange(len(table))),
         }
-        stored[place] = image
         owners += np.bincount(place[image != before] if before is not None else place, minlength=len(owners))
         before = image
     for what, wrong in faults.items():
@@ -206,37 +268,6 @@ def _check_records(path, table, allocations, *, classes):
             _fail(path, f"sample {wrong.argmax()}: {what}")
     if (owners != 1).any():
         _fail(path, f"sample {allocations['sample_id'][(owners != 1).argmax()]}: the allocation table")
-    return stored
-
-
-def _check_data(path, stored, allocations, checksums, page_size, after_each):
-    """One pass over the file in pages, none of which cuts an image. The next page is read while one is looked at."""
-    digest = hashlib.sha256()
-    number = 0
-    with open(path, "rb") as file, ThreadPoolExecutor(1) as reader:
-        pages = range(0, path.stat().st_size, page_size)
-        coming = reader.submit(_read_page, file, page_size)
-        for page_start in pages:
-            page = memoryview(coming.result())
-            if page_start != pages[-1]:
-                coming = reader.submit(_read_page, file, page_size)
-            digest.update(page)
-            while number < len(stored) and allocations["ptr"][number] < page_start + page_size:
-                start = int(allocations["ptr"][number]) - page_start
-                data = page[start : start + int(allocations["size"][number])]
-                sample, image = allocations["sample_id"][number], stored[number]
-                if xxh64_intdigest(data) != checksums[number]:
-                    _fail(path, f"sample {sample}: the image's bytes")
-                if image["mode"] == MODES["jpg"] and jpeg_size(data) != (image["height"], image["width"]):
-                    _fail(path, f"sample {sample}: the size in the JPEG's header")
-                number += 1
-                after_each()
-    return digest.hexdigest()
-
-
-def _read_page(file, size):
-    page = bytearray(size)
-    return memoryview(page)[: file.readinto(page)]
 
 
 def index_checksum(path: Path) -> str:

@@ -1,7 +1,7 @@
 """One split of a source -> x.beton, with x.json, x.xxh64, x.files.txt and, when images were left out, x.skipped.txt; or
 several such files, the shards of the split.
 
-Everything is written under temporary names and the .beton is read back. Only then do the files take their final names,
+Everything is written under temporary names, and read back on the way. Only then do the files take their final names,
 the .beton last: what has a final name is complete, and an older file stays until the new one takes its place. When a
 conversion is stopped, what it has finished stays under the temporary names, and the same one goes on from there.
 """
@@ -29,7 +29,7 @@ from conversion.workers import encoded
 from ffcv_ops.errors import BadInput
 from ffcv_ops.lock import alone
 
-SIDECAR_FORMAT = 2
+SIDECAR_FORMAT = 3
 ENDS = (".files.txt", ".skipped.txt", ".xxh64", ".json", ".beton")
 
 
@@ -156,7 +156,7 @@ def _fitting(sample, page_size):
 
 
 def _complete(unfinished: Unfinished, source, split_name, settled, note_read_back):
-    """Reads the .beton back, writes what describes it, and gives all of it the final names."""
+    """Finishes the .beton, reads its tables back, writes what describes it, and gives all of it the final names."""
     part, split = unfinished.part, source.splits[split_name]
     if not unfinished.growing.samples:
         unfinished.discard()
@@ -167,8 +167,7 @@ def _complete(unfinished: Unfinished, source, split_name, settled, note_read_bac
     new = {end: beside(part.path, f"{end}.partial") for end in ENDS}
     table, checksums = unfinished.finish()
     try:
-        with progress(f"{split_name}, reading back", len(checksums)) as advance:
-            sha256 = beton.check(new[".beton"], table, checksums, classes=len(source.classes), after_each=advance)
+        beton.check_index(new[".beton"], table, checksums, classes=len(source.classes))
     except BadInput:
         unfinished.discard()
         raise
@@ -186,7 +185,6 @@ def _complete(unfinished: Unfinished, source, split_name, settled, note_read_bac
         "shards": part.shards,
         "bytes": new[".beton"].stat().st_size,
         "stored": beton.stored(new[".beton"]),
-        "sha256": sha256,
         "index_xxh64": beton.index_checksum(new[".beton"]),
         "checksums_xxh64": xxh64_hexdigest(checksums.data),
         **_describe(source, split_name, table, skipped=len(unfinished.refused)),

@@ -1,7 +1,7 @@
 """JPEG files: what their headers say, and libjpeg-turbo through its TurboJPEG library, which FFCV needs as well.
 
-Decoding is libjpeg's exact one, as Pillow's and the training pipeline's are: the same pixels. Encoding gives the bytes
-that Pillow gives. What is saved is Pillow's copying, and TurboJPEG tells of damage that Pillow passes over.
+Decoding is libjpeg's exact one, as Pillow's and the training pipeline's are: the same pixels. Encoding pixels gives the
+bytes that Pillow gives. What is saved is Pillow's copying, and TurboJPEG tells of damage that Pillow passes over.
 """
 
 import ctypes
@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from ffcv_ops import native
 from ffcv_ops.errors import BadInput
 
 NAMES = ("libturbojpeg.so.0", "libturbojpeg.so")
@@ -18,32 +19,35 @@ SUBSAMPLINGS = {"4:4:4": 0, "4:2:0": 2}  # TurboJPEG's numbers
 SAMPLINGS = {(1, 1), (2, 1), (1, 2), (2, 2)}  # of the luma, whose chroma is 4:4:4, 4:2:2, 4:4:0 or 4:2:0
 ORIENTATION = 0x0112
 
+WHOLE = 8  # eighths: the unscaled image
+
 _RGB, _RGBX, _GRAY = 0, 2, 6
 _ACCURATE_DCT, _FAST_DCT, _NO_REALLOCATION = 4096, 2048, 1024
+_ENCODING = _ACCURATE_DCT | _NO_REALLOCATION
 _BASELINE, _PROGRESSIVE = 0xC0, 0xC2
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, b"\xff\xd9"
 
 
 class Frame(NamedTuple):
-    """A colour JPEG (YCbCr, 8 bits, upright) by its header. end: length of the file without what follows the image; 0
-    where that cannot be told, since the image has several scans or no end."""
+    """A colour JPEG (YCbCr, 8 bits, upright) by its header. luma: its samplings across and down, where chroma has 1 and
+    1. scan: where the codes begin of a baseline image whose first scan has all components; 0 for another one."""
 
     height: int
     width: int
-    baseline: bool
-    end: int
+    luma: tuple[int, int]
+    scan: int
 
 
 def frame_of(data: bytes) -> Frame | None:
     """What the header says; None for what is no JPEG, or not plainly one of that kind."""
     if data[:2] != b"\xff\xd8":
         return None
-    found, ycbcr, position = None, False, 2
+    found, baseline, ycbcr, scan = None, False, False, 0
     for marker, start, end in _segments(data):
         segment = data[start:end]
         if marker in _FRAMES:
-            found = _colour_frame(marker, segment)
+            found, baseline = _colour_frame(marker, segment), marker == _BASELINE
             ycbcr = ycbcr or segment[6::3] == b"\x01\x02\x03"
         elif marker == 0xE0 and segment[:5] == b"JFIF\0":
             ycbcr = True
@@ -54,12 +58,10 @@ def frame_of(data: bytes) -> Frame | None:
                 return None
             ycbcr = True
         elif marker == _START_OF_SCAN:
-            whole = segment[:1] == b"\x03"
-            position = end
-    if found is None or not ycbcr or position == 2:
+            whole, scan = segment[:1] == b"\x03", end
+    if found is None or not ycbcr or not scan:
         return None
-    after = data.find(_END_OF_IMAGE, position) if found.baseline and whole else -1
-    return found._replace(end=after + 2 if after > 0 else 0)
+    return Frame(*found, scan if baseline and whole else 0)
 
 
 def _segments(data):
@@ -83,7 +85,7 @@ def _colour_frame(marker, segment):
     luma, *chroma = (divmod(sampling, 16) for sampling in segment[7::3])
     if luma not in SAMPLINGS or chroma != [(1, 1)] * 2 or not height or not width:
         return None
-    return Frame(height, width, marker == _BASELINE, 0)
+    return height, width, luma
 
 
 def _upright(segment):
@@ -97,11 +99,27 @@ def _upright(segment):
         return False
 
 
-def is_sound(data: bytes, frame: Frame) -> bool:
-    """Whether all of the image decodes, without a warning of libjpeg's. The inverse DCT and the colours, which cannot
-    fail, are left out as far as may be: it takes half of the time of a decoding."""
+def image_alone(data: bytes, frame: Frame) -> bytes | None:
+    """The file without what follows the image. None for one that is not baseline, and where not all of it decodes
+    without a warning of libjpeg's."""
+    end = frame.scan and (_scan_end(data) or _decoded_end(data, frame))
+    return data[:end] if end else None
+
+
+def _scan_end(data):
+    """Where the image ends, if following its codes shows that it is sound, which takes half of the time of libjpeg's
+    decoding; else 0."""
+    follow, handle = _scan()
+    return follow(handle, ctypes.c_char_p(data), ctypes.c_int64(len(data))) if handle else 0
+
+
+def _decoded_end(data, frame):
+    """The same by decoding. The inverse DCT and the colours, which cannot fail, are left out as far as may be."""
+    end = data.find(_END_OF_IMAGE, frame.scan) + len(_END_OF_IMAGE)
     height, width = scaled(frame, 1)
-    return _decode(data, height, width, np.empty((height, width), np.uint8), _GRAY, _FAST_DCT)
+    gray = np.empty((height, width), np.uint8)
+    sound = end > frame.scan and _decode(data[:end], height, width, gray, _GRAY, _FAST_DCT)
+    return end if sound else 0
 
 
 def decode(data: bytes, frame: Frame, eighths: int, pixels: np.ndarray) -> bool:
@@ -121,19 +139,43 @@ def _decode(data, height, width, pixels, pixel_format, flags):
     return load().tjDecompress2(_decoder(), source, size, target, width, 0, height, pixel_format, flags) == 0
 
 
+def encode_again(data: bytes, frame: Frame, *, quality: int) -> bytes | None:
+    """A JPEG that is 4:2:0 at another quality. Its luma and chroma stay what they are: nothing is made of them that is
+    converted, interpolated and reduced again, which takes a tenth of the time and loses more than a second encoding at
+    the same quality does. None for another JPEG, and where libjpeg errs or warns."""
+    if frame.luma != (2, 2):
+        return None
+    height, width, subsampling = frame.height, frame.width, SUBSAMPLINGS["4:2:0"]
+    planes = np.empty(((height + 1) // 2, (width + 1) // 2, 6), np.uint8)  # four of luma, two of chroma
+    source, target, size = ctypes.c_char_p(data), ctypes.c_void_p(planes.ctypes.data), ctypes.c_ulong(len(data))
+    if load().tjDecompressToYUV2(_decoder(), source, size, target, width, 1, height, _ACCURATE_DCT):
+        return None
+
+    def compress(*to):
+        return load().tjCompressFromYUV(_encoder(), target, width, 1, height, subsampling, *to, quality, _ENCODING)
+
+    return _encoded(height, width, subsampling, compress)
+
+
 def encode(pixels: np.ndarray, *, quality: int, colour: str) -> bytes:
     """uint8 (height, width, 3), or 4 of which the last does not count -> a JPEG file. colour: "4:2:0" or "4:4:4"."""
     pixels = np.ascontiguousarray(pixels)
     height, width, channels = pixels.shape
+    source, kind = ctypes.c_void_p(pixels.ctypes.data), _RGB if channels == 3 else _RGBX
     subsampling = SUBSAMPLINGS[colour]
+
+    def compress(*to):
+        return load().tjCompress2(_encoder(), source, width, 0, height, kind, *to, subsampling, quality, _ENCODING)
+
+    return _encoded(height, width, subsampling, compress)
+
+
+def _encoded(height, width, subsampling, compress):
+    """What `compress` writes to the place, and says of the length, that it is given."""
     room = load().tjBufSize(width, height, subsampling)
     out = np.empty(room, np.uint8)
     target, size = ctypes.c_void_p(out.ctypes.data), ctypes.c_ulong(room)
-    failed = load().tjCompress2(
-        _encoder(), ctypes.c_void_p(pixels.ctypes.data), width, 0, height, _RGB if channels == 3 else _RGBX,
-        ctypes.byref(target), ctypes.byref(size), subsampling, quality, _ACCURATE_DCT | _NO_REALLOCATION,
-    )  # fmt: skip
-    if failed:
+    if compress(ctypes.byref(target), ctypes.byref(size)):
         raise BadInput(f"{width} x {height} pixels cannot be encoded as a JPEG")
     return out[: size.value].tobytes()
 
@@ -150,6 +192,17 @@ def load() -> ctypes.CDLL:
         library.tjBufSize.restype = ctypes.c_ulong
         return library
     raise BadInput("libturbojpeg is not installed: run `apt-get install libturbojpeg0-dev` (conda: libjpeg-turbo)")
+
+
+@functools.cache
+def _scan():
+    """scan.c's function and what it works with, or None and None where it cannot be built."""
+    path, _ = native.library()
+    if path is None:
+        return None, None
+    library = ctypes.CDLL(str(path))
+    library.scan_open.restype, library.scan_end.restype = ctypes.c_void_p, ctypes.c_int64
+    return library.scan_end, ctypes.c_void_p(library.scan_open())
 
 
 @functools.cache

@@ -1,29 +1,34 @@
 """What a conversion that was stopped has finished, and whether this one may go on with it.
 
-Beside x.beton.partial, which holds the images, lies x.journal.partial: after every CHUNK items a record of what the
-.beton's tables say of them. x.unfinished says what is being converted and how. It is also the lock. The same conversion
-goes on behind the last record; another one is refused, since hours of work may lie there.
+Beside x.beton.partial, which holds the images, lies x.journal.partial: after every CHUNK items, once their images have
+been read back from the disk, a record of what the .beton's tables say of them. x.unfinished says what is being
+converted and how. It is also the lock. The same conversion goes on behind the last record; another one is refused,
+since hours of work may lie there.
 """
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
 import os
+import queue
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import PIL
 from PIL import features
-from xxhash import xxh64, xxh64_intdigest
+from xxhash import xxh64
 
 from conversion import beton, journal
+from conversion.direct import open_direct
 from conversion.encode import Refused, encode_all
 from conversion.shards import Part, beside, remains
+from conversion.workers import Worker, next_answer
 from ffcv_ops.errors import BadInput
 
-CHUNK = 4096  # items between two records: what a kill can cost; 200 MB of ImageNet's JPEGs to sync at a time
+CHUNK = 1024  # items between two records: what a kill can cost; 50 MB of ImageNet's JPEGs to sync at a time
 PROBES = 32  # finished items that are encoded again before a conversion goes on, and as many refused ones
 
 
@@ -112,24 +117,28 @@ class Unfinished:
 
     def __init__(self, part: Part, growing: beton.Growing):
         self.part, self.growing = part, growing
+        self._partial = beside(part.path, ".beton.partial")
         self.done = 0  # items of the part, stored or refused
         self.refused = np.zeros(0, np.int64)  # numbers of items
         self._refusals = []  # numbers and reasons that are in no record yet
         self._recorded = (0, 0)  # samples and stored images in the records
         self._syncing = ThreadPoolExecutor(1)  # the disk works while the next chunk is encoded
         self._pending = None
+        self._checker, self._checked = None, queue.SimpleQueue()
 
     def __enter__(self):
-        path = self.part.path
-        self.file, self._journal = (_opened(beside(path, end)) for end in (".beton.partial", ".journal.partial"))
-        length = self.file.seek(0, os.SEEK_END)
-        for record in journal.records(self._journal, lambda record: record["end"] <= length):
+        self.file = open_direct(self._partial)
+        journal_file = os.open(beside(self.part.path, ".journal.partial"), os.O_RDWR | os.O_CREAT, 0o666)
+        self._journal = os.fdopen(journal_file, "r+b")
+        for record in journal.records(self._journal, self._holds):
             self._restore(record)
-        beton.cut(self.file, self.growing)
+        beton.go_on(self.file, self.growing)
         return self
 
     def __exit__(self, kind, error, _):
         self._syncing.shutdown()
+        if self._checker:
+            self._checker.end()
         worthless = self._journal.seek(0, os.SEEK_END) == 0
         for file in (self.file, self._journal):
             with contextlib.suppress(OSError):  # a full disk has been reported before; `finish` has synced the rest
@@ -155,7 +164,7 @@ class Unfinished:
     def finish(self):
         """The .beton is whole, under its temporary name. Returns what `beton.write` does."""
         self._wait()
-        return beton.finish(self.file, self.growing)
+        return beton.finish(self._partial, self.file, self.growing)
 
     def reasons(self):
         """Yields (number of the item, why) of those that were refused."""
@@ -164,6 +173,7 @@ class Unfinished:
             yield from zip(record["refused"].tolist(), reasons, strict=False)
 
     def _record(self):
+        beton.flush(self.file, self.growing)
         self._wait()
         growing, (samples, stored) = self.growing, self._recorded
         numbers, reasons = zip(*self._refusals, strict=True) if self._refusals else ((), ())
@@ -179,13 +189,28 @@ class Unfinished:
         }
         self._recorded, self._refusals = (growing.samples, growing.stored), []
         self.refused = np.append(self.refused, record["refused"])
-        self.file.flush()
         self._pending = self._syncing.submit(self._sync, record)
 
     def _sync(self, record):
         """The images first: what the journal says must be true."""
         os.fdatasync(self.file.fileno())
+        if wrong := self._wrong(record):
+            raise BadInput(wrong)
         journal.add(self._journal, record)
+
+    def _holds(self, record):
+        return record["end"] <= self.file.seek(0, os.SEEK_END) and not self._wrong(record)
+
+    def _wrong(self, record):
+        """What is wrong with the images of which it tells, or None. A process of its own reads them: in this one,
+        Python's lock would make the writing wait."""
+        if not len(record["allocations"]):
+            return None
+        if self._checker is None:
+            self._checker = Worker(functools.partial(_check_images, self._partial), self._checked)
+        self._checker.give(self.part.items, [[record[name] for name in ("table", "allocations", "checksums")]])
+        _, (refused,) = next_answer(self._checked, [self._checker])
+        return refused and refused.reason
 
     def _wait(self):
         if self._pending:
@@ -202,9 +227,9 @@ class Unfinished:
         self._recorded = growing.samples, growing.stored
 
 
-def _opened(path):
-    """For reading and writing at any place; what is there stays."""
-    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+def _check_images(path, arrays):
+    with open_direct(path, os.O_RDONLY) as file:
+        beton.check_images(path, file, *arrays)
 
 
 def probe(unfinished: Unfinished, split, encode):
@@ -237,4 +262,4 @@ def _some(numbers):
 def _checksums(sample):
     """Of the images that are stored: one that equals the image of the level before is not."""
     pairs = zip(sample, (None, *sample), strict=False)
-    return [xxh64_intdigest(image.data) for image, before in pairs if image != before]
+    return [image.checksum for image, before in pairs if image != before]

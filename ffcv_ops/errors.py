@@ -1,17 +1,19 @@
-"""What a user can mend is a `BadInput`: one line on stderr, exit status 2, no traceback."""
+"""What a user can mend is a `BadInput`: one line on stderr, exit status 2, no traceback. Ctrl-C is one line and status
+130."""
 
+import contextlib
 import functools
 import os
 import select
+import signal
 import sys
-from contextlib import contextmanager
 
 
 class BadInput(Exception):
     """The user's input cannot be used. The message is one line: what is wrong, where, and what to do."""
 
 
-@contextmanager
+@contextlib.contextmanager
 def writing(path):
     """What is inside writes to `path`, which the user chose; a place that does not take it is a `BadInput`."""
     try:
@@ -20,25 +22,46 @@ def writing(path):
         raise BadInput(f"{path} cannot be written: {error.strerror or error}") from error
 
 
+def interruptible():
+    """Before and after a command line's `main`, Ctrl-C ends the process with one line. Called before the imports, which
+    take seconds and have nothing to put in order."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else someone wants it ignored, as nohup does
+        signal.signal(signal.SIGINT, _end_at_once)
+
+
+def _end_at_once(number, frame):
+    with contextlib.suppress(Exception):  # the stream may be in use by what was interrupted
+        sys.stdout.flush()
+    os.write(2, b"interrupted\n")
+    os._exit(130)
+
+
 def exits_cleanly(main):
-    """Wraps a command line's `main` so that `BadInput` ends it with one line and status 2, Ctrl-C with 130, and a
-    reader of its output that has read enough (`--help | head`) without a word."""
+    """Wraps a command line's `main` so that `BadInput` ends it with one line and status 2, Ctrl-C with 130 and a line
+    that has the words of the `KeyboardInterrupt`, if any, and a reader of its output that has read enough
+    (`--help | head`) without a word."""
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
+        before = signal.getsignal(signal.SIGINT)
+        if before is _end_at_once:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             return main(*args, **kwargs)
         except BadInput as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
+        except KeyboardInterrupt as interrupt:
+            print("; ".join(["interrupted", *interrupt.args]), file=sys.stderr)
             raise SystemExit(130) from None
         except BrokenPipeError:
             if not _is_gone(sys.stdout):
                 raise
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
             raise SystemExit(1) from None
+        finally:
+            if before is _end_at_once:
+                signal.signal(signal.SIGINT, before)
 
     return wrapped
 

@@ -1,9 +1,11 @@
-"""The one part of the pipeline that is C: region.c, which decodes a part of a JPEG through libjpeg-turbo's own API.
+"""What is C: region.c, which decodes a part of a JPEG through libjpeg-turbo's own API, and scan.c, which follows a
+JPEG's codes to its end.
 
-    python -m ffcv_ops.native      # builds it, and says which decoder is in use; setup.sh does this
+    python -m ffcv_ops.native      # builds them, and says which decoder is in use; setup.sh does this
 
-It is compiled once, in a second, for this user and this source, and kept beside the kernels. Without a C compiler or
-libjpeg-turbo's headers the pipeline decodes whole images instead: the same pixels, more work.
+They are compiled once, in a second, for this user and these sources, and kept beside the kernels. Without a C compiler
+or libjpeg-turbo's headers the pipeline decodes whole images instead, and so does write_datasets.py: the same pixels,
+more work.
 """
 
 import ctypes
@@ -17,7 +19,7 @@ from pathlib import Path
 
 from ffcv_ops.errors import exits_cleanly
 
-SOURCE = Path(__file__).with_name("region.c")
+SOURCES = [Path(__file__).with_name(name) for name in ("region.c", "scan.c")]
 PACKAGES = "libjpeg-dev (conda: libjpeg-turbo) and a C compiler"
 
 
@@ -30,7 +32,8 @@ def cache_folder() -> Path:
 @cache
 def library() -> tuple[Path | None, str]:
     """The built library and ""; or None and why there is none. Builds it at the first call."""
-    target = cache_folder() / f"region-{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]}.so"
+    digest = hashlib.sha256(b"".join(source.read_bytes() for source in SOURCES))
+    target = cache_folder() / f"native-{digest.hexdigest()[:16]}.so"
     why = _loads(target) if target.exists() else "not built yet"
     if why:
         why = _build(target) or _loads(target)
@@ -58,7 +61,7 @@ def _build(target: Path) -> str:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             built = Path(folder) / target.name
-            command = [*compiler, "-O3", "-shared", "-fPIC", "-o", str(built), str(SOURCE), *_libjpeg()]
+            command = [*compiler, "-O3", "-shared", "-fPIC", "-o", str(built), *map(str, SOURCES), *_libjpeg()]
             done = subprocess.run(command, capture_output=True, text=True, timeout=120)
             if done.returncode:
                 errors = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()

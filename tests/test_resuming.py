@@ -236,7 +236,7 @@ def test_the_log_outlives_a_full_disk(recipe_file, tmp_path, monkeypatch):
 
 
 def test_the_guards_are_used(recipe_file, tmp_path, monkeypatch, capsys):
-    """Out of memory in the run itself names the micro-batch; the run then goes on."""
+    """Out of memory in the run itself names the micro-batch, in a step as in an evaluation; the run then goes on."""
     real = train_imagenet.gradients
 
     def gradients(job, state, *given, **named):
@@ -244,15 +244,21 @@ def test_the_guards_are_used(recipe_file, tmp_path, monkeypatch, capsys):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return real(job, state, *given, **named)
 
-    monkeypatch.setattr(train_imagenet, "gradients", gradients)
-    with pytest.raises(SystemExit) as ended:
-        train(recipe_file, tmp_path)
-    assert ended.value.code == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "stage one: cpu has too little memory for 16 samples at once (speed.micro_batch)" in said
-    assert "try --speed.micro_batch=8" in said
-    monkeypatch.setattr(train_imagenet, "gradients", real)
+    def gives_out(*given, **named):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    for module, name, broken, words in (
+        (train_imagenet, "gradients", gradients, "for 16 samples at once (speed.micro_batch)"),
+        (train_imagenet, "evaluate", gives_out, "to evaluate 16 images at once"),
+        (train_imagenet.predictions, "collect", gives_out, "to evaluate 16 images at once"),
+    ):
+        with monkeypatch.context() as patched, pytest.raises(SystemExit) as ended:
+            patched.setattr(module, name, broken)
+            train(recipe_file, tmp_path)
+        assert ended.value.code == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert f"stage one: cpu has too little memory {words}; try --speed.micro_batch=8" in said
     assert train(recipe_file, tmp_path, "--speed.micro_batch=8") is None
     assert guards.Spikes().usual(1.0) is None
 

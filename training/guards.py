@@ -115,9 +115,29 @@ def explained_memory(job: Job, stage: Stage, piece: int):
     try:
         yield
     except torch.OutOfMemoryError as error:
-        smaller = [n for n in micro.choices(job.share(stage), even=stage.mixing) if n <= piece // 2]
-        advice = f"try --speed.micro_batch={smaller[0]}" if smaller else "use a smaller model or --speed.parallel=fsdp"
+        advice = _smaller(job, stage, piece // 2) or "use a smaller model or --speed.parallel=fsdp"
         raise BadInput(
             f"stage {stage.name}: {job.ranks.device} has too little memory for {piece} samples at once"
             f" (speed.micro_batch); {advice}, the same command then goes on from the last checkpoint"
         ) from error
+
+
+@contextmanager
+def explained_evaluation(job: Job, stage: Stage, batch: int, *, piece: int | None = None):
+    """The same of an evaluation with `batch` images at once. `piece`: the micro-batch of the run that it belongs to, if
+    it does."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        advice = _smaller(job, stage, min(batch // 2, piece or batch)) or "use a smaller model"
+        again = ", the same command then goes on from the last checkpoint" if piece else ""
+        raise BadInput(
+            f"stage {stage.name}: {job.ranks.device} has too little memory to evaluate {batch} images at once; {advice}"
+            f"{again}"
+        ) from error
+
+
+def _smaller(job, stage, most):
+    """The option for the largest micro-batch that is possible up to `most`; "" where there is none."""
+    found = (n for n in micro.choices(job.share(stage), even=stage.mixing) if n <= most)
+    return next((f"try --speed.micro_batch={n}" for n in found), "")

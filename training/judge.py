@@ -29,7 +29,7 @@ from ffcv_ops import index, order
 from ffcv_ops.errors import BadInput, writing
 from ffcv_ops.fields import Beton, describe
 from ffcv_ops.loader import eval_loader
-from training import model, weights
+from training import guards, micro, model, weights
 from training.evaluate import Exam, Marks, sit
 from training.keys import key
 from training.report import padded
@@ -176,15 +176,17 @@ def examine(job: Job, network: nn.Module, beton: Beton, names: Names, watch: Wat
     if chosen is None and names.names == tuple(weights.synsets(IMAGENET)) and (answers := real(beton)) is not None:
         share = order.evaluation_share(beton.samples, rank=ranks.rank, world=ranks.world)
         exams["ReaL"] = Exam(answers=answers[share].to(ranks.device))
+    seen = micro.in_evaluation(job.run.speed.micro_batch)
     batches = eval_loader(
-        beton.path, beton.samples, stage, batch=64, rank=ranks.rank, world=ranks.world,
+        beton.path, beton.samples, stage, batch=seen, rank=ranks.rank, world=ranks.world,
         workers=job.run.data.workers, device=ranks.device, cache=job.run.data.cache,
     )  # fmt: skip
     batches = watch.watched(batches, f"evaluating on {beton.path}")
-    marks = sit(
-        network, batches.epoch(0), list(exams.values()), labels=beton.classes, device=ranks.device,
-        autocast=job.autocast, flip=stage.eval_flip,
-    )  # fmt: skip
+    with guards.explained_evaluation(job, stage, seen):
+        marks = sit(
+            network, batches.epoch(0), list(exams.values()), labels=beton.classes, device=ranks.device,
+            autocast=job.autocast, flip=stage.eval_flip,
+        )  # fmt: skip
     classes = network.num_classes if chosen is None else len(set(chosen))
     return [Judged(beton, labels, classes, one) for labels, one in zip(exams, marks, strict=True)]
 

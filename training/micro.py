@@ -6,6 +6,7 @@ tries what fits; a CPU, where too much memory is not refused but swapped, keeps 
 
 from collections.abc import Callable
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from training.step import Job, gradients, random_batch
 
 CPU_BYTES = 4 << 30  # of activations
 CPU_SAMPLES = 256
+EVALUATED = 64  # without activations to keep, far below what training takes
 
 
 def find(job: Job, state: State, stage: Stage) -> int:
@@ -40,6 +42,13 @@ def find(job: Job, state: State, stage: Stage) -> int:
     moments = 0 if state.optimizer.state else optim.MOMENTS[stage.optimizer]
     images = 4 * share * 3 * stage.resolution**2  # the loader keeps up to four batches
     return by_trial(state.model, attempt, options, reserved=weights * (1 + moments) + images)
+
+
+def in_evaluation(word: int | Literal["auto"], piece: int = EVALUATED) -> int:
+    """Images per forward pass where nothing is learnt and `piece` samples fit in training. `word`: speed.micro_batch,
+    which is the most where it is a number."""
+    most = max(piece, EVALUATED)
+    return most if word == "auto" else min(word, most)
 
 
 def choices(share: int, *, even: bool) -> list[int]:

@@ -133,6 +133,13 @@ class RunFolder:
             checkpoints.remove_strays(self.checkpoints)
             write_atomically(written, lambda path: path.write_text(recipe.render(run), encoding="utf-8"))
 
+    def kept(self) -> str:
+        """What a run that ends here leaves for the next start, in words."""
+        saved = checkpoints.saved(self.checkpoints)
+        if not saved:
+            return f"{self.path} has no checkpoint yet, the same command begins anew"
+        return f"{self.path} keeps the checkpoint of step {int(saved[-1].stem)}, the same command goes on from there"
+
     def due(self) -> bool:
         """Whether `log.save_every` minutes have passed since the last checkpoint, by this process's clock."""
         return self.minutes is not None and time.monotonic() - self.saved_at >= 60 * self.minutes

@@ -30,8 +30,23 @@ for library in ("OMP", "OPENBLAS", "MKL"):
     os.environ[f"{library}_NUM_THREADS"] = "1"  # read at import: this process forks, and must not have threads at work
 
 from bench import machine, report  # noqa: E402
-from bench.faults import betons, campaign, hostile, loading, memory, recipes, runs, saving, sources, writer  # noqa: E402
-from bench.faults.campaign import FAILURES, OURS, OUTCOMES, ROOT, STOCK, Fault, Figure, say  # noqa: E402
+from bench.command import chosen, say  # noqa: E402
+from bench.faults import (  # noqa: E402
+    betons,
+    campaign,
+    evaluation,
+    hostile,
+    kills,
+    loading,
+    memory,
+    recipes,
+    removals,
+    saving,
+    sources,
+    stops,
+    writer,
+)
+from bench.faults.campaign import FAILURES, OURS, OUTCOMES, ROOT, STOCK, Fault, Figure  # noqa: E402
 from ffcv_ops.errors import BadInput, exits_cleanly  # noqa: E402
 
 MARKER = "bench.faults"
@@ -54,11 +69,11 @@ GROUPS = {
                      "heard of within 5 s", loading.run),
     "saving": Group("kills while a checkpoint is saved, flipped bits in checkpoints: the one before is used",
                     saving.run),
-    "stops": Group("a run stopped at random steps of all stages: the same bits in the end", runs.run_stops),
+    "stops": Group("a run stopped at random steps of all stages: the same bits in the end", stops.run),
     "kills": Group("SIGKILL from the images to the weights: at most one checkpoint interval redone, the same bits in "
-                   "the end", runs.run_kills),
-    "evaluation": Group("evaluation on 1, 2, 3 and 7 ranks: each image once, the same top-1", runs.run_evaluation),
-    "removals": Group("files removed and a disk filled, before, between and under runs", runs.run_removals),
+                   "the end", kills.run),
+    "evaluation": Group("evaluation on 1, 2, 3 and 7 ranks: each image once, the same top-1", evaluation.run),
+    "removals": Group("files removed and a disk filled, before, between and under runs", removals.run),
     "memory": Group("200 epochs, left early or read to the end: no memory, thread or file kept", memory.run),
     "recipes": Group("recipes and command lines with a mistake: refused with file, key and what is allowed",
                      recipes.run),
@@ -155,14 +170,11 @@ def tables(rows: list[dict]) -> list[report.Grid]:
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a part of the cases, of ours alone: about a minute")
-    parser.add_argument("--only", nargs="+", metavar="GROUP", default=list(GROUPS), help=f"of {', '.join(GROUPS)}")
+    parser.add_argument("--only", nargs="+", metavar="GROUP", help=f"of {', '.join(GROUPS)}")
     parser.add_argument("--json", type=Path, help="write machine and rows to this file")
     parser.add_argument("--markdown", type=Path, help=f"put the tables into this file, between <!-- {MARKER} --> marks")
     options = parser.parse_args(argv)
-    options.only = [name for word in options.only for name in word.split(",")]
-    for name in options.only:
-        if name not in GROUPS:
-            raise BadInput(f"{name!r} is not a group; there are {', '.join(GROUPS)}")
+    options.only = chosen("group", ",".join(options.only or ()), GROUPS, GROUPS)
     return options
 
 
@@ -179,9 +191,7 @@ def main(argv=None):
     for grid in grids:
         report.show(grid)
     if options.markdown:
-        text = "".join(f"{grid.title}\n\n{report.markdown(grid)}\n" for grid in grids)
-        text += f"`{about['command']}`, {machine.in_words(about)}.\n"
-        report.replace_between(options.markdown, MARKER, text)
+        report.put_into(options.markdown, MARKER, grids, about)
     if failed:
         say(f"{len(failed)} failures of ours")
         raise SystemExit(1)

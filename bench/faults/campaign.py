@@ -154,7 +154,3 @@ def judged(ended: Ended, *, right: Callable[[object], bool]) -> tuple[str, str]:
     if ended.status != 0:
         return "crash", f"status {ended.status}: {ended.last_line}"
     return ("harmless", "") if right(ended.value) else ("silent", f"{ended.value!r:.80}")
-
-
-def say(words: str):
-    print(words, file=sys.stderr, flush=True)

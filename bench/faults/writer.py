@@ -24,7 +24,6 @@ from bench.faults import campaign
 from bench.faults.campaign import OURS, ROOT, STOCK, Fault
 from bench.faults.sources import picture
 
-INTERRUPTED = 130  # the exit status after Ctrl-C
 LIMIT = 30  # seconds until a disturbed conversion has ended, and again until its restart has
 ORPHANS = 10  # seconds after which none of its processes may be left
 IMAGES = 240  # about a second's work
@@ -135,7 +134,7 @@ def _ours(folder: Path, who: str, kind: str, number: int, seconds: float):
             said = errors.read().strip()
         if status is None or left:
             return "hang", left or "it went on"
-        if "Traceback" in said and status > 0 and status != INTERRUPTED:  # Ctrl-C may come while Python is importing
+        if "Traceback" in said and status > 0:
             return "crash", f"status {status}: {said.splitlines()[-1]}"
         if status == 0:
             return ("harmless", "it was completed") if target.complete() else ("silent", "status 0, other bytes")

@@ -40,7 +40,7 @@ def test_each_level_is_reduced_from_the_original(folder, encode):
     full, middle, small = encode_item("large.png", read=below(folder), **KEYS, levels=(300, 200, 64))
     for found, size, colour in ((full, (300, 200), "4:2:0"), (middle, (200, 133), "4:4:4"), (small, (64, 43), "4:4:4")):
         expected = encode(np.asarray(reduced(folder, "large.png", size)), quality=90, subsampling=colour)
-        assert found == Encoded("jpg", size[1], size[0], expected)
+        assert found == Encoded.of("jpg", size[1], size[0], expected)
 
 
 def test_the_full_level_is_the_image_without_levels(folder):
@@ -91,16 +91,20 @@ def encoded_again(data, encode):
     return encode(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")), quality=90, subsampling="4:2:0")
 
 
-def test_a_jpeg_within_the_limits_is_itself(photos, encode):
+def unreduced(data):
+    return jpeg.encode_again(data, jpeg.frame_of(data), quality=90)
+
+
+def test_a_jpeg_within_the_limits_is_itself(photos):
     """But for what follows its end; at a limit and beyond; when it is not wanted."""
     data = as_jpeg(photos["cat"])
     height, width, _ = photos["cat"].shape
     for options in ({}, {"max_side": max(height, width)}, {"min_side": min(height, width)}):
-        assert stored(data, **options) == Encoded("jpg", height, width, data)
+        assert stored(data, **options) == Encoded.of("jpg", height, width, data)
         assert stored(data + b"more", **options).data == data
     smaller = stored(data, max_side=max(height, width) - 1)
     assert max(smaller.height, smaller.width) == max(height, width) - 1
-    assert stored(data, passthrough=False) == Encoded("jpg", height, width, encoded_again(data, encode))
+    assert stored(data, passthrough=False) == Encoded.of("jpg", height, width, unreduced(data))
     (raw,) = encode_item(data, read=bytes, mode="raw", quality=90)
     assert raw.data == np.asarray(Image.open(io.BytesIO(data))).tobytes()
 
@@ -109,20 +113,21 @@ def damaged(data):
     """With eight other bytes, at the first place where Pillow passes over it and libjpeg warns."""
     for place in range(5000, len(data) - 1000, 101):
         changed = data[:place] + b"\x55\xaa\x12\x34\x99\x01\x7e\x33" + data[place + 8 :]
-        if not jpeg.is_sound(changed, jpeg.frame_of(changed)):
+        if jpeg.image_alone(changed, jpeg.frame_of(changed)) is None:
             with contextlib.suppress(OSError):
                 Image.open(io.BytesIO(changed)).load()
                 return changed
     raise AssertionError("no such place")
 
 
-@pytest.mark.parametrize("change", ["progressive", "turned", "gray", "cmyk", "damaged"])
+@pytest.mark.parametrize("change", ["progressive", "progressive 4:4:4", "turned", "gray", "cmyk", "damaged"])
 def test_other_jpegs_are_encoded_again(photos, encode, change):
     cat = photos["cat"]
     turned = Image.Exif()
     turned[0x0112] = 3
     data = {
         "progressive": as_jpeg(cat, progressive=True),
+        "progressive 4:4:4": as_jpeg(cat, progressive=True, subsampling="4:4:4"),
         "turned": as_jpeg(cat, exif=turned),
         "gray": as_jpeg(cat[..., 0]),
         "cmyk": as_jpeg(cat, "CMYK"),
@@ -133,6 +138,8 @@ def test_other_jpegs_are_encoded_again(photos, encode, change):
     if change == "turned":
         upright = np.asarray(Image.open(io.BytesIO(data)))[::-1, ::-1]
         assert found.data == encode(np.ascontiguousarray(upright), quality=90, subsampling="4:2:0")
+    elif change == "progressive":
+        assert found.data == unreduced(data)
     elif change != "cmyk":
         assert found.data == encoded_again(data, encode)
 

@@ -1,6 +1,8 @@
 import subprocess
 import sys
 
+import pytest
+
 PRINTS = "from ffcv_ops.errors import exits_cleanly\n@exits_cleanly\ndef main():\n    {}\nmain()"
 
 
@@ -27,3 +29,49 @@ def test_another_broken_pipe_is_not_hidden():
 def test_bad_input_is_one_line_and_status_2():
     ended = run("from ffcv_ops.errors import BadInput; raise BadInput('x: no such file')")
     assert (ended.returncode, ended.stderr) == (2, "error: x: no such file\n")
+
+
+@pytest.mark.parametrize(
+    ("main", "said"),
+    [
+        ("raise KeyboardInterrupt", "interrupted\n"),
+        ("raise KeyboardInterrupt('two are kept')", "interrupted; two are kept\n"),
+        ("__import__('os').kill(0, 2); __import__('time').sleep(60)", "interrupted\n"),
+    ],
+)
+def test_an_interrupt_is_one_line_and_status_130(main, said):
+    ended = run(main, start_new_session=True)
+    assert (ended.returncode, ended.stderr) == (130, said)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_interrupt_outside_of_main_is_one_line_too(when):
+    """What was printed before it comes out."""
+    strike = "os.kill(os.getpid(), signal.SIGINT)"
+    before, after = (strike if when == place else "" for place in ("before", "after"))
+    code = f"""
+import os, signal
+from ffcv_ops.errors import exits_cleanly, interruptible
+print("said")
+interruptible()
+{before}
+@exits_cleanly
+def main():
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+main()
+{after}
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "said\n", "interrupted\n")
+
+
+def test_an_interrupt_that_is_ignored_stays_ignored():
+    code = """
+import os, signal
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+from ffcv_ops.errors import exits_cleanly, interruptible
+interruptible()
+os.kill(os.getpid(), signal.SIGINT)
+exits_cleanly(lambda: os.kill(os.getpid(), signal.SIGINT))()
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

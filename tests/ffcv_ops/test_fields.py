@@ -113,7 +113,7 @@ NAMES = ("image", "image_48", "image_24")
 
 
 def raw(height, width):
-    return Encoded("raw", height, width, bytes(3 * height * width))
+    return Encoded.of("raw", height, width, bytes(3 * height * width))
 
 
 @pytest.fixture

@@ -3,12 +3,13 @@ test_checkpoints.py and tests/test_resuming.py."""
 
 import math
 import random
+import re
 
 import pytest
 import torch
 
 from ffcv_ops.errors import BadInput
-from training import distributed, guards, recipe
+from training import distributed, guards, micro, recipe
 from training.step import Job
 
 
@@ -60,4 +61,27 @@ def test_too_little_memory_names_a_micro_batch_that_is_possible(share, piece, wo
     assert f"stage train: cpu has too little memory {words}" in said
     assert "\n" not in said
     with pytest.raises(RuntimeError, match="another"), guards.explained_memory(job, run.stages[0], piece):
+        raise RuntimeError("another")
+
+
+@pytest.mark.parametrize("share, batch, piece, words", [
+    (64, 64, 32, "64 images at once; try --speed.micro_batch=32, the same command then goes on"),
+    (48, 64, 6, "64 images at once; try --speed.micro_batch=6, the same command then goes on"),
+    (48, 64, None, "64 images at once; try --speed.micro_batch=24"),
+    (64, 2, None, "2 images at once; use a smaller model"),
+])  # fmt: skip
+def test_so_does_an_evaluation(share, batch, piece, words):
+    """And with the number that it names, an evaluation takes no more than that at once."""
+    run = recipe.load(recipe.BASE, {"stage.batch": str(2 * share), "stage.mix_chunk": str(share)})
+    job = Job(run, distributed.Ranks(0, 0, 2, torch.device("cpu")), {}, torch.float32)
+    with pytest.raises(BadInput) as caught, guards.explained_evaluation(job, run.stages[0], batch, piece=piece):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has ...")
+    said = str(caught.value)
+    assert f"stage train: cpu has too little memory to evaluate {words}" in said
+    assert "\n" not in said
+    assert ("checkpoint" in said) == (piece is not None)
+    if found := re.search(r"micro_batch=(\d+)", said):
+        assert micro.in_evaluation(int(found[1]), int(found[1])) == int(found[1]) < batch
+        assert micro.in_evaluation(int(found[1])) == int(found[1])
+    with pytest.raises(RuntimeError, match="another"), guards.explained_evaluation(job, run.stages[0], batch):
         raise RuntimeError("another")

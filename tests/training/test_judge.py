@@ -219,6 +219,32 @@ def test_a_place_that_takes_no_results_is_one_line(tmp_path, jpg_beton, capsys):
     assert "/proc/nothing cannot be written" in capsys.readouterr().err
 
 
+def test_too_little_memory_is_one_line_that_names_the_key(tmp_path, jpg_beton, monkeypatch, capsys):
+    """A stand-in for a device that takes fewer images at once than are tried first."""
+    seen, real = [], judge.sit
+
+    def sit(network, batches, *given, **named):
+        def small(batches):
+            for images, labels in batches:
+                seen.append(len(images))
+                if len(images) > 20:
+                    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nGPU 0 has ...")
+                yield images, labels
+
+        return real(network, small(batches), *given, **named)
+
+    monkeypatch.setattr(judge, "sit", sit)
+    words = [f"--init={made(tmp_path, 5)[0]}", f"--data.train={jpg_beton}", f"--data.val={jpg_beton}"]
+    with pytest.raises(SystemExit) as ended:
+        evaluated(*words, out=tmp_path / "out")
+    assert ended.value.code == 2
+    advice = "to evaluate 64 images at once; try --speed.micro_batch=16\n"
+    assert capsys.readouterr().err == f"error: stage second_48: cpu has too little memory {advice}"
+    (row,) = evaluated(*words, "--speed.micro_batch=16", out=tmp_path / "out")
+    assert row["images"] == 96
+    assert seen == [64] + 6 * [16]
+
+
 def test_what_cannot_be_matched_is_refused(tmp_path, jpg_beton):
     known = judge.Names(tuple("abcdefg"), True)
     beton = describe(jpg_beton)._replace(class_names=tuple("abxyz"))

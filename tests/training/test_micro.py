@@ -127,3 +127,9 @@ def test_all_ranks_take_what_the_smallest_can(tmp_path):
     done = subprocess.run([*launch, tmp_path / "worker.py"], capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("found 16") == 2
+
+
+def test_evaluation_takes_64_or_what_fits_in_training_but_no_more_than_is_said():
+    assert [micro.in_evaluation("auto", piece) for piece in (2, 64, 300)] == [64, 64, 300]
+    assert [micro.in_evaluation(piece, piece) for piece in (2, 64, 300)] == [2, 64, 300]
+    assert [micro.in_evaluation(word) for word in ("auto", 16, 300)] == [64, 16, 64]

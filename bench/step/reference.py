@@ -1,4 +1,4 @@
-"""A training step as the official DeiT code takes it, from timm's parts: the peer that bench/step.py measures against.
+"""A training step as the official DeiT code takes it, from timm's parts: the peer to measure against.
 
 Eager, attention in single operations, a mask for each residual branch, timm's Mixup over the whole batch on normalised
 float images, LAMB and the average of the weights parameter by parameter, and in each step the loss is read by the host
