@@ -15,10 +15,12 @@ from ffcv_ops.errors import BadInput, exits_cleanly, interruptible
 if __name__ == "__main__":
     interruptible()
 
+import argparse
 import copy
 import errno
 import signal
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 
@@ -73,9 +75,8 @@ OPTIONS = (
 )  # fmt: skip
 
 
-@exits_cleanly
-def main(argv=None) -> signal.Signals | None:
-    """Returns the signal that stopped the run before its end, or None."""
+def read(argv=None) -> tuple[argparse.Namespace, Run, dict]:
+    """The options, the run, and the keys of --eval that are given."""
     sections = recipe.SECTIONS | {"eval": judge.Asked}
     options, given = keys.parse(__doc__, sections, recipe.base_values(), OPTIONS, argv)
     of_eval = keys.of_section(given, "eval")
@@ -84,6 +85,13 @@ def main(argv=None) -> signal.Signals | None:
         raise BadInput(f"--eval.{next(iter(of_eval))} belongs to --eval-only")
     if (options.measure or options.at_throughput) and not options.print:
         raise BadInput("--measure and --at-throughput belong to --print")
+    return options, run, of_eval
+
+
+@exits_cleanly
+def main(argv=None) -> signal.Signals | None:
+    """Returns the signal that stopped the run before its end, or None."""
+    options, run, of_eval = read(argv)
     if options.print:
         print_plan(run, at_throughput=options.at_throughput, measured=options.measure)
         return None
@@ -274,13 +282,13 @@ def train_stage(job: Job, state: State, folder: RunFolder, log: Log, *, so_far: 
         row["bad_samples"] = distributed.total_over_ranks(batches.bad.replaced, ranks.device)
         if row["bad_samples"]:
             log.say(f"{train.path}: bad samples replaced: {row['bad_samples']}; in this rank {batches.bad.worst()}")
-        with guards.explained_evaluation(job, stage, seen, piece=piece):
-            if state.epoch % run.log.eval_every == 0 or last:
-                result = evaluated(job, stage, state.model, val_batches)
-                row |= {"top1": result.top1, "top5": result.top5, "val_loss": result.loss, "val_images": result.images}
-            if state.average is not None and last:
-                averaged = evaluated(job, stage, state.average, val_batches)
-                row |= {"ema_top1": averaged.top1, "ema_top5": averaged.top5}
+        if state.epoch % run.log.eval_every == 0 or last:
+            networks = [state.model] if state.average is None else [state.model, state.average]
+            with guards.explained_evaluation(job, stage, seen, piece=piece):
+                result, *averaged = evaluated(job, stage, networks, val_batches)
+            row |= {"top1": result.top1, "top5": result.top5, "val_loss": result.loss, "val_images": result.images}
+            for its in averaged:
+                row |= {"ema_top1": its.top1, "ema_top5": its.top5}
         log.row(kind="epoch", epochs=stage.epochs, resolution=shown.resolution, **row)
         if last:
             folder.save_weights(stage.name, state.model, first=ranks.first)
@@ -328,18 +336,20 @@ def train_epoch(
 
 
 @contextmanager
-def evaluating(job: Job, network: nn.Module):
+def evaluating(job: Job, *networks: nn.Module):
     """Evaluation's batches have other shapes than training's, so nothing is compiled for them."""
     eager = torch.compiler.set_stance("force_eager") if job.run.speed.compile else nullcontext()
-    with parallel.gathered(network), eager:
+    with ExitStack() as whole, eager:
+        for network in networks:
+            whole.enter_context(parallel.gathered(network))
         yield
 
 
-def evaluated(job: Job, stage: Stage, network: nn.Module, batches) -> Result:
-    """All of the validation set."""
-    with evaluating(job, network):
+def evaluated(job: Job, stage: Stage, networks: Sequence[nn.Module], batches) -> list[Result]:
+    """Each network on all of the validation set, which is read once."""
+    with evaluating(job, *networks):
         return evaluate(
-            network, batches.epoch(0), device=job.ranks.device, autocast=job.autocast, flip=stage.eval_flip
+            networks, batches.epoch(0), device=job.ranks.device, autocast=job.autocast, flip=stage.eval_flip
         )
 
 

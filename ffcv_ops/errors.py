@@ -13,6 +13,15 @@ class BadInput(Exception):
     """The user's input cannot be used. The message is one line: what is wrong, where, and what to do."""
 
 
+@contextlib.contextmanager
+def writing(path):
+    """What is inside writes to `path`, which the user chose; a place that does not take it is a `BadInput`."""
+    try:
+        yield
+    except OSError as error:
+        raise BadInput(f"{path} cannot be written: {error.strerror or error}") from error
+
+
 def interruptible():
     """Before and after a command line's `main`, Ctrl-C ends the process with one line. Called before the imports, which
     take seconds and have nothing to put in order."""

@@ -5,16 +5,18 @@ import fcntl
 import os
 from pathlib import Path
 
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import BadInput, writing
 
 
 @contextlib.contextmanager
 def alone(path: Path, what: str):
     """Gives the open file `path`, created if need be, which no other process gets meanwhile: another one is told that
     `what` is being written. The lock ends with the process; the file stays until someone removes it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(what):
+        path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        file = open(path, "a+b")  # noqa: SIM115  closed below, or in the next round
+        with writing(what):
+            file = open(path, "a+b")  # noqa: SIM115  closed below, or in the next round
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

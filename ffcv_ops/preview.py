@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from PIL import Image, UnidentifiedImageError
 
 from ffcv_ops import crops, decoders, draws, erasing, operations, policies, randaugment
-from ffcv_ops.errors import BadInput, exits_cleanly
+from ffcv_ops.errors import BadInput, exits_cleanly, writing
 from ffcv_ops.fields import column, opened
 from ffcv_ops.loader import plan_of
 from ffcv_ops.storage import Files
@@ -30,6 +30,7 @@ from ffcv_ops.storage import Files
 matplotlib.use("Agg")
 
 AMPLIFIED = 32  # a difference of 8 of 255 is white
+MOST = 100  # rows, and draws of a stage; a sheet of more is larger than Matplotlib draws
 JITTER = 0.3  # of 3-Augment in the paper
 POLICIES = {  # what --all-policies shows: changes to a plan without augmentation
     "none": {},
@@ -59,6 +60,12 @@ def main(argv=None) -> None:
     parser.add_argument("--images", type=int, default=4, help="rows")
     parser.add_argument("--draws", type=int, help="columns for each stage (6 shared by the stages, at least 2)")
     options = parser.parse_args(argv)
+    for name, value in (("images", options.images), ("draws", options.draws)):
+        if value is not None and not 1 <= value <= MOST:
+            raise BadInput(f"--{name} {value}: it must be 1 to {MOST}")
+    known = Figure().canvas.get_supported_filetypes()
+    if Path(options.out).suffix[1:] not in known:
+        raise BadInput(f"--out {options.out}: its ending must be one of {', '.join(sorted(known))}")
     run = recipe.load(options.cfg)
     stages = [stage for stage in run.stages if options.stage in (None, stage.name)]
     if not stages:
@@ -76,7 +83,8 @@ def main(argv=None) -> None:
             rows += compared(image, shown, run.seed) if options.compare else [row_of(image, shown, run.seed)]
         names = ", ".join(stage.name for stage in stages)
         said = f"{len(images)} images, {number} draws each, stages {names}"
-    sheet(rows).savefig(options.out, dpi=100)
+    with writing(options.out):
+        sheet(rows).savefig(options.out, dpi=100)
     print(f"{options.out}: {said} of {options.cfg}")
 
 

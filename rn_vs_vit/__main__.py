@@ -15,7 +15,7 @@ import os
 from contextlib import contextmanager
 
 import train_imagenet
-from ffcv_ops.errors import BadInput, exits_cleanly
+from ffcv_ops.errors import BadInput, exits_cleanly, writing
 from rn_vs_vit import grid, others, report
 from training import keys, recipe, state
 from training.datasets import open_sets
@@ -82,7 +82,8 @@ def run_cells(wanted: grid.Grid, *, most: int | None) -> tuple[list[str], bool]:
 def claimed(cell: grid.Cell):
     """Holds the cell's lock, or yields False where another process has it. A lock ends with its process, killed or not;
     on a network file system that is up to its flock."""
-    cell.folder.mkdir(parents=True, exist_ok=True)
+    with writing(cell.folder):
+        cell.folder.mkdir(parents=True, exist_ok=True)
     with open(cell.folder / "lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

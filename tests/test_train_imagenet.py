@@ -315,6 +315,24 @@ def test_it_learns(tmp_path, data):
     assert epochs[-1]["loss"] < epochs[0]["loss"]
 
 
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize("ema", [1e-9, 1 - 1e-7])
+def test_every_evaluation_has_the_averaged_weights_too(ema, tmp_path, data, capsys):
+    """An average without memory is the raw weights; one that never forgets is what the stage began with."""
+    train_imagenet.main(
+        ["--cfg", str(ROOT / "recipes/smoke.yaml"), *SMALL, *data, f"--log.out={tmp_path}", "--log.name=run",
+         "--stage.epochs=3", "--log.eval_every=2", f"--stage.ema={ema}", "--stage.start=last",
+         "--stage.lr=3e-3", "--stage.optimizer=adamw", "--stage.mixup=0", "--stage.cutmix=0", "--stage.loss=ce"]
+    )  # fmt: skip
+    epochs = rows(tmp_path / "run")[:3]
+    evaluated = [row for row in epochs if "top1" in row]
+    assert [row["epoch"] for row in evaluated] == [2, 3]
+    raw, averaged = ([row[key] for row in evaluated] for key in ("top1", "ema_top1"))
+    assert len(set(raw)) > 1
+    assert averaged == raw if ema < 0.5 else len(set(averaged)) == 1
+    assert f"EMA {100 * averaged[-1]:5.2f} %" in capsys.readouterr().out
+
+
 BAD = {
     "typo in a key": (["--stage.epohcs=3"], "nearest is --stage.epochs"),
     "wrong type": (["--stage.epochs=many"], "whole number"),

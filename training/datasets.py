@@ -64,8 +64,21 @@ def _files(run, word):
 
 
 def _data_set(run, train, val):
+    _same_classes(train, val)
     needed = max(train.classes, val.classes)
     classes = needed if run.model.classes == "auto" else run.model.classes
     if classes < needed:
         raise BadInput(f"model.classes is {classes}, but labels go up to {needed - 1} in {train.path} or {val.path}")
     return DataSet(train, val, classes)
+
+
+def _same_classes(train, val):
+    """A label must mean one class; what has no names is taken at its word. Validation may lack the last classes."""
+    for label, name in enumerate(val.class_names or ()):
+        known = train.class_names or val.class_names
+        other = f"class {label} is {known[label]!r}" if label < len(known) else f"there are {len(known)} classes"
+        if label >= len(known) or known[label] != name:
+            raise BadInput(
+                f"class {label} is {name!r} in {val.path}, while in {train.path} {other}; write both in one go, or"
+                " with the same --data.classes"
+            )

@@ -43,18 +43,26 @@ class Marks(NamedTuple):
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, batches, *, device: torch.device, autocast, flip: bool = False) -> Result:
-    """Runs `model` over `batches` of (uint8 images, labels). `autocast`: a function that gives a fresh context. `flip`:
-    each image counts by the mean of its logits and those of its mirror image."""
-    was_training = model.training
-    counts = torch.zeros(3, dtype=torch.int64, device=device)
-    loss = torch.zeros((), dtype=torch.float64, device=device)
-    for logits, labels in outputs(model.eval(), batches, autocast=autocast, flip=flip):
-        right = _first_five(logits, labels[:, None])
-        counts += torch.stack([right[:, 0].sum(), right.sum(), labels.new_tensor(len(labels))])
-        loss += F.cross_entropy(logits, labels, reduction="sum")
-    model.train(was_training)
-    return _result(distributed.sum_over_ranks(counts), distributed.sum_over_ranks(loss))
+def evaluate(
+    models: Sequence[nn.Module], batches, *, device: torch.device, autocast, flip: bool = False
+) -> list[Result]:
+    """Runs each of `models` over `batches` of (uint8 images, labels), which are read once. `autocast`: a function that
+    gives a fresh context. `flip`: each image counts by the mean of its logits and those of its mirror image."""
+    were_training = [model.training for model in models]
+    counts = torch.zeros(len(models), 3, dtype=torch.int64, device=device)
+    losses = torch.zeros(len(models), dtype=torch.float64, device=device)
+    for model in models:
+        model.eval()
+    for images, labels in batches:
+        for number, model in enumerate(models):
+            logits = _logits(model, images, autocast=autocast, flip=flip)
+            right = _first_five(logits, labels[:, None])
+            counts[number] += torch.stack([right[:, 0].sum(), right.sum(), labels.new_tensor(len(labels))])
+            losses[number] += F.cross_entropy(logits, labels, reduction="sum")
+    for model, was_training in zip(models, were_training, strict=True):
+        model.train(was_training)
+    counts, losses = distributed.sum_over_ranks(counts), distributed.sum_over_ranks(losses)
+    return [_result(row, loss) for row, loss in zip(counts, losses, strict=True)]
 
 
 @torch.inference_mode()
@@ -87,12 +95,14 @@ def sit(
 def outputs(model: nn.Module, batches, *, autocast, flip: bool):
     """Yields float32 logits (n, classes) and labels (n,), batch by batch; `model` in evaluation mode."""
     for images, labels in batches:
-        inputs = normalize(images)
-        with autocast():
-            logits = model(inputs).float()
-            if flip:
-                logits = (logits + model(inputs.flip(3)).float()) / 2
-        yield logits, labels
+        yield _logits(model, images, autocast=autocast, flip=flip), labels
+
+
+def _logits(model, images, *, autocast, flip):
+    inputs = normalize(images)
+    with autocast():
+        logits = model(inputs).float()
+        return (logits + model(inputs.flip(3)).float()) / 2 if flip else logits
 
 
 def _first_five(logits, answers):

@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageNetInfo
 from torch import nn
 
-from ffcv_ops.errors import BadInput, exits_cleanly
+from ffcv_ops.errors import BadInput, exits_cleanly, writing
 from training import card, graphs, judge, model, recipe, weights
 from training.distributed import Ranks
 from training.recipe import Run, Stage
@@ -100,7 +100,8 @@ def export(trained: Trained, out: Path, formats: Sequence[str]) -> str:
     if partial.exists() and (not partial.is_dir() or any(path.name not in FILES for path in partial.iterdir())):
         raise BadInput(f"{partial} is there and not what a killed export left; move it or choose another --out")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    with writing(out):
+        partial.mkdir(parents=True)
     try:
         differences = {name: WRITERS[name](trained, partial) for name in FORMATS if name in formats}
         card.write(trained, partial)

@@ -14,6 +14,7 @@ people saw in it; an image for which it lists none does not count. timm brings t
 
 import csv
 import dataclasses
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from timm.data import RealLabelsImagenet
 from torch import Tensor, nn
 
 from ffcv_ops import index, order
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import BadInput, writing
 from ffcv_ops.fields import Beton, describe
 from ffcv_ops.loader import eval_loader
 from training import guards, micro, model, weights
@@ -86,8 +87,9 @@ def judge(job: Job, init: str | None, asked: Asked, watch: Watchdog) -> list[dic
     if job.ranks.first:
         print(table(rows))
         if folder is not None:
+            taken = {row.get("by_class") for row in others(folder, rows)}
             for row, one in zip(rows, judged, strict=True):
-                row["by_class"] = _by_class(folder, one, init, stage.eval_side)
+                row["by_class"] = _by_class(folder, one, row, taken)
             record(folder, rows)
             print(f"\n{folder / RECORD}, by class: {', '.join(row['by_class'] for row in rows)}")
     return rows
@@ -229,7 +231,8 @@ def _folder(init, out):
     """Where results go; None: nowhere."""
     if out != "auto":
         folder = Path(out)
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         return folder
     path = Path(init)
     return next((place for place in (path, path.parent) if (place / "recipe.yaml").is_file()), None)
@@ -246,23 +249,34 @@ def read(folder: Path) -> list[dict]:
         raise BadInput(f"{path}: not a list of evaluations ({error}); delete it") from error
 
 
-def record(folder: Path, rows: list[dict]) -> None:
-    """Adds `rows` to the folder's evaluations; an older one of the same weights, data and settings goes."""
+def others(folder: Path, rows: list[dict]) -> list[dict]:
+    """The folder's evaluations without those that `rows` replace: of the same weights, data and settings."""
     settings = ("weights", "data", "labels", "resolution", "crop", "flip", "precision")
 
     def same(row):
         return tuple(row.get(name) for name in settings)
 
     new = set(map(same, rows))
-    text = json.dumps([*(row for row in read(folder) if same(row) not in new), *rows], indent=1) + "\n"
+    return [row for row in read(folder) if same(row) not in new]
+
+
+def record(folder: Path, rows: list[dict]) -> None:
+    """Adds `rows` to the folder's evaluations, in place of older ones of the same."""
+    text = json.dumps([*others(folder, rows), *rows], indent=1) + "\n"
     write_atomically(folder / RECORD, lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def _by_class(folder, judged, init, side):
-    """A CSV line for each class of the data, shares of its images, empty where it has none; returns the file's name."""
+def _by_class(folder, judged, row, taken):
+    """A CSV line for each class of the data, shares of its images, empty where it has none; returns the file's name,
+    which is none of those `taken`: they are other evaluations'."""
     names = judged.data.class_names or tuple(map(str, range(judged.data.classes)))
-    of = "model" if Path(init).is_dir() else Path(init).stem
-    name = re.sub(r"[^\w.-]", "_", f"by_class_{judged.data.path.stem}_{judged.labels}_{of}_{side}px.csv")
+    of = "model" if Path(row["weights"]).is_dir() else Path(row["weights"]).stem
+    how = f"{row['resolution']}px" + (f"_crop{row['crop']:g}" if row["crop"] != 1 else "")
+    how += "_mirror" if row["flip"] else ""
+    stem = re.sub(r"[^\w.-]", "_", f"by_class_{judged.data.path.stem}_{judged.labels}_{of}_{how}")
+    numbered = itertools.chain([f"{stem}.csv"], (f"{stem}_{number}.csv" for number in itertools.count(2)))
+    name = next(name for name in numbered if name not in taken)
+    taken.add(name)
 
     def write(path):
         with path.open("w", encoding="utf-8", newline="") as file:

@@ -175,6 +175,7 @@ class Log:
 def epoch_line(row: dict) -> str:
     """One line of the console for one epoch."""
     top1 = f"top-1 {100 * row['top1']:5.2f} %" if "top1" in row else " " * 13
+    top1 += f", EMA {100 * row['ema_top1']:5.2f} %" if "ema_top1" in row else ""
     return (
         f"{row['stage']:<16} epoch {row['epoch']:>4}/{row['epochs']:<4} {row['resolution']:>3} px  "
         f"loss {row['loss']:8.4f}  {top1}  lr {row['lr']:.2e}  "

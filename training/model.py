@@ -202,7 +202,9 @@ def load(model: nn.Module, weights: dict[str, Tensor]) -> None:
 def _advice(faults, own, model):
     heads = sum(_is_head(key, model) for key in own)
     of_heads = sum(_is_head(fault.partition(":")[0], model) for fault in faults)
-    return ". For other classes set stage.head: new" if len(faults) == of_heads == heads else ""
+    if len(faults) == of_heads == heads:
+        return ". For other classes set stage.head: new"
+    return ". Is model.name the architecture of the weights?"
 
 
 def count(model: nn.Module) -> int:

@@ -137,7 +137,7 @@ class Log:
     out: str = key("folder of the run folders")
     name: str = key("this run's folder in it; auto: the recipe's name")
     every: int = key("steps between two lines of the log", low=1)
-    eval_every: int = key("epochs between two evaluations; the last epoch always has one", low=1)
+    eval_every: int = key("epochs between two evaluations (raw and averaged weights); the last epoch has one", low=1)
     tensorboard: bool = key("write TensorBoard events too")
     tracker: Literal["none", "wandb", "trackio"] = key("send the numbers to Weights & Biases or trackio too")
     save_every: float | None = key("minutes between checkpoints within an epoch; none: after epochs only", above=0)

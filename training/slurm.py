@@ -96,8 +96,14 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 @exits_cleanly
 def main(argv=None) -> None:
+    import train_imagenet  # not at the top: the job is sent to nodes whose paths are set in Training
+
     options, arguments = parse(sys.argv[1:] if argv is None else argv)
-    job = executor(options).submit(Training(arguments))
+    train_imagenet.read(arguments)  # a mistake in it is said here, not after hours in a queue
+    try:
+        job = executor(options).submit(Training(arguments))
+    except RuntimeError as error:  # submitit finds no Slurm
+        raise BadInput(f"training.slurm: {error} (--local starts it on this machine)") from error
     print(f"job {job.job_id}; its output: {job.paths.stdout}")
 
 

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import BadInput, writing
 from ffcv_ops.lock import alone
 from training import checkpoints, distributed, recipe
 from training.checkpoints import write_atomically
@@ -127,10 +127,11 @@ class RunFolder:
                     f"{self.path} holds a run of another recipe ({changed}); continue that one with"
                     f" --cfg {written}, or give this one a folder with --log.name"
                 )
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        checkpoints.remove_strays(self.path)
-        checkpoints.remove_strays(self.checkpoints)
-        write_atomically(written, lambda path: path.write_text(recipe.render(run), encoding="utf-8"))
+        with writing(self.path):
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            checkpoints.remove_strays(self.path)
+            checkpoints.remove_strays(self.checkpoints)
+            write_atomically(written, lambda path: path.write_text(recipe.render(run), encoding="utf-8"))
 
     def kept(self) -> str:
         """What a run that ends here leaves for the next start, in words."""

@@ -12,6 +12,7 @@ their run beside the weights, an argparse.Namespace: the one class that is let i
 
 import argparse
 import json
+import pickle
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,6 +93,9 @@ def _read_file(path):
         if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
             raise ValueError("it holds no weights under the key `model`")
         return weights
+    except pickle.UnpicklingError as error:  # torch's own words advise to load it all the same, which could run code
+        fault = "it is not of torch.save, or holds more than tensors and plain values, which are not loaded"
+        raise BadInput(f"{path}: cannot be read as weights ({fault})") from error
     except Exception as error:  # torch.load and safetensors raise many kinds; each means that the file cannot be used
         reason = "".join(filter(str.isprintable, str(error).partition("\n")[0]))  # torch's has escape codes
         raise BadInput(f"{path}: cannot be read as weights ({reason:.200})") from error

@@ -29,10 +29,18 @@ def paths_of(name):
     return [path for path in found if path.is_file()]
 
 
+def _written_by(name):
+    """The command that writes a file of this name, or shards that match this pattern."""
+    out, split, _ = name.rpartition("_")
+    if out == "data/photos":
+        return "python write_datasets.py"
+    return "python write_datasets.py --data.source=FOLDER" + (f" --data.out={out}" if split else "")
+
+
 def beton(name, paths, known, ffcv_works):
     """A .beton, or the shards of a pattern as one: whether it opens, and how fast the disk of its largest file is."""
     if not paths:
-        yield Finding(name, FAULT, "no such file", "python write_datasets.py --data.source=FOLDER")
+        yield Finding(name, FAULT, "no such file", _written_by(name))
         return
     if "refused" in known:
         yield Finding(name, FAULT, known["refused"], "write or copy it again")

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +23,12 @@ def test_one_process_at_a_time_and_none_that_was_killed(tmp_path):
     other.stdout.close()
     with alone(path, "runs/x") as file:
         assert file.name == str(path)
+
+
+def test_a_place_that_takes_no_file():
+    words = "the run cannot be written: No such file"
+    with pytest.raises(BadInput, match=words), alone(Path("/proc/no/x"), "the run"):
+        pass
 
 
 def test_a_lock_that_its_holder_removed_is_no_lock(tmp_path):

@@ -114,6 +114,22 @@ def test_rubbish_is_refused(tmp_path, capsys):
     assert "neither a .beton nor an image" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("arguments", "words"), {
+    "a folder that is not there": (["--out", "/proc/nothing/x.png"], "x.png cannot be written: No such file"),
+    "an unknown ending": (["--out", "x.txt"], "its ending must be one of"),
+    "no images": (["--images", "0"], "--images 0: it must be 1 to"),
+    "more than a sheet holds": (["--images", "100000"], "--images 100000: it must be 1 to"),
+    "no draws": (["--draws", "-1"], "--draws -1: it must be 1 to"),
+}.values())  # fmt: skip
+def test_what_cannot_be_drawn_is_one_line(arguments, words, jpg_beton, capsys):
+    with pytest.raises(SystemExit) as ended:
+        preview.main([str(jpg_beton), "--cfg", RECIPE, *arguments])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
+
+
 def test_a_stage_that_is_not_there(jpg_beton, capsys):
     with pytest.raises(SystemExit) as ended:
         preview.main([str(jpg_beton), "--cfg", RECIPE, "--stage", "pretrain"])

@@ -67,7 +67,7 @@ def test_only_another_resolution_compiles_anew_and_the_numbers_stay(law):
         assert said == []
         graphs.append(counters["stats"]["unique_graphs"])
         assert train(job, state, stage, 4) == pytest.approx(expected, abs=1e-5)
-        train_imagenet.evaluated(job, stage, state.model, Uncompiled(resolution))
+        train_imagenet.evaluated(job, stage, [state.model], Uncompiled(resolution))
         train(job, state, stage, 2)
         assert counters["stats"]["unique_graphs"] == graphs[-1], "something was compiled again"
     assert graphs == [2, 4]

@@ -42,6 +42,24 @@ def test_only_the_stages_that_will_run_need_their_files(run):
         datasets.open_sets(missing)
 
 
+@pytest.mark.parametrize(("names", "words"), [
+    ("abcdefgh", None),
+    ("abcde", None),
+    ("abdce", "class 2 is 'd' in .*val.beton, while in .*big.beton class 2 is 'c'"),
+    ("abcdefghi", "class 8 is 'i' in .*val.beton, while in .*big.beton there are 8 classes"),
+])  # fmt: skip
+def test_labels_mean_the_same_classes_in_training_and_validation(names, words, run, tmp_path, jpg_beton):
+    """Photographs of coffee must not count as wrong because another folder's class 3 is a cat."""
+    (tmp_path / "val.beton").symlink_to(jpg_beton)
+    (tmp_path / "val.json").write_text(json.dumps({"classes": list(names)}))
+    given = run(**{"data.val": str(tmp_path / "val.beton")})
+    if words is None:
+        assert datasets.open_sets(given)["main"].classes == 8
+    else:
+        with pytest.raises(BadInput, match=words):
+            datasets.open_sets(given)
+
+
 def test_classes_of_the_run_must_hold_all_labels(run):
     assert datasets.open_sets(run(**{"model.classes": "9"}))["finetune"].classes == 9
     with pytest.raises(BadInput, match=r"model\.classes is 7, but labels go up to 7"):

@@ -33,16 +33,20 @@ def test_counts_equal_numpys(classes, batch):
     pieces = [
         (torch.from_numpy(images[k : k + batch]), torch.from_numpy(labels[k : k + batch])) for k in range(0, 50, batch)
     ]
-    network = Lookup(torch.from_numpy(table)).train()
-    result = evaluate(network, pieces, device=torch.device("cpu"), autocast=nullcontext)
-    ranking = np.argsort(-table, axis=1)
-    assert result.top1 == (ranking[:, 0] == labels).mean()
-    assert result.top5 == (ranking[:, :5] == labels[:, None]).any(1).mean()
-    exact = table.astype(np.float64)
-    loss = (np.log(np.exp(exact).sum(1)) - exact[np.arange(50), labels]).mean()
-    assert result.loss == pytest.approx(loss, rel=1e-5)
-    assert result.images == 50
-    assert network.training
+    other = table[::-1].copy()
+    networks = [Lookup(torch.from_numpy(table)).train(), Lookup(torch.from_numpy(other)).eval()]
+    read = iter(pieces)  # once
+    results = evaluate(networks, read, device=torch.device("cpu"), autocast=nullcontext)
+    for its, result in zip((table, other), results, strict=True):
+        ranking = np.argsort(-its, axis=1)
+        assert result.top1 == (ranking[:, 0] == labels).mean()
+        assert result.top5 == (ranking[:, :5] == labels[:, None]).any(1).mean()
+        exact = its.astype(np.float64)
+        loss = (np.log(np.exp(exact).sum(1)) - exact[np.arange(50), labels]).mean()
+        assert result.loss == pytest.approx(loss, rel=1e-5)
+        assert result.images == 50
+    assert results[0].loss != results[1].loss
+    assert [network.training for network in networks] == [True, False]
 
 
 class FirstRow(nn.Module):
@@ -62,7 +66,7 @@ def test_mirror_images_count_half():
     one, other = red * np.arange(1, 9), red[:, ::-1] * np.arange(1, 9)
     results = {}
     for flip, logits in ((False, one), (True, (one + other) / 2)):
-        result = evaluate(FirstRow(), batches, device=torch.device("cpu"), autocast=nullcontext, flip=flip)
+        (result,) = evaluate([FirstRow()], batches, device=torch.device("cpu"), autocast=nullcontext, flip=flip)
         ranking = np.argsort(-logits, axis=1)
         assert result.top1 == (ranking[:, 0] == labels).mean()
         assert result.top5 == (ranking[:, :5] == labels[:, None]).any(1).mean()
@@ -71,5 +75,5 @@ def test_mirror_images_count_half():
         results[flip] = result
     assert results[True] != results[False]
     mirrored = [(batches[0][0].flip(2), batches[0][1])]
-    again = evaluate(FirstRow(), mirrored, device=torch.device("cpu"), autocast=nullcontext, flip=True)
+    (again,) = evaluate([FirstRow()], mirrored, device=torch.device("cpu"), autocast=nullcontext, flip=True)
     assert again == results[True], "an image and its mirror image count the same"

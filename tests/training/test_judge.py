@@ -192,6 +192,33 @@ def test_the_watchdog_sees_what_an_evaluation_waits_for(tmp_path, jpg_beton, mon
     assert words == [f"evaluating on {jpg_beton}"]
 
 
+def test_each_evaluation_keeps_its_own_classes(tmp_path, jpg_beton):
+    """Another crop, the mirror images, weights of the same name elsewhere: none overwrites the numbers of another; the
+    same again does."""
+    files = []
+    for seed, name in enumerate(("one", "two")):
+        (tmp_path / name).mkdir()
+        files.append(made(tmp_path / name, 5, seed)[0])
+    given = [f"--data.{part}={jpg_beton}" for part in ("train", "val")]
+    for extra in ([], ["--stage.eval_crop=0.5"], ["--stage.eval_flip=true"], []):
+        evaluated(f"--init={files[0]}", *given, *extra, out=tmp_path / "out")
+    rows = evaluated(f"--init={files[1]}", *given, out=tmp_path / "out")
+    assert len(rows) == 4
+    assert len({row["by_class"] for row in rows}) == 4
+    for row in rows:
+        lines = list(csv.DictReader((tmp_path / "out" / row["by_class"]).open()))
+        right = sum(float(line["top1"]) * int(line["images"]) for line in lines)
+        assert right / 96 == pytest.approx(row["top1"], abs=1e-5)
+
+
+def test_a_place_that_takes_no_results_is_one_line(tmp_path, jpg_beton, capsys):
+    given = [f"--data.{part}={jpg_beton}" for part in ("train", "val")]
+    with pytest.raises(SystemExit) as ended:
+        evaluated(f"--init={made(tmp_path, 5)[0]}", *given, out=Path("/proc/nothing"))
+    assert ended.value.code == 2
+    assert "/proc/nothing cannot be written" in capsys.readouterr().err
+
+
 def test_too_little_memory_is_one_line_that_names_the_key(tmp_path, jpg_beton, monkeypatch, capsys):
     """A stand-in for a device that takes fewer images at once than are tried first."""
     seen, real = [], judge.sit

@@ -65,7 +65,7 @@ for optimizer in ("lamb", "adamw", "sgd"):
             found[f"{{optimizer}} {{how}} {{then}}"] = means + run(then, optimizer, steps=range(3, 6), saved=saved)[2]
         distributed.wait_for_all()
 stage, networks = job.run.stages[0], (state.model, state.average)
-found["evaluation"] = [train_imagenet.evaluated(job, stage, network, Uneven()) for network in networks]
+found["evaluation"] = train_imagenet.evaluated(job, stage, networks, Uneven())
 if ranks.first:
     print(json.dumps(found), flush=True)
 distributed.leave()

@@ -59,6 +59,21 @@ def test_what_is_to_be_trained_must_be_said(capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.parametrize(("rest", "words"), [
+    (["--cfg", "recipes/nothing.yaml"], "recipes/nothing.yaml cannot be read"),
+    (["--cfg", str(ROOT / "recipes/smoke.yaml"), "--stage.epohcs=3"], "the nearest is --stage.epochs"),
+    (["--cfg", str(ROOT / "recipes/smoke.yaml")], "Could not detect"),
+])  # fmt: skip
+def test_a_mistake_is_said_before_anything_is_queued(rest, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(SystemExit) as ended:
+        slurm.main([f"--logs={tmp_path}", "--", *rest])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
+
+
 def test_slurm_is_asked_for_what_the_options_say(tmp_path, monkeypatch):
     """The script for sbatch: nodes, a process for each GPU, notice before the end."""
     monkeypatch.setattr("submitit.slurm.slurm.SlurmExecutor.affinity", classmethod(lambda cls: 2))

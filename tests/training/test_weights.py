@@ -96,11 +96,11 @@ def test_what_cannot_be_used_is_said_in_one_line(tmp_path):
     for name, words in {
         "nothing.pth": "no such file; --init takes",
         "bad.safetensors": "cannot be read as weights",
-        "bad.pth": "cannot be read as weights",
+        "bad.pth": "cannot be read as weights .it is not of torch.save",
         "empty.pth": "no weights under the key `model`",
         "other.pth": "no weights under the key `model`",
         "list.pth": "cannot be read as weights",
-        "hostile.pth": "cannot be read as weights",
+        "hostile.pth": "holds more than tensors and plain values, which are not loaded",
         ".": "no such file",
     }.items():
         with pytest.raises(BadInput, match=words) as refusal:

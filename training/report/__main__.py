@@ -7,7 +7,7 @@
 import argparse
 from pathlib import Path
 
-from ffcv_ops.errors import exits_cleanly
+from ffcv_ops.errors import exits_cleanly, writing
 from training import report
 from training.report import compare, tables
 from training.report.collect import collect
@@ -32,7 +32,8 @@ def main(argv=None) -> None:
     differing = compare.differences(runs)
     print("\n" + (tables.padded(differing) if differing else "The recipes differ in nothing that changes a run."))
     page = compare.render(runs)
-    write_atomically(options.out, lambda path: path.write_text(page, encoding="utf-8"))
+    with writing(options.out):
+        write_atomically(options.out, lambda path: path.write_text(page, encoding="utf-8"))
     print(f"\ncomparison: {options.out}")
 
 

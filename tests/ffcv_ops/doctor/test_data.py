@@ -1,5 +1,7 @@
 """Data that is missing, slow or larger than memory."""
 
+import pytest
+
 from ffcv_ops import host
 from ffcv_ops.doctor import __main__ as command
 from ffcv_ops.doctor import data, questions
@@ -45,3 +47,14 @@ def test_shards_are_one_data_set(stand_ins, tmp_path, encoded, write_shards, mon
     assert "shard 1 of 3 is missing" in answer["refused"]
     (row,) = data.beton(pattern, [tmp_path / "x_train-00000-of-00003.beton"], answer, True)
     assert row.state == FAULT and "shard 1 of 3 is missing" in row.found
+
+
+@pytest.mark.parametrize(("name", "rest"), [
+    ("data/photos_val.beton", ""),
+    ("data/imagenet_train.beton", " --data.source=FOLDER --data.out=data/imagenet"),
+    ("/d/in_21k_train-*.beton", " --data.source=FOLDER --data.out=/d/in_21k"),
+    ("mine.beton", " --data.source=FOLDER"),
+])  # fmt: skip
+def test_the_command_for_a_missing_file_writes_one_of_its_name(name, rest):
+    (found,) = data.beton(name, [], {}, True)
+    assert (found.found, found.fix) == ("no such file", f"python write_datasets.py{rest}")

@@ -65,3 +65,13 @@ def test_ticks_have_the_digits_they_need(values, texts):
     line = curves.Line("", "main", [list(enumerate(values))])
     made = charts.chart(curves.Panel("loss", "x", [line], "g", from_zero=True), (0, 1), [])
     assert [tick.text for tick in made.y] == texts
+
+
+def test_raw_and_averaged_weights_are_two_curves_over_all_epochs(make_run, tmp_path):
+    """Two stages of four epochs; the averaged weights' line does not go on from one stage into the next."""
+    facts = collect(make_run(tmp_path / "run", epochs=8, overrides={"stage.epochs": "4"}))
+    raw, averaged = {panel.key: panel for panel in curves.panels(facts)}["top1"].lines
+    assert (raw.label, averaged.label) == ("raw weights", "averaged weights (EMA)")
+    for line, top1 in ((raw, 61.79), (averaged, 65.43)):
+        assert [[x for x, _ in stroke] for stroke in line.strokes] == [[1, 2, 3, 4], [5, 6, 7, 8]]
+        assert {round(y, 6) for _, y in line.points} == {top1}

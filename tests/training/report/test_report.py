@@ -88,6 +88,14 @@ def test_damaged_predictions_leave_a_gap(make_run, tmp_path, content):
     assert "Mistakes" not in (folder / "report.html").read_text()
 
 
+def test_a_comparison_that_cannot_be_written_is_one_line(make_run, tmp_path, capsys):
+    runs = [str(make_run(tmp_path / name)) for name in ("one", "two")]
+    with pytest.raises(SystemExit) as ended:
+        command.main([*runs, "--out", "/proc/nothing/compare.html"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: /proc/nothing/compare.html cannot be written: No such file or directory\n"
+
+
 def test_no_run_folder_is_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         command.main([str(tmp_path)])
