@@ -1,6 +1,16 @@
-"""Images and .beton files that many tests share. The .beton files here are written by stock FFCV."""
+"""Images, .beton files and processes that many tests share. The .beton files here are written by stock FFCV."""
 
 import io
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +20,8 @@ import sklearn
 from ffcv.fields import IntField, RGBImageField
 from ffcv.writer import DatasetWriter
 from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def _photo(path: Path) -> np.ndarray:
@@ -101,3 +113,110 @@ def encode():
         return buffer.getvalue()
 
     return encode
+
+
+class _Process:
+    """A command that the fork server runs, with what the tests need of subprocess.Popen."""
+
+    def __init__(self, server, words, cwd, env):
+        self._report, report = socket.socketpair(type=socket.SOCK_SEQPACKET)
+        (stdin, to), (of, stdout) = os.pipe(), os.pipe()
+        self.stdin, self.stdout = open(to, "w"), open(of)
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115; no pipe, which would fill before it is read
+        asked = {"words": list(map(str, words)), "folder": str(cwd), "environment": env}
+        given = [report.fileno(), stdin, stdout, self._errors.fileno()]
+        socket.send_fds(server, [json.dumps(asked).encode()], given)
+        report.close()
+        os.close(stdin)
+        os.close(stdout)
+        self.args, self.pid, self.returncode = words, int(self._report.recv(32)), None
+
+    def poll(self):
+        return self._ended_within(0)
+
+    def wait(self, timeout=None):
+        if self._ended_within(timeout) is None:
+            raise subprocess.TimeoutExpired(self.args, timeout)
+        return self.returncode
+
+    def _ended_within(self, seconds):
+        if self.returncode is None and select.select([self._report], [], [], seconds)[0]:
+            self.returncode = int(self._report.recv(32))
+        return self.returncode
+
+    def communicate(self, given=None, timeout=None):
+        """(stdout, stderr), once it has ended."""
+        if given is not None:
+            self.stdin.write(given)
+        self.stdin.close()
+        ends = None if timeout is None else time.monotonic() + timeout
+        output = []
+        reader = threading.Thread(target=lambda: output.append(self.stdout.read()), daemon=True)
+        reader.start()
+        reader.join(timeout)
+        self.wait(None if ends is None else max(ends - time.monotonic(), 0))
+        reader.join()
+        self._errors.seek(0)
+        return output[0], self._errors.read()
+
+    def send_signal(self, number):
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def fork_server():
+    """The socket of a process that has imported the training script; it computes with one thread."""
+    ours, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    environment |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
+    command = [sys.executable, Path(__file__).with_name("fork_server.py"), str(theirs.fileno())]
+    server = subprocess.Popen(command, cwd=ROOT, env=environment, pass_fds=[theirs.fileno()])
+    theirs.close()
+    yield ours
+    ours.close()
+    server.wait(10)
+
+
+@pytest.fixture
+def start(fork_server):
+    """start(words, ...): `python WORDS` in a new process, as subprocess.Popen would, but with the imports done."""
+    started = []
+
+    def start(words, *, cwd=ROOT, **more):
+        started.append(_Process(fork_server, words, cwd, os.environ | {"OMP_NUM_THREADS": "1"} | more))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait(20)
+
+
+@pytest.fixture
+def start_ranks(start):
+    """start_ranks(world, words): processes that are a world, as torchrun's are."""
+
+    def start_ranks(world, words, **more):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        place |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+        return [start(words, RANK=str(rank), LOCAL_RANK=str(rank), **place, **more) for rank in range(world)]
+
+    return start_ranks
+
+
+@pytest.fixture
+def run(start, start_ranks):
+    """run(words, ranks=1): as subprocess.run; of several ranks the worst status and all output."""
+
+    def run(words, *, ranks=1, timeout=280, **more):
+        processes = start_ranks(ranks, words, **more) if ranks > 1 else [start(words, **more)]
+        said = [process.communicate(timeout=timeout) for process in processes]
+        status = max((process.returncode for process in processes), key=abs)
+        return subprocess.CompletedProcess(words, status, *map("".join, zip(*said, strict=True)))
+
+    return run
