@@ -121,8 +121,8 @@ class _Process:
     def __init__(self, server, words, cwd, env):
         self._report, report = socket.socketpair(type=socket.SOCK_SEQPACKET)
         (stdin, to), (of, stdout) = os.pipe(), os.pipe()
-        self.stdin, self.stdout = open(to, "w"), open(of)
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115; no pipe, which would fill before it is read
+        self.stdin, self.stdout = os.fdopen(to, "w"), os.fdopen(of)
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - a pipe would be full before it is read
         asked = {"words": list(map(str, words)), "folder": str(cwd), "environment": env}
         given = [report.fileno(), stdin, stdout, self._errors.fileno()]
         socket.send_fds(server, [json.dumps(asked).encode()], given)
@@ -181,14 +181,33 @@ def fork_server():
     server.wait(10)
 
 
+@pytest.fixture(scope="session")
+def launch(fork_server):
+    """launch(ranks, words, ...): processes that do what `python WORDS` does, but with the imports done. Several are a
+    world, as torchrun's are."""
+
+    def launch(ranks, words, *, cwd=ROOT, **own):
+        environment = os.environ | {"OMP_NUM_THREADS": "1"} | own
+        if ranks == 1:
+            return [_Process(fork_server, words, cwd, environment)]
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        environment |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+        places = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+        return [_Process(fork_server, words, cwd, environment | place) for place in places]
+
+    return launch
+
+
 @pytest.fixture
-def start(fork_server):
-    """start(words, ...): `python WORDS` in a new process, as subprocess.Popen would, but with the imports done."""
+def start(launch):
+    """start(words, ranks=1, ...): the started processes, which are killed at the end of the test."""
     started = []
 
-    def start(words, *, cwd=ROOT, **more):
-        started.append(_Process(fork_server, words, cwd, os.environ | {"OMP_NUM_THREADS": "1"} | more))
-        return started[-1]
+    def start(words, *, ranks=1, **more):
+        processes = launch(ranks, words, **more)
+        started.extend(processes)
+        return processes
 
     yield start
     for process in started:
@@ -196,26 +215,17 @@ def start(fork_server):
         process.wait(20)
 
 
-@pytest.fixture
-def start_ranks(start):
-    """start_ranks(world, words): processes that are a world, as torchrun's are."""
-
-    def start_ranks(world, words, **more):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-        place |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
-        return [start(words, RANK=str(rank), LOCAL_RANK=str(rank), **place, **more) for rank in range(world)]
-
-    return start_ranks
-
-
-@pytest.fixture
-def run(start, start_ranks):
-    """run(words, ranks=1): as subprocess.run; of several ranks the worst status and all output."""
+@pytest.fixture(scope="session")
+def run(launch):
+    """run(words, ranks=1, ...): as subprocess.run; of several processes the worst status and all output."""
 
     def run(words, *, ranks=1, timeout=280, **more):
-        processes = start_ranks(ranks, words, **more) if ranks > 1 else [start(words, **more)]
-        said = [process.communicate(timeout=timeout) for process in processes]
+        processes = launch(ranks, words, **more)
+        try:
+            said = [process.communicate(timeout=timeout) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
         status = max((process.returncode for process in processes), key=abs)
         return subprocess.CompletedProcess(words, status, *map("".join, zip(*said, strict=True)))
 

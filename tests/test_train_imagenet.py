@@ -194,7 +194,7 @@ def test_killed_or_preempted_it_ends_with_the_same_bits(tmp_path, data, ranks, n
             env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
     else:
-        killed = start(words)
+        (killed,) = start(words)
     log, deadline = tmp_path / "killed" / "log.jsonl", time.time() + 200
     while not (log.exists() and len(rows(tmp_path / "killed")) >= 2):
         assert time.time() < deadline
@@ -236,14 +236,14 @@ def test_two_ranks_and_small_pieces_compute_the_same_steps(tmp_path, data, run):
 
 
 @pytest.mark.timeout(400)
-def test_stopped_with_two_ranks_it_goes_on_with_one_and_then_with_two(tmp_path, data, run, start_ranks):
+def test_stopped_with_two_ranks_it_goes_on_with_one_and_then_with_two(tmp_path, data, start, run):
     """SIGUSR1 in the middle of an epoch; the steps are those of a run that was never stopped."""
     base = [*recipe_for_resuming(tmp_path, data), f"--log.out={tmp_path}", "--stage.epochs=2", "--speed.micro_batch=4"]
     whole = run(command(*base, "--log.name=whole"))
     assert whole.returncode == 0, whole.stderr
     reached = 0
     for ranks in (2, 1):
-        running = start_ranks(ranks, command(*base, "--log.name=run"))
+        running = start(command(*base, "--log.name=run"), ranks=ranks)
         log, deadline = tmp_path / "run" / "log.jsonl", time.time() + 200
         while not (log.exists() and len(rows(tmp_path / "run", "step")) >= reached + 2):
             assert time.time() < deadline

@@ -1,9 +1,6 @@
 """Two processes on a CPU (gloo): DDP and FSDP2 against one process with the whole batch, and their checkpoints."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -73,18 +70,13 @@ distributed.leave()
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def found(run, tmp_path_factory):
     """What one rank and two ranks found."""
     folder = tmp_path_factory.mktemp("parallel")
     (folder / "worker.py").write_text(WORKER.format(root=str(ROOT)))
-    port = 20000 + (os.getpid() + 11) % 20000
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
     results = []
-    for start in ([sys.executable], launch):
-        done = subprocess.run(
-            [*start, folder / "worker.py", folder], capture_output=True, text=True, timeout=200,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+    for ranks in (1, 2):
+        done = run([folder / "worker.py", folder], ranks=ranks)
         assert done.returncode == 0, done.stderr
         results.append(json.loads(done.stdout))
     return results
