@@ -17,11 +17,22 @@ import numpy as np
 import pytest
 import skimage
 import sklearn
+import torch
 from ffcv.fields import IntField, RGBImageField
 from ffcv.writer import DatasetWriter
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Two threads of torch mostly wait for each other on tensors as small as the tests': 4 times the work, and on a
+    busy machine 5 times as long."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
+        yield
 
 
 def _photo(path: Path) -> np.ndarray:
@@ -172,7 +183,7 @@ def fork_server():
     """The socket of a process that has imported the training script; it computes with one thread."""
     ours, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    environment |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
+    environment |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}  # none must run at a fork
     command = [sys.executable, Path(__file__).with_name("fork_server.py"), str(theirs.fileno())]
     server = subprocess.Popen(command, cwd=ROOT, env=environment, pass_fds=[theirs.fileno()])
     theirs.close()
@@ -187,7 +198,7 @@ def launch(fork_server):
     world, as torchrun's are."""
 
     def launch(ranks, words, *, cwd=ROOT, **own):
-        environment = os.environ | {"OMP_NUM_THREADS": "1"} | own
+        environment = os.environ | own
         if ranks == 1:
             return [_Process(fork_server, words, cwd, environment)]
         with socket.create_server(("127.0.0.1", 0)) as free:

@@ -24,9 +24,8 @@ def rows(folder, kind):
 
 
 @pytest.mark.timeout(300)
-def test_a_preempted_job_saves_requeues_itself_and_goes_on(tmp_path, jpg_beton, monkeypatch):
+def test_a_preempted_job_saves_requeues_itself_and_goes_on(tmp_path, jpg_beton):
     """Two processes; the signal comes in the middle of the training."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     run = ["--cfg", str(ROOT / "recipes/smoke.yaml"), "--model.name=deit3_micro_patch16_224", "--stage.resolution=32",
            "--stage.batch=16", "--stage.mix_chunk=8", "--stage.epochs=12", "--speed.device=cpu", "--log.every=1",
            "--data.workers=1", f"--data.train={jpg_beton}", f"--data.val={jpg_beton}", f"--log.out={tmp_path}",
