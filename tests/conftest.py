@@ -211,26 +211,26 @@ def launch(fork_server):
 
 
 @pytest.fixture
-def start(launch):
-    """start(words, ranks=1, ...): the started processes, which are killed at the end of the test."""
+def start_python(launch):
+    """start_python(words, ranks=1, ...): the started processes, which are killed at the end of the test."""
     started = []
 
-    def start(words, *, ranks=1, **more):
+    def start_python(words, *, ranks=1, **more):
         processes = launch(ranks, words, **more)
         started.extend(processes)
         return processes
 
-    yield start
+    yield start_python
     for process in started:
         process.kill()
         process.wait(20)
 
 
 @pytest.fixture(scope="session")
-def run(launch):
-    """run(words, ranks=1, ...): as subprocess.run; of several processes the worst status and all output."""
+def run_python(launch):
+    """run_python(words, ranks=1, ...): as subprocess.run; of several processes the worst status and all output."""
 
-    def run(words, *, ranks=1, timeout=280, **more):
+    def run_python(words, *, ranks=1, timeout=280, **more):
         processes = launch(ranks, words, **more)
         try:
             said = [process.communicate(timeout=timeout) for process in processes]
@@ -240,4 +240,4 @@ def run(launch):
         status = max((process.returncode for process in processes), key=abs)
         return subprocess.CompletedProcess(words, status, *map("".join, zip(*said, strict=True)))
 
-    return run
+    return run_python

@@ -1,4 +1,4 @@
-"""Has imported what the training script imports, and forks for each command that it is asked for.
+"""Has imported what the two programs import, and forks for each command that it is asked for.
 
     python fork_server.py DESCRIPTOR      # of a socket; tests/conftest.py starts it
 
@@ -56,6 +56,7 @@ def _kept(asked: dict, report: int, *streams: int) -> list[str]:
 if __name__ == "__main__":
     sys.path[0] = os.getcwd()
     import train_imagenet  # noqa: F401
+    import write_datasets  # noqa: F401
 
     words = forked(socket.socket(fileno=int(sys.argv[1])))
     if words[0] == "-m":

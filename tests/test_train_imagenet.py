@@ -181,10 +181,10 @@ def recipe_for_resuming(tmp_path, data):
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("ranks, number", [(1, signal.SIGKILL), (2, signal.SIGTERM)])
-def test_killed_or_preempted_it_ends_with_the_same_bits(tmp_path, data, ranks, number, start, run):
+def test_killed_or_preempted_it_ends_with_the_same_bits(tmp_path, data, ranks, number, start_python, run_python):
     """Two ranks: torchrun passes SIGTERM on and kills after 30 seconds; the next log point would be the epoch's end."""
     base = [*recipe_for_resuming(tmp_path, data), "--log.every=100"]
-    whole = run(command(*base, f"--log.out={tmp_path}", "--log.name=whole"), ranks=ranks)
+    whole = run_python(command(*base, f"--log.out={tmp_path}", "--log.name=whole"), ranks=ranks)
     assert whole.returncode == 0, whole.stderr
     words = command(*base, f"--log.out={tmp_path}", "--log.name=killed")
     if ranks > 1:
@@ -193,7 +193,7 @@ def test_killed_or_preempted_it_ends_with_the_same_bits(tmp_path, data, ranks, n
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
     else:
-        (killed,) = start(words)
+        (killed,) = start_python(words)
     log, deadline = tmp_path / "killed" / "log.jsonl", time.time() + 200
     while not (log.exists() and len(rows(tmp_path / "killed")) >= 2):
         assert time.time() < deadline
@@ -205,7 +205,7 @@ def test_killed_or_preempted_it_ends_with_the_same_bits(tmp_path, data, ranks, n
         step = checkpoints.read(checkpoints.saved(tmp_path / "killed" / "checkpoints")[-1])["step"]
         assert f"stopped at step {step}, as asked" in output, errors
     assert not (tmp_path / "killed" / "model.safetensors").exists()
-    again = run(words, ranks=ranks)
+    again = run_python(words, ranks=ranks)
     assert again.returncode == 0, again.stderr
     assert "going on at stage" in again.stdout
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
@@ -216,13 +216,13 @@ def test_killed_or_preempted_it_ends_with_the_same_bits(tmp_path, data, ranks, n
 
 
 @pytest.mark.timeout(400)
-def test_two_ranks_and_small_pieces_compute_the_same_steps(tmp_path, data, run):
+def test_two_ranks_and_small_pieces_compute_the_same_steps(tmp_path, data, run_python):
     """The same global batches, draws and masks: losses agree within rounding."""
     base = [*recipe_for_resuming(tmp_path, data), f"--log.out={tmp_path}", "--stage.epochs=1"]
     losses = {}
     for name, ranks, extra in (("one", 1, []), ("pieces", 1, ["--speed.micro_batch=4"]),
                                ("two", 2, ["--speed.micro_batch=2"])):  # fmt: skip
-        done = run(command(*base, f"--log.name={name}", *extra), ranks=ranks)
+        done = run_python(command(*base, f"--log.name={name}", *extra), ranks=ranks)
         assert done.returncode == 0, done.stderr
         losses[name] = [row["loss"] for row in rows(tmp_path / name, "step")]
         assert len(losses[name]) == 12
@@ -235,14 +235,14 @@ def test_two_ranks_and_small_pieces_compute_the_same_steps(tmp_path, data, run):
 
 
 @pytest.mark.timeout(400)
-def test_stopped_with_two_ranks_it_goes_on_with_one_and_then_with_two(tmp_path, data, start, run):
+def test_stopped_with_two_ranks_it_goes_on_with_one_and_then_with_two(tmp_path, data, start_python, run_python):
     """SIGUSR1 in the middle of an epoch; the steps are those of a run that was never stopped."""
     base = [*recipe_for_resuming(tmp_path, data), f"--log.out={tmp_path}", "--stage.epochs=2", "--speed.micro_batch=4"]
-    whole = run(command(*base, "--log.name=whole"))
+    whole = run_python(command(*base, "--log.name=whole"))
     assert whole.returncode == 0, whole.stderr
     reached = 0
     for ranks in (2, 1):
-        running = start(command(*base, "--log.name=run"), ranks=ranks)
+        running = start_python(command(*base, "--log.name=run"), ranks=ranks)
         log, deadline = tmp_path / "run" / "log.jsonl", time.time() + 200
         while not (log.exists() and len(rows(tmp_path / "run", "step")) >= reached + 2):
             assert time.time() < deadline
@@ -255,7 +255,7 @@ def test_stopped_with_two_ranks_it_goes_on_with_one_and_then_with_two(tmp_path, 
         assert f"stopped at step {saved['step']}, as asked" in output
         assert reached < saved["step"] < 24
         reached = saved["step"]
-    last = run(command(*base, "--log.name=run", "--speed.parallel=fsdp"), ranks=2)
+    last = run_python(command(*base, "--log.name=run", "--speed.parallel=fsdp"), ranks=2)
     assert last.returncode == 0, last.stderr
     for kind in ("step", "epoch"):
         one, other = (rows(tmp_path / name, kind) for name in ("whole", "run"))

@@ -303,12 +303,12 @@ def test_check_of_levels_that_point_to_each_other(pyramid, tmp_path):
 
 
 @pytest.fixture
-def stock_batches(run):
+def stock_batches(run_python):
     """Images and labels that FFCV's loader makes of one image field, with a decoder of stock_loader.py."""
 
     def stock_batches(path, decoder, *, cache, field="image", batch=4):
         out, script = path.with_suffix(".npz"), Path(__file__).with_name("stock_loader.py")
-        done = run([script, path, field, decoder, cache, batch, out])
+        done = run_python([script, path, field, decoder, cache, batch, out])
         assert done.returncode == 0, done.stderr
         with np.load(out) as made:
             return made["images"], made["labels"]

@@ -56,10 +56,10 @@ def epochs(cell):
     return [row for row in rows if row["kind"] == "epoch"]
 
 
-def test_a_killed_grid_goes_on_where_it_was_and_ends_with_the_same_bits(tiny, start, capsys):
+def test_a_killed_grid_goes_on_where_it_was_and_ends_with_the_same_bits(tiny, start_python, capsys):
     path = tiny(epochs=12)
     cells = grid.read(path).cells
-    (process,) = start(["-m", "rn_vs_vit", "--cfg", path])
+    (process,) = start_python(["-m", "rn_vs_vit", "--cfg", path])
     checkpoints = cells[0].folder / "checkpoints"
     deadline = time.monotonic() + 120
     while not list(checkpoints.glob("*.pt")) and process.poll() is None and time.monotonic() < deadline:

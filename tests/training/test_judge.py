@@ -113,7 +113,7 @@ def real_names(logits):
     return names
 
 
-def test_real_labels_are_deduced_from_the_files_names_also_on_three_ranks(tmp_path, jpg_beton, run):
+def test_real_labels_are_deduced_from_the_files_names_also_on_three_ranks(tmp_path, jpg_beton, run_python):
     weights_file, network = made(tmp_path, 1000)
     logits, labels = logits_of(network, jpg_beton)
     numbers = real_names(logits)
@@ -129,7 +129,7 @@ def test_real_labels_are_deduced_from_the_files_names_also_on_three_ranks(tmp_pa
     assert real["loss"] is None
     assert (own["top1"], own["top5"]) == shares(logits, [{label} for label in labels])
     words = [ROOT / "train_imagenet.py", *SMOKE, "--eval-only", *arguments, f"--eval.out={tmp_path / 'three'}"]
-    done = run(words, ranks=3)
+    done = run_python(words, ranks=3)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("top-1 %") == 1
     three = json.loads((tmp_path / "three" / "evaluations.json").read_text())

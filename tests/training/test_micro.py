@@ -117,8 +117,8 @@ distributed.leave()
 
 
 @pytest.mark.timeout(120)
-def test_all_ranks_take_what_the_smallest_can(tmp_path, run):
+def test_all_ranks_take_what_the_smallest_can(tmp_path, run_python):
     (tmp_path / "worker.py").write_text(WORKER.format(root=str(ROOT)))
-    done = run([tmp_path / "worker.py"], ranks=2)
+    done = run_python([tmp_path / "worker.py"], ranks=2)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("found 16") == 2

@@ -70,13 +70,13 @@ distributed.leave()
 
 
 @pytest.fixture(scope="module")
-def found(run, tmp_path_factory):
+def found(run_python, tmp_path_factory):
     """What one rank and two ranks found."""
     folder = tmp_path_factory.mktemp("parallel")
     (folder / "worker.py").write_text(WORKER.format(root=str(ROOT)))
     results = []
     for ranks in (1, 2):
-        done = run([folder / "worker.py", folder], ranks=ranks)
+        done = run_python([folder / "worker.py", folder], ranks=ranks)
         assert done.returncode == 0, done.stderr
         results.append(json.loads(done.stdout))
     return results

@@ -51,8 +51,8 @@ dist.destroy_process_group()
 
 
 @pytest.mark.timeout(200)
-def test_ranks_hear_of_it_at_the_same_step(start, tmp_path):
+def test_ranks_hear_of_it_at_the_same_step(start_python, tmp_path):
     """One of three gets the signal at step 50; all hear of it one step later."""
     (tmp_path / "worker.py").write_text(AGREEING.format(root=str(ROOT)))
-    ranks = start([tmp_path / "worker.py"], ranks=3)
+    ranks = start_python([tmp_path / "worker.py"], ranks=3)
     assert [rank.communicate(timeout=150)[0] for rank in ranks] == [f"51 {int(signal.SIGTERM)}\n"] * 3

@@ -97,9 +97,9 @@ with Watchdog(4 / 60, distributed.Ranks(0, 0, 1, torch.device("cpu"))) as watch:
 
 
 @pytest.mark.timeout(100)
-def test_time_in_which_the_process_was_suspended_does_not_count(start, tmp_path):
+def test_time_in_which_the_process_was_suspended_does_not_count(start_python, tmp_path):
     (tmp_path / "worker.py").write_text(SUSPENDED.format(root=str(ROOT)))
-    (process,) = start([tmp_path / "worker.py"])
+    (process,) = start_python([tmp_path / "worker.py"])
     assert process.stdout.readline() == "moving\n"
     time.sleep(0.8)  # the first look at it
     process.send_signal(signal.SIGSTOP)
@@ -154,8 +154,8 @@ def last_line(process):
 
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("world, victim", [(3, 1), (2, 0)])
-def test_a_killed_rank_is_named_and_the_others_end(world, victim, start, tmp_path):
-    processes = start(plain(tmp_path, minutes=5), ranks=world)
+def test_a_killed_rank_is_named_and_the_others_end(world, victim, start_python, tmp_path):
+    processes = start_python(plain(tmp_path, minutes=5), ranks=world)
     for process in processes:
         assert process.stdout.readline() == "moving\n"
     processes[victim].send_signal(signal.SIGKILL)
@@ -168,8 +168,8 @@ def test_a_killed_rank_is_named_and_the_others_end(world, victim, start, tmp_pat
 
 
 @pytest.mark.timeout(200)
-def test_a_rank_that_stands_still_is_named_and_all_end(start, tmp_path):
-    processes = start(plain(tmp_path), ranks=2)
+def test_a_rank_that_stands_still_is_named_and_all_end(start_python, tmp_path):
+    processes = start_python(plain(tmp_path), ranks=2)
     for process in processes:
         assert process.stdout.readline() == "moving\n"
     processes[1].send_signal(signal.SIGSTOP)
@@ -181,17 +181,17 @@ def test_a_rank_that_stands_still_is_named_and_all_end(start, tmp_path):
 
 
 @pytest.mark.timeout(200)
-def test_a_stalled_loader_is_named_and_all_end(start, tmp_path):
-    for rank, process in enumerate(start(plain(tmp_path, stalled=1, minutes=0.1), ranks=2)):
+def test_a_stalled_loader_is_named_and_all_end(start_python, tmp_path):
+    for rank, process in enumerate(start_python(plain(tmp_path, stalled=1, minutes=0.1), ranks=2)):
         line = last_line(process)
         assert line.startswith(f"error: rank {rank} ends: rank 1 (")
         assert "is waiting for its loader, stage x, epoch 1, batch 4 since " in line
 
 
 @pytest.mark.timeout(300)
-def test_a_run_has_a_watchdog(start, tmp_path, jpg_beton):
+def test_a_run_has_a_watchdog(start_python, tmp_path, jpg_beton):
     """The command line itself, one rank of two killed in training."""
-    processes = start([
+    processes = start_python([
         ROOT / "train_imagenet.py", "--cfg", ROOT / "recipes/smoke.yaml", "--stage.resolution=32", "--stage.batch=16",
         "--stage.mix_chunk=8", "--stage.epochs=500", "--log.every=1", "--data.workers=1", f"--log.out={tmp_path}",
         f"--data.train={jpg_beton}", f"--data.val={jpg_beton}", "--log.name=run",
