@@ -8,12 +8,16 @@ of imports before it; a fork is safe because this process has one thread. Librar
 are imported have seen this process's.
 """
 
+import atexit
+import gc
 import json
 import os
 import runpy
 import signal
 import socket
 import sys
+import threading
+import traceback
 
 MOST = 2**20  # bytes of a message
 
@@ -24,7 +28,7 @@ def forked(control: socket.socket) -> list[str]:
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, MOST, 4)
         if not message:
-            raise SystemExit
+            os._exit(0)
         if os.fork() == 0:
             control.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -53,15 +57,35 @@ def _kept(asked: dict, report: int, *streams: int) -> list[str]:
     return asked["words"]
 
 
+def run(words: list[str]) -> int:
+    """Does what `python WORDS` does; returns the status."""
+    try:
+        if words[0] == "-m":
+            sys.argv = words[1:]
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = words
+            runpy.run_path(words[0], run_name="__main__")
+    except SystemExit as ended:
+        if ended.code is None or isinstance(ended.code, int):
+            return ended.code or 0
+        print(ended.code, file=sys.stderr)
+        return 1
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
 if __name__ == "__main__":
     sys.path[0] = os.getcwd()
     import train_imagenet  # noqa: F401
     import write_datasets  # noqa: F401
 
-    words = forked(socket.socket(fileno=int(sys.argv[1])))
-    if words[0] == "-m":
-        sys.argv = words[1:]
-        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
-    else:
-        sys.argv = words
-        runpy.run_path(words[0], run_name="__main__")
+    gc.freeze()  # what is shared stays shared: a collection would copy it
+    status = run(forked(socket.socket(fileno=int(sys.argv[1]))))
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # to take the modules apart would take 2 seconds

@@ -46,19 +46,21 @@ class Uneven:  # more batches in one rank than in the other; together always the
         yield from every[ranks.rank * 2 :][: 5 if ranks.world == 1 else 2 + ranks.rank]
 
 
+ways = ("ddp", "fsdp") if ranks.world > 1 else ("ddp",)
 found = {{}}
 for law in ("exact", "subset"):
-    for how in ("ddp", "fsdp"):
+    for how in ways:
         found[f"{{how}} {{law}}"] = run(how, "lamb", steps=range(20), law=law)[2]
-found["one piece"] = run("ddp", "lamb", steps=range(20), piece=32 // ranks.world)[2]
+if ranks.world > 1:
+    found["one piece"] = run("ddp", "lamb", steps=range(20), piece=32 // ranks.world)[2]
 for optimizer in ("lamb", "adamw", "sgd"):
-    for how in ("ddp", "fsdp"):
+    for how in ways:
         job, state, means = run(how, optimizer, steps=range(3))
         folder = RunFolder(job.run)
         folder.save(state, Means(), first=ranks.first)
         distributed.wait_for_all()
         saved = folder.load(first=ranks.first)
-        for then in ("ddp", "fsdp"):
+        for then in ways:
             found[f"{{optimizer}} {{how}} {{then}}"] = means + run(then, optimizer, steps=range(3, 6), saved=saved)[2]
         distributed.wait_for_all()
 stage, networks = job.run.stages[0], (state.model, state.average)
