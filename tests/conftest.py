@@ -1,15 +1,38 @@
-"""Images and .beton files that many tests share. The .beton files here are written by stock FFCV."""
+"""Images, .beton files and processes that many tests share. The .beton files here are written by stock FFCV."""
 
 import io
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import skimage
 import sklearn
+import torch
 from ffcv.fields import IntField, RGBImageField
 from ffcv.writer import DatasetWriter
 from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Two threads of torch mostly wait for each other on tensors as small as the tests': 4 times the work, and on a
+    busy machine 5 times as long."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
+        yield
 
 
 def _photo(path: Path) -> np.ndarray:
@@ -101,3 +124,120 @@ def encode():
         return buffer.getvalue()
 
     return encode
+
+
+class _Process:
+    """A command that the fork server runs, with what the tests need of subprocess.Popen."""
+
+    def __init__(self, server, words, cwd, env):
+        self._report, report = socket.socketpair(type=socket.SOCK_SEQPACKET)
+        (stdin, to), (of, stdout) = os.pipe(), os.pipe()
+        self.stdin, self.stdout = os.fdopen(to, "w"), os.fdopen(of)
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - a pipe would be full before it is read
+        asked = {"words": list(map(str, words)), "folder": str(cwd), "environment": env}
+        given = [report.fileno(), stdin, stdout, self._errors.fileno()]
+        socket.send_fds(server, [json.dumps(asked).encode()], given)
+        report.close()
+        os.close(stdin)
+        os.close(stdout)
+        self.args, self.pid, self.returncode = words, int(self._report.recv(32)), None
+
+    def poll(self):
+        return self._ended_within(0)
+
+    def wait(self, timeout=None):
+        if self._ended_within(timeout) is None:
+            raise subprocess.TimeoutExpired(self.args, timeout)
+        return self.returncode
+
+    def _ended_within(self, seconds):
+        if self.returncode is None and select.select([self._report], [], [], seconds)[0]:
+            self.returncode = int(self._report.recv(32))
+        return self.returncode
+
+    def communicate(self, given=None, timeout=None):
+        """(stdout, stderr), once it has ended."""
+        if given is not None:
+            self.stdin.write(given)
+        self.stdin.close()
+        ends = None if timeout is None else time.monotonic() + timeout
+        output = []
+        reader = threading.Thread(target=lambda: output.append(self.stdout.read()), daemon=True)
+        reader.start()
+        reader.join(timeout)
+        self.wait(None if ends is None else max(ends - time.monotonic(), 0))
+        reader.join()
+        self._errors.seek(0)
+        return output[0], self._errors.read()
+
+    def send_signal(self, number):
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def fork_server():
+    """The socket of a process that has imported the training script; it computes with one thread."""
+    ours, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    environment |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}  # none must run at a fork
+    command = [sys.executable, Path(__file__).with_name("fork_server.py"), str(theirs.fileno())]
+    server = subprocess.Popen(command, cwd=ROOT, env=environment, pass_fds=[theirs.fileno()])
+    theirs.close()
+    yield ours
+    ours.close()
+    server.wait(10)
+
+
+@pytest.fixture(scope="session")
+def launch(fork_server):
+    """launch(ranks, words, ...): processes that do what `python WORDS` does, but with the imports done. Several are a
+    world, as torchrun's are."""
+
+    def launch(ranks, words, *, cwd=ROOT, **own):
+        environment = os.environ | own
+        if ranks == 1:
+            return [_Process(fork_server, words, cwd, environment)]
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        environment |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+        places = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+        return [_Process(fork_server, words, cwd, environment | place) for place in places]
+
+    return launch
+
+
+@pytest.fixture
+def start_python(launch):
+    """start_python(words, ranks=1, ...): the started processes, which are killed at the end of the test."""
+    started = []
+
+    def start_python(words, *, ranks=1, **more):
+        processes = launch(ranks, words, **more)
+        started.extend(processes)
+        return processes
+
+    yield start_python
+    for process in started:
+        process.kill()
+        process.wait(20)
+
+
+@pytest.fixture(scope="session")
+def run_python(launch):
+    """run_python(words, ranks=1, ...): as subprocess.run; of several processes the worst status and all output."""
+
+    def run_python(words, *, ranks=1, timeout=280, **more):
+        processes = launch(ranks, words, **more)
+        try:
+            said = [process.communicate(timeout=timeout) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+        status = max((process.returncode for process in processes), key=abs)
+        return subprocess.CompletedProcess(words, status, *map("".join, zip(*said, strict=True)))
+
+    return run_python

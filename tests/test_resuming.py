@@ -41,14 +41,6 @@ def recipe_file(tmp_path_factory, jpg_beton):
     return path
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Two torch threads wait for each other on a busy machine."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
-
-
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(train_imagenet.report, "write", lambda folder: "")

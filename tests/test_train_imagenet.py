@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -35,22 +34,8 @@ def data(jpg_beton):
     return [f"--data.train={jpg_beton}", f"--data.val={jpg_beton}"]
 
 
-def command(*arguments, ranks=1):
-    launch = [sys.executable]
-    if ranks > 1:
-        port = 20000 + os.getpid() % 20000
-        launch += ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", f"--master-port={port}"]
-    return [*launch, str(ROOT / "train_imagenet.py"), *map(str, arguments)]
-
-
-def environment():
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-
-
-def finished(*arguments, ranks=1, cwd=ROOT):
-    return subprocess.run(
-        command(*arguments, ranks=ranks), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=280
-    )
+def command(*arguments):
+    return [ROOT / "train_imagenet.py", *arguments]
 
 
 def rows(folder, kind="epoch"):
@@ -196,15 +181,19 @@ def recipe_for_resuming(tmp_path, data):
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("ranks, number", [(1, signal.SIGKILL), (2, signal.SIGTERM)])
-def test_killed_or_preempted_it_ends_with_the_same_bits(tmp_path, data, ranks, number):
+def test_killed_or_preempted_it_ends_with_the_same_bits(tmp_path, data, ranks, number, start_python, run_python):
     """Two ranks: torchrun passes SIGTERM on and kills after 30 seconds; the next log point would be the epoch's end."""
     base = [*recipe_for_resuming(tmp_path, data), "--log.every=100"]
-    whole = finished(*base, f"--log.out={tmp_path}", "--log.name=whole", ranks=ranks)
+    whole = run_python(command(*base, f"--log.out={tmp_path}", "--log.name=whole"), ranks=ranks)
     assert whole.returncode == 0, whole.stderr
-    killed = subprocess.Popen(
-        command(*base, f"--log.out={tmp_path}", "--log.name=killed", ranks=ranks),
-        env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+    words = command(*base, f"--log.out={tmp_path}", "--log.name=killed")
+    if ranks > 1:
+        killed = subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *words], text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+    else:
+        (killed,) = start_python(words)
     log, deadline = tmp_path / "killed" / "log.jsonl", time.time() + 200
     while not (log.exists() and len(rows(tmp_path / "killed")) >= 2):
         assert time.time() < deadline
@@ -216,7 +205,7 @@ def test_killed_or_preempted_it_ends_with_the_same_bits(tmp_path, data, ranks, n
         step = checkpoints.read(checkpoints.saved(tmp_path / "killed" / "checkpoints")[-1])["step"]
         assert f"stopped at step {step}, as asked" in output, errors
     assert not (tmp_path / "killed" / "model.safetensors").exists()
-    again = finished(*base, f"--log.out={tmp_path}", "--log.name=killed", ranks=ranks)
+    again = run_python(words, ranks=ranks)
     assert again.returncode == 0, again.stderr
     assert "going on at stage" in again.stdout
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
@@ -227,13 +216,13 @@ def test_killed_or_preempted_it_ends_with_the_same_bits(tmp_path, data, ranks, n
 
 
 @pytest.mark.timeout(400)
-def test_two_ranks_and_small_pieces_compute_the_same_steps(tmp_path, data):
+def test_two_ranks_and_small_pieces_compute_the_same_steps(tmp_path, data, run_python):
     """The same global batches, draws and masks: losses agree within rounding."""
     base = [*recipe_for_resuming(tmp_path, data), f"--log.out={tmp_path}", "--stage.epochs=1"]
     losses = {}
     for name, ranks, extra in (("one", 1, []), ("pieces", 1, ["--speed.micro_batch=4"]),
                                ("two", 2, ["--speed.micro_batch=2"])):  # fmt: skip
-        done = finished(*base, f"--log.name={name}", *extra, ranks=ranks)
+        done = run_python(command(*base, f"--log.name={name}", *extra), ranks=ranks)
         assert done.returncode == 0, done.stderr
         losses[name] = [row["loss"] for row in rows(tmp_path / name, "step")]
         assert len(losses[name]) == 12
@@ -246,31 +235,27 @@ def test_two_ranks_and_small_pieces_compute_the_same_steps(tmp_path, data):
 
 
 @pytest.mark.timeout(400)
-def test_stopped_with_two_ranks_it_goes_on_with_one_and_then_with_two(tmp_path, data):
+def test_stopped_with_two_ranks_it_goes_on_with_one_and_then_with_two(tmp_path, data, start_python, run_python):
     """SIGUSR1 in the middle of an epoch; the steps are those of a run that was never stopped."""
     base = [*recipe_for_resuming(tmp_path, data), f"--log.out={tmp_path}", "--stage.epochs=2", "--speed.micro_batch=4"]
-    whole = finished(*base, "--log.name=whole")
+    whole = run_python(command(*base, "--log.name=whole"))
     assert whole.returncode == 0, whole.stderr
     reached = 0
     for ranks in (2, 1):
-        running = subprocess.Popen(
-            command(*base, "--log.name=run", ranks=ranks), env=environment(), text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
+        running = start_python(command(*base, "--log.name=run"), ranks=ranks)
         log, deadline = tmp_path / "run" / "log.jsonl", time.time() + 200
         while not (log.exists() and len(rows(tmp_path / "run", "step")) >= reached + 2):
             assert time.time() < deadline
-            assert running.poll() is None, running.communicate()
+            assert running[0].poll() is None, running[0].communicate()
             time.sleep(0.01)
-        children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
-        os.kill(int(children[-1]) if ranks == 2 else running.pid, signal.SIGUSR1)
-        output, errors = running.communicate(timeout=200)
-        assert running.returncode == 0, errors
+        running[-1].send_signal(signal.SIGUSR1)
+        output, errors = running[0].communicate(timeout=200)
+        assert [process.wait(20) for process in running] == [0] * ranks, errors
         saved = torch.load(checkpoints.saved(tmp_path / "run" / "checkpoints")[-1], weights_only=True)
         assert f"stopped at step {saved['step']}, as asked" in output
         assert reached < saved["step"] < 24
         reached = saved["step"]
-    last = finished(*base, "--log.name=run", "--speed.parallel=fsdp", ranks=2)
+    last = run_python(command(*base, "--log.name=run", "--speed.parallel=fsdp"), ranks=2)
     assert last.returncode == 0, last.stderr
     for kind in ("step", "epoch"):
         one, other = (rows(tmp_path / name, kind) for name in ("whole", "run"))
@@ -299,8 +284,9 @@ def test_official_files_are_evaluated_and_what_does_not_fit_is_listed(tmp_path, 
     assert "set stage.head: new" in complaint
 
 
-def test_it_learns(tmp_path, data):
-    """96 tiles of 4 photographs in 5 classes are memorised: well above chance, which is 20 %."""
+def test_it_learns(tmp_path, data, monkeypatch):
+    """96 tiles of 4 photographs in 5 classes are memorised: well above chance, 20 %. With a thread per core."""
+    monkeypatch.delenv("OMP_NUM_THREADS")
     train_imagenet.main(
         ["--cfg", str(ROOT / "recipes/smoke.yaml"), *SMALL, *data, f"--log.out={tmp_path}", "--log.name=run",
          "--stage.resolution=64", "--stage.epochs=12", "--stage.augment=none", "--stage.jitter=none", "--stage.mixup=0",
@@ -456,7 +442,8 @@ def test_more_ranks_than_images(tmp_path):
 
 
 def test_bad_input_ends_the_process_with_status_2(tmp_path):
-    done = finished("--cfg", ROOT / "recipes/smoke.yaml", "--data.train=nothing.beton", cwd=tmp_path)
+    words = [sys.executable, *command("--cfg", ROOT / "recipes/smoke.yaml", "--data.train=nothing.beton")]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr

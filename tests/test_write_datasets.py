@@ -154,8 +154,8 @@ def test_levels(folder, tmp_path):
         (["--data.source=in", "--data.out=in/train/a/1.png/x"], "x_train.beton cannot be written: "),
     ],
 )
-def test_bad_input_is_one_line(folder, words, message):
-    done = run(folder, *words)
+def test_bad_input_is_one_line(folder, words, message, run_python):
+    done = run_python([ROOT / "write_datasets.py", *words], cwd=folder)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert message in done.stderr

@@ -4,13 +4,14 @@ The plan is written when a run begins (plan.json): for each stage the steps of a
 image, by which the speed of the stage under way is carried over to those that follow.
 """
 
+import functools
 import itertools
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from training import model, schedule, summary
 from training.datasets import DataSet
-from training.recipe import Run
+from training.recipe import Model, Run
 
 
 class Part(NamedTuple):
@@ -29,13 +30,18 @@ def plan(run: Run, sets: dict[str, DataSet], first: int) -> list[Part]:
     parts = []
     for stage in run.stages[first:]:
         data = sets[stage.data]
-        network = summary.on_shapes(run.model, stage.resolution, data.classes, drop_path=stage.drop_path)
-        macs = model.macs(network, stage.resolution)
+        macs = _macs(run.model, stage.resolution, data.classes, stage.drop_path)
         steps = summary.length(stage, sets)[0] // stage.epochs
         sides = (schedule.resolution(stage, epoch) / stage.resolution for epoch in range(stage.epochs))
         work = tuple(round(steps * stage.batch * macs * side**2, 6) for side in sides)
         parts.append(Part(stage.name, steps, work, data.train.samples, data.val.samples, data.classes))
     return parts
+
+
+@functools.cache
+def _macs(of_model: Model, resolution: int, classes: int, drop_path: float) -> float:
+    """Multiply-adds (10^9) of an image. They take 0.3 s to count, and stages and runs of one process share them."""
+    return model.macs(summary.on_shapes(of_model, resolution, classes, drop_path=drop_path), resolution)
 
 
 def pace(points: Sequence[tuple[int, float]]) -> float | None:

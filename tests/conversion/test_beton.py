@@ -2,8 +2,6 @@
 
 import io
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -309,16 +307,22 @@ def test_check_of_levels_that_point_to_each_other(pyramid, tmp_path):
             check(tmp_path / "x.beton", lie, checksums, classes=700)
 
 
-def stock_batches(path, decoder, *, cache, field="image", batch=4):
+@pytest.fixture
+def stock_batches(run_python):
     """Images and labels that FFCV's loader makes of one image field, with a decoder of stock_loader.py."""
-    out, script = path.with_suffix(".npz"), Path(__file__).with_name("stock_loader.py")
-    subprocess.run([sys.executable, script, path, field, decoder, cache, str(batch), out], check=True)
-    with np.load(out) as made:
-        return made["images"], made["labels"]
+
+    def stock_batches(path, decoder, *, cache, field="image", batch=4):
+        out, script = path.with_suffix(".npz"), Path(__file__).with_name("stock_loader.py")
+        done = run_python([script, path, field, decoder, cache, batch, out])
+        assert done.returncode == 0, done.stderr
+        with np.load(out) as made:
+            return made["images"], made["labels"]
+
+    return stock_batches
 
 
 @pytest.mark.timeout(120)
-def test_stock_loader_raw(tmp_path, squares):
+def test_stock_loader_raw(tmp_path, squares, stock_batches):
     """600 images over several pages through FFCV's process cache, pixel by pixel."""
     path = tmp_path / "x.beton"
     written(path, [(encode_rgb(squares[k % 16], mode="raw", quality=90), k) for k in range(600)])
@@ -332,7 +336,7 @@ def test_stock_loader_raw(tmp_path, squares):
     ("decoder", "cache", "field"),
     [("centre crop", "os", "image"), ("centre crop", "process", "image_100"), ("random crop", "process", "image")],
 )
-def test_stock_loader_jpeg(tmp_path, tiles, decoder, cache, field):
+def test_stock_loader_jpeg(tmp_path, tiles, decoder, cache, field, stock_batches):
     """Images of different sizes through the decoders that ImageNet trainings use, both set to the largest centred
     square: against Pillow's decoding and the mean over each pixel's area. Of a pyramid, its second level."""
     encoded = [encode_rgb(tile, mode="jpg", quality=95) for tile in tiles]
@@ -363,7 +367,7 @@ def area_shares(outputs, inputs):
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("cache", ["os", "process"])
-def test_stock_loader_takes_a_level_of_a_pyramid(pyramid, cache):
+def test_stock_loader_takes_a_level_of_a_pyramid(pyramid, cache, stock_batches):
     """FFCV's loader and decoder on `image_24` alone, pixel by pixel, with both of its caches."""
     path, samples, *_ = pyramid
     found, labels = stock_batches(path, "simple", cache=cache, field="image_24", batch=100)

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -115,18 +113,16 @@ def test_a_broken_file_is_refused(shards):
 
 
 @pytest.mark.parametrize("damaged, status", [(False, 0), (True, 1)])
-def test_the_command_line(shards, damaged, status):
+def test_the_command_line(shards, damaged, status, run_python):
     if damaged:
         damage(shards, 7, "image")
-    command = [sys.executable, "write_datasets.py", "--verify", str(shards)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    done = run_python(["write_datasets.py", "--verify", shards])
     assert done.returncode == status
     assert ("train/0/7.jpg" in done.stdout) == damaged
     assert done.stderr == ""
 
 
-def test_the_command_line_without_such_a_file(tmp_path):
-    command = [sys.executable, "write_datasets.py", "--verify", str(tmp_path / "no.beton")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+def test_the_command_line_without_such_a_file(tmp_path, run_python):
+    done = run_python(["write_datasets.py", "--verify", tmp_path / "no.beton"])
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

@@ -1,10 +1,7 @@
 """A grid run as users run it: killed and started again, by several processes at a time, finished cells left alone."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -54,22 +51,15 @@ def tiny(tmp_path, jpg_beton):
     return write
 
 
-def start(path, *arguments):
-    return subprocess.Popen(
-        [sys.executable, "-m", "rn_vs_vit", "--cfg", str(path), *arguments], cwd=ROOT, text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-
-
 def epochs(cell):
     rows = map(json.loads, (cell.folder / "log.jsonl").read_text().splitlines())
     return [row for row in rows if row["kind"] == "epoch"]
 
 
-def test_a_killed_grid_goes_on_where_it_was_and_ends_with_the_same_bits(tiny, capsys):
+def test_a_killed_grid_goes_on_where_it_was_and_ends_with_the_same_bits(tiny, start_python, capsys):
     path = tiny(epochs=12)
     cells = grid.read(path).cells
-    process = start(path)
+    (process,) = start_python(["-m", "rn_vs_vit", "--cfg", path])
     checkpoints = cells[0].folder / "checkpoints"
     deadline = time.monotonic() + 120
     while not list(checkpoints.glob("*.pt")) and process.poll() is None and time.monotonic() < deadline:

@@ -9,7 +9,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -222,14 +221,11 @@ def test_a_full_disk_keeps_the_one_before(small_disk, numbers):
 
 
 @pytest.mark.timeout(200)
-def test_kills_while_saving_lose_nothing_that_was_reported(tmp_path):
+def test_kills_while_saving_lose_nothing_that_was_reported(start_python, tmp_path):
     """A process saves without end and is killed at random moments, several times in the same folder."""
     folder, draw, reported = tmp_path / "checkpoints", random.Random(0), 0
     for _ in range(3):
-        child = subprocess.Popen(
-            [sys.executable, "-m", "bench.endless_saves", folder, "--megabytes=8"], cwd=ROOT, text=True,
-            stdout=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+        (child,) = start_python(["-m", "bench.endless_saves", folder, "--megabytes=8"])
         for _ in range(2):
             reported = int(child.stdout.readline())
         time.sleep(draw.uniform(0, 0.1))

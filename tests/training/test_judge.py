@@ -2,9 +2,6 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -116,7 +113,7 @@ def real_names(logits):
     return names
 
 
-def test_real_labels_are_deduced_from_the_files_names_also_on_three_ranks(tmp_path, jpg_beton):
+def test_real_labels_are_deduced_from_the_files_names_also_on_three_ranks(tmp_path, jpg_beton, run_python):
     weights_file, network = made(tmp_path, 1000)
     logits, labels = logits_of(network, jpg_beton)
     numbers = real_names(logits)
@@ -131,11 +128,8 @@ def test_real_labels_are_deduced_from_the_files_names_also_on_three_ranks(tmp_pa
     assert real["images"] == sum(map(bool, answers)) == 76
     assert real["loss"] is None
     assert (own["top1"], own["top5"]) == shares(logits, [{label} for label in labels])
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=3",
-               f"--master-port={20000 + os.getpid() % 20000}", str(ROOT / "train_imagenet.py"), *SMOKE, "--eval-only",
-               *arguments, f"--eval.out={tmp_path / 'three'}"]  # fmt: skip
-    alone = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=alone, capture_output=True, text=True, timeout=200)
+    words = [ROOT / "train_imagenet.py", *SMOKE, "--eval-only", *arguments, f"--eval.out={tmp_path / 'three'}"]
+    done = run_python(words, ranks=3)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("top-1 %") == 1
     three = json.loads((tmp_path / "three" / "evaluations.json").read_text())

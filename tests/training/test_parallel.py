@@ -1,9 +1,6 @@
 """Two processes on a CPU (gloo): DDP and FSDP2 against one process with the whole batch, and their checkpoints."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -49,19 +46,21 @@ class Uneven:  # more batches in one rank than in the other; together always the
         yield from every[ranks.rank * 2 :][: 5 if ranks.world == 1 else 2 + ranks.rank]
 
 
+ways = ("ddp", "fsdp") if ranks.world > 1 else ("ddp",)
 found = {{}}
 for law in ("exact", "subset"):
-    for how in ("ddp", "fsdp"):
+    for how in ways:
         found[f"{{how}} {{law}}"] = run(how, "lamb", steps=range(20), law=law)[2]
-found["one piece"] = run("ddp", "lamb", steps=range(20), piece=32 // ranks.world)[2]
+if ranks.world > 1:
+    found["one piece"] = run("ddp", "lamb", steps=range(20), piece=32 // ranks.world)[2]
 for optimizer in ("lamb", "adamw", "sgd"):
-    for how in ("ddp", "fsdp"):
+    for how in ways:
         job, state, means = run(how, optimizer, steps=range(3))
         folder = RunFolder(job.run)
         folder.save(state, Means(), first=ranks.first)
         distributed.wait_for_all()
         saved = folder.load(first=ranks.first)
-        for then in ("ddp", "fsdp"):
+        for then in ways:
             found[f"{{optimizer}} {{how}} {{then}}"] = means + run(then, optimizer, steps=range(3, 6), saved=saved)[2]
         distributed.wait_for_all()
 stage, networks = job.run.stages[0], (state.model, state.average)
@@ -73,18 +72,13 @@ distributed.leave()
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def found(run_python, tmp_path_factory):
     """What one rank and two ranks found."""
     folder = tmp_path_factory.mktemp("parallel")
     (folder / "worker.py").write_text(WORKER.format(root=str(ROOT)))
-    port = 20000 + (os.getpid() + 11) % 20000
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
     results = []
-    for start in ([sys.executable], launch):
-        done = subprocess.run(
-            [*start, folder / "worker.py", folder], capture_output=True, text=True, timeout=200,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+    for ranks in (1, 2):
+        done = run_python([folder / "worker.py", folder], ranks=ranks)
         assert done.returncode == 0, done.stderr
         results.append(json.loads(done.stdout))
     return results

@@ -1,6 +1,4 @@
 import dataclasses
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -177,15 +175,21 @@ main()
 """
 
 
-def complaint(folder, *argv):
-    """What a command line says on stderr, which must be one line, with exit status 2 and nothing on stdout."""
-    stub = folder / "stub.py"
-    stub.write_text(STUB.format(root=str(ROOT)))
-    ended = subprocess.run([sys.executable, stub, *argv], capture_output=True, text=True, timeout=60)
-    assert (ended.returncode, ended.stdout) == (2, ""), ended.stderr
-    assert ended.stderr.startswith("error: ")
-    assert ended.stderr.count("\n") == 1
-    return ended.stderr
+@pytest.fixture
+def complaint(run_python, tmp_path):
+    """complaint(*argv): what a command line says on stderr, which must be one line, with exit status 2 and nothing on
+    stdout."""
+
+    def complaint(*argv):
+        stub = tmp_path / "stub.py"
+        stub.write_text(STUB.format(root=str(ROOT)))
+        ended = run_python([stub, *argv], timeout=60)
+        assert (ended.returncode, ended.stdout) == (2, ""), ended.stderr
+        assert ended.stderr.startswith("error: ")
+        assert ended.stderr.count("\n") == 1
+        return ended.stderr
+
+    return complaint
 
 
 BAD_RECIPES = {
@@ -280,9 +284,9 @@ BAD_RECIPES = {
 
 
 @pytest.mark.parametrize("text", BAD_RECIPES)
-def test_a_bad_recipe_is_one_line_and_exit_status_2(text, write, tmp_path):
+def test_a_bad_recipe_is_one_line_and_exit_status_2(text, write, tmp_path, complaint):
     path = write(f"base: base.yaml\n{text}\n")
-    said = complaint(tmp_path, "--cfg", path)
+    said = complaint("--cfg", path)
     assert BAD_RECIPES[text] in said
     assert "x.yaml" in said
 
@@ -311,11 +315,11 @@ WHOLE_FILES = {
 
 
 @pytest.mark.parametrize("content", WHOLE_FILES)
-def test_a_bad_file_is_one_line_and_exit_status_2(content, write, tmp_path):
+def test_a_bad_file_is_one_line_and_exit_status_2(content, write, complaint):
     write("base: base.yaml\n", "second.yaml")
     write(recipe.BASE.read_text() + "stages: [{name: a}]\n", "rows.yaml")
     write("".join(line for line in recipe.BASE.open() if not line.startswith("  val:")), "short.yaml")
-    assert WHOLE_FILES[content] in complaint(tmp_path, "--cfg", write(content))
+    assert WHOLE_FILES[content] in complaint("--cfg", write(content))
 
 
 OVERRIDES = {
@@ -335,13 +339,13 @@ OVERRIDES = {
 
 
 @pytest.mark.parametrize("word", OVERRIDES)
-def test_a_bad_override_is_one_line_and_exit_status_2(word, write, tmp_path):
-    assert OVERRIDES[word] in complaint(tmp_path, "--cfg", write("base: base.yaml\n"), word)
+def test_a_bad_override_is_one_line_and_exit_status_2(word, write, complaint):
+    assert OVERRIDES[word] in complaint("--cfg", write("base: base.yaml\n"), word)
 
 
-def test_a_missing_recipe_is_one_line_and_exit_status_2(tmp_path):
-    assert "none.yaml cannot be read: No such file" in complaint(tmp_path, "--cfg", tmp_path / "none.yaml")
-    assert "required: --cfg" in complaint(tmp_path)
+def test_a_missing_recipe_is_one_line_and_exit_status_2(tmp_path, complaint):
+    assert "none.yaml cannot be read: No such file" in complaint("--cfg", tmp_path / "none.yaml")
+    assert "required: --cfg" in complaint()
 
 
 def test_load_refuses_overrides_that_are_no_keys():

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -53,14 +51,8 @@ dist.destroy_process_group()
 
 
 @pytest.mark.timeout(200)
-def test_ranks_hear_of_it_at_the_same_step(tmp_path):
+def test_ranks_hear_of_it_at_the_same_step(start_python, tmp_path):
     """One of three gets the signal at step 50; all hear of it one step later."""
     (tmp_path / "worker.py").write_text(AGREEING.format(root=str(ROOT)))
-    port = 20000 + (os.getpid() + 23) % 20000
-    place = {"WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen([sys.executable, tmp_path / "worker.py"], text=True, stdout=subprocess.PIPE,
-                         env=os.environ | place | {"RANK": str(rank)})
-        for rank in range(3)
-    ]  # fmt: skip
+    ranks = start_python([tmp_path / "worker.py"], ranks=3)
     assert [rank.communicate(timeout=150)[0] for rank in ranks] == [f"51 {int(signal.SIGTERM)}\n"] * 3

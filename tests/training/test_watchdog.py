@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -85,27 +84,28 @@ SUSPENDED = """
 import sys, time
 sys.path.insert(0, {root!r})
 import torch
-from training import distributed
+from training import distributed, watchdog
 from training.watchdog import Watchdog
 
-with Watchdog(0.15, distributed.Ranks(0, 0, 1, torch.device("cpu"))) as watch:
+watchdog.TICK = 0.5
+with Watchdog(4 / 60, distributed.Ranks(0, 0, 1, torch.device("cpu"))) as watch:
     print("moving", flush=True)
     sys.stdin.readline()
     watch.at("there")
-    time.sleep(2)
+    time.sleep(1)
 """
 
 
 @pytest.mark.timeout(100)
-def test_time_in_which_the_process_was_suspended_does_not_count(start, tmp_path):
+def test_time_in_which_the_process_was_suspended_does_not_count(start_python, tmp_path):
     (tmp_path / "worker.py").write_text(SUSPENDED.format(root=str(ROOT)))
-    (process,) = start(1, [tmp_path / "worker.py"], stdin=subprocess.PIPE)
+    (process,) = start_python([tmp_path / "worker.py"])
     assert process.stdout.readline() == "moving\n"
-    time.sleep(2.5)  # the first look at it
+    time.sleep(0.8)  # the first look at it
     process.send_signal(signal.SIGSTOP)
-    time.sleep(10)
+    time.sleep(5)
     process.send_signal(signal.SIGCONT)
-    time.sleep(1)
+    time.sleep(0.7)  # the next one
     _, errors = process.communicate("\n", timeout=60)
     assert (process.returncode, errors) == (0, "")
 
@@ -115,9 +115,10 @@ WORKER = """
 import sys, time
 sys.path.insert(0, {root!r})
 import torch
-from training import distributed
+from training import distributed, watchdog
 from training.watchdog import Watchdog
 
+watchdog.TICK = 1.0
 ranks, stalled = distributed.join("cpu"), {stalled}
 
 
@@ -140,28 +141,6 @@ with Watchdog({minutes}, ranks) as watch:
 """
 
 
-@pytest.fixture
-def start(tmp_path):
-    """start(world, command): processes that are a world, without torchrun, which would end them itself."""
-    started = []
-
-    def start(world, command, **more):
-        place = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": 1,
-                 "MASTER_PORT": 20000 + (os.getpid() + 7 * world) % 20000}  # fmt: skip
-        for rank in range(world):
-            own = place | {"RANK": rank, "LOCAL_RANK": rank}
-            started.append(subprocess.Popen(
-                [sys.executable, *map(str, command)], text=True, cwd=ROOT, stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE, **more, env=os.environ | {key: str(value) for key, value in own.items()},
-            ))  # fmt: skip
-        return started
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
 def plain(tmp_path, *, stalled=-1, minutes=0.05):
     (tmp_path / "worker.py").write_text(WORKER.format(root=str(ROOT), stalled=stalled, minutes=minutes))
     return [tmp_path / "worker.py"]
@@ -175,8 +154,8 @@ def last_line(process):
 
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("world, victim", [(3, 1), (2, 0)])
-def test_a_killed_rank_is_named_and_the_others_end(world, victim, start, tmp_path):
-    processes = start(world, plain(tmp_path, minutes=5))
+def test_a_killed_rank_is_named_and_the_others_end(world, victim, start_python, tmp_path):
+    processes = start_python(plain(tmp_path, minutes=5), ranks=world)
     for process in processes:
         assert process.stdout.readline() == "moving\n"
     processes[victim].send_signal(signal.SIGKILL)
@@ -189,8 +168,8 @@ def test_a_killed_rank_is_named_and_the_others_end(world, victim, start, tmp_pat
 
 
 @pytest.mark.timeout(200)
-def test_a_rank_that_stands_still_is_named_and_all_end(start, tmp_path):
-    processes = start(2, plain(tmp_path))
+def test_a_rank_that_stands_still_is_named_and_all_end(start_python, tmp_path):
+    processes = start_python(plain(tmp_path), ranks=2)
     for process in processes:
         assert process.stdout.readline() == "moving\n"
     processes[1].send_signal(signal.SIGSTOP)
@@ -202,21 +181,21 @@ def test_a_rank_that_stands_still_is_named_and_all_end(start, tmp_path):
 
 
 @pytest.mark.timeout(200)
-def test_a_stalled_loader_is_named_and_all_end(start, tmp_path):
-    for rank, process in enumerate(start(2, plain(tmp_path, stalled=1, minutes=0.1))):
+def test_a_stalled_loader_is_named_and_all_end(start_python, tmp_path):
+    for rank, process in enumerate(start_python(plain(tmp_path, stalled=1, minutes=0.1), ranks=2)):
         line = last_line(process)
         assert line.startswith(f"error: rank {rank} ends: rank 1 (")
         assert "is waiting for its loader, stage x, epoch 1, batch 4 since " in line
 
 
 @pytest.mark.timeout(300)
-def test_a_run_has_a_watchdog(start, tmp_path, jpg_beton):
+def test_a_run_has_a_watchdog(start_python, tmp_path, jpg_beton):
     """The command line itself, one rank of two killed in training."""
-    processes = start(2, [
+    processes = start_python([
         ROOT / "train_imagenet.py", "--cfg", ROOT / "recipes/smoke.yaml", "--stage.resolution=32", "--stage.batch=16",
         "--stage.mix_chunk=8", "--stage.epochs=500", "--log.every=1", "--data.workers=1", f"--log.out={tmp_path}",
         f"--data.train={jpg_beton}", f"--data.val={jpg_beton}", "--log.name=run",
-    ])  # fmt: skip
+    ], ranks=2)  # fmt: skip
     log, deadline = tmp_path / "run" / "log.jsonl", time.time() + 120
     while not log.exists() or '"kind": "step"' not in log.read_text():
         assert time.time() < deadline
