@@ -35,6 +35,13 @@ def one_thread():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def interruptible():
+    """A shell ignores Ctrl-C in what it runs in the background, and so would the commands that are tested there."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def _photo(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB"))
 
