@@ -32,6 +32,7 @@ from conversion.sources import open_source, output_name
 from conversion.split import with_val
 from conversion.unfinished import noted
 from conversion.workers import available_cores
+from ffcv_ops import native
 from training import keys, recipe
 from training.keys import key
 
@@ -90,6 +91,7 @@ OPTIONS = (
 def main():
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends a conversion as Ctrl-C does
     jpeg.load()
+    native.library()  # or each worker would build it
     sections = {"data": DataKeys, "image": ImageKeys, "plan": PlanKeys}
     flags, given = keys.parse(__doc__, sections, {}, OPTIONS)
     data = keys.build(DataKeys, keys.of_section(given, "data"), "--data.")

@@ -162,7 +162,8 @@ def go_on(file, growing: Growing):
         used = end % growing.page_size
         if used:
             first, block = end - used, used // BLOCK * BLOCK
-            read_at(file, first, page[: blocks(used)])
+            if read_at(file, first, page[: blocks(used)]) < used:
+                raise BadInput(f"{file.name} cannot be read where it was read before; is the disk sound?")
             page[used:] = bytes(growing.page_size - used)
             write_at(file, first + block, page[block : min(growing.page_size, length - first)])
     growing.written = growing.places.copy()
@@ -214,7 +215,10 @@ def check_images(path: Path, file, table: np.ndarray, allocations: np.ndarray, c
     while begin < len(starts):
         low = int(starts[begin]) // BLOCK * BLOCK
         stop = max(begin + 1, int(np.searchsorted(ends, low + READ, "right")))
-        there = read_at(file, low, buffer[: blocks(int(ends[stop - 1]) - low)])
+        try:
+            there = read_at(file, low, buffer[: blocks(int(ends[stop - 1]) - low)])
+        except OSError as error:
+            _fail(path, f"sample {samples[begin]}, or one behind it: {error.strerror}")
         for number in range(begin, stop):
             data = buffer[starts[number] - low : min(ends[number] - low, there)]
             mode, width, height, _ = records[number]
@@ -302,6 +306,12 @@ def index_checksum(path: Path) -> str:
         file.seek(int(header["alloc_table_ptr"]))
         digest.update(file.read())
     return digest.hexdigest()
+
+
+def owners(path: Path) -> np.ndarray:
+    """The sample of each stored image, by its place."""
+    header = np.fromfile(path, HEADER, 1)[0]
+    return np.fromfile(path, ALLOCATION, offset=int(header["alloc_table_ptr"]))["sample_id"]
 
 
 def read(path: Path, field: str = "image"):

@@ -68,7 +68,7 @@ def convert(
         refuse_other_shards(path, len(parts))
         identity = identity_of(source, split_name, len(parts), settings)
         read_back = begin_or_go_on(marker, identity, path)
-        before = [part for part in parts if part.shard in read_back and is_complete(part, identity)]
+        before = [part for part in parts if part.shard in read_back and is_complete(part, identity, split, encode)]
         if 0 < len(before) < len(parts):
             print(f"{path}: {len(before)} of {len(parts)} files are finished", file=sys.stderr)
         with contextlib.ExitStack() as bar:
@@ -102,7 +102,8 @@ def _one_line(path: Path):
 
 def forget(path: Path):
     """A complete conversion to `path` is begun anew the next time, since images may change under their names."""
-    beside(path, ".unfinished").unlink(missing_ok=True)
+    with contextlib.suppress(BadInput), alone(beside(path, ".unfinished"), path) as marker:
+        os.unlink(marker.name)
 
 
 @contextlib.contextmanager
@@ -119,7 +120,7 @@ def _tidied(path, marker, parts, last):
                 file.unlink()
         nothing = not noted(marker) and not remains(path)
         if nothing or (last and len(complete) == len(parts)):
-            os.unlink(marker.name)
+            Path(marker.name).unlink(missing_ok=True)
 
 
 def _go_on(unfinished: Unfinished, source, split, encode, on_error):

@@ -41,8 +41,14 @@ def write_at(file, place: int, data: memoryview):
 
 
 def read_at(file, place: int, data: memoryview) -> int:
-    """Fills the memory; returns how many bytes there were."""
-    return _accessed(file, os.preadv, [data], place)
+    """Fills the memory up to the file's end; returns how many bytes there were."""
+    filled = 0
+    while filled < len(data):
+        there = _accessed(file, os.preadv, [data[filled:]], place + filled)
+        if not there:
+            break
+        filled += there
+    return filled
 
 
 def _accessed(file, access, *arguments):

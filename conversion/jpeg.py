@@ -26,6 +26,7 @@ _ACCURATE_DCT, _FAST_DCT, _NO_REALLOCATION = 4096, 2048, 1024
 _ENCODING = _ACCURATE_DCT | _NO_REALLOCATION
 _BASELINE, _PROGRESSIVE = 0xC0, 0xC2
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_JFIF = 14  # bytes of that segment; libjpeg does not take a shorter one for it
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, b"\xff\xd9"
 
 
@@ -49,7 +50,7 @@ def frame_of(data: bytes) -> Frame | None:
         if marker in _FRAMES:
             found, baseline = _colour_frame(marker, segment), marker == _BASELINE
             ycbcr = ycbcr or segment[6::3] == b"\x01\x02\x03"
-        elif marker == 0xE0 and segment[:5] == b"JFIF\0":
+        elif marker == 0xE0 and segment[:5] == b"JFIF\0" and len(segment) >= _JFIF:
             ycbcr = True
         elif marker == 0xE1 and not _upright(segment):
             return None

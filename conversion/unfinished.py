@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import queue
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from conversion.workers import Worker, next_answer
 from ffcv_ops.errors import BadInput
 
 CHUNK = 1024  # items between two records: what a kill can cost; 50 MB of ImageNet's JPEGs to sync at a time
+WRITER = 2  # another number when the same settings give other bytes
 PROBES = 32  # finished items that are encoded again before a conversion goes on, and as many refused ones
 
 
@@ -48,6 +50,7 @@ def identity_of(source, split_name: str, shards: int, settings: dict) -> dict:
         "classes": xxh64("\n".join(source.classes).encode("utf-8", "surrogateescape")).hexdigest(),
         "shards": shards,
         **settings,
+        "writer": WRITER,
         "pillow": PIL.__version__,
         "libjpeg": features.version("jpg"),
     }
@@ -97,8 +100,27 @@ def _add_line(marker, line):
     os.fsync(marker.fileno())
 
 
-def is_complete(part: Part, identity: dict) -> bool:
-    """Whether the part's files are those that this conversion finished before it was stopped."""
+def is_complete(part: Part, identity: dict, split, encode) -> bool:
+    """Whether the part's files are those that this conversion finished before it was stopped, and its images, by some
+    of them, are still what they were."""
+    return _has_its_files(part, identity) and _has_its_images(part, split, encode)
+
+
+def _has_its_images(part, split, encode):
+    skipped = beside(part.path, ".skipped.txt")
+    lines = skipped.read_text(encoding="utf-8", errors="surrogateescape").splitlines() if skipped.exists() else ()
+    refused = {line.partition("\t")[0] for line in lines}
+    items = [number for number in part.items if split.names[number] not in refused] if refused else part.items
+    checksums, owners = np.fromfile(beside(part.path, ".xxh64"), beton.CHECKSUM), beton.owners(part.path)
+    for sample in _some(range(len(items))):
+        (result,) = encode_all(encode, [split.items[items[sample]]])
+        if isinstance(result, Refused) or sorted(_checksums(result)) != sorted(checksums[owners == sample].tolist()):
+            print(f"{part.path}: {split.names[items[sample]]} has changed; it is written again", file=sys.stderr)
+            return False
+    return True
+
+
+def _has_its_files(part, identity):
     try:
         described = json.loads(beside(part.path, ".json").read_text(encoding="utf-8"))
         return (
@@ -130,12 +152,16 @@ class Unfinished:
         self.file = open_direct(self._partial)
         journal_file = os.open(beside(self.part.path, ".journal.partial"), os.O_RDWR | os.O_CREAT, 0o666)
         self._journal = os.fdopen(journal_file, "r+b")
-        for record in journal.records(self._journal, self._holds):
-            self._restore(record)
-        beton.go_on(self.file, self.growing)
+        try:
+            for record in journal.records(self._journal, self._holds):
+                self._restore(record)
+            beton.go_on(self.file, self.growing)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
-    def __exit__(self, kind, error, _):
+    def __exit__(self, *error):
         self._syncing.shutdown()
         self.growing.close()
         if self._checker:
@@ -210,7 +236,13 @@ class Unfinished:
         if self._checker is None:
             self._checker = Worker(functools.partial(_check_images, self._partial), self._checked)
         self._checker.give(self.part.items, [[record[name] for name in ("table", "allocations", "checksums")]])
-        _, (refused,) = next_answer(self._checked, [self._checker])
+        try:
+            _, (refused,) = next_answer(self._checked, [self._checker])
+        except BadInput:
+            raise BadInput(
+                f"the process that reads {self._partial} back died, for want of memory perhaps, or does not answer;"
+                " the same command goes on behind what is finished"
+            ) from None
         return refused and refused.reason
 
     def _wait(self):

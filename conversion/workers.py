@@ -40,27 +40,27 @@ class Worker:
         self.connection, theirs = socket.socketpair()
         self.process = context.Process(target=_live, args=(theirs, work), daemon=True)
         resource_tracker.ensure_running()  # or its start, within that of the process, would unblock the signal
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # what is started here never sees Ctrl-C
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # what is started here never sees Ctrl-C
         try:
             self.process.start()
         except (EOFError, OSError):  # the process that starts them was killed
             said = "a worker process died before its first image, for want of memory perhaps; set data.workers lower"
             raise BadInput(said) from None
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         theirs.close()
         self.tasks = collections.deque()
         self.listener = threading.Thread(target=self._listen, args=(answers,), daemon=True)
         self.listener.start()
 
     def _listen(self, answers):
-        answer = []
-        while answer is not None:
+        while True:
             try:
-                answer = _received(self.connection)
+                answers.put((self, _received(self.connection)))
             except (EOFError, OSError):
-                answer = None
-            answers.put((self, answer))
+                return answers.put((self, None))
+            except Exception as error:  # an answer that cannot be taken apart, or for which there is no memory
+                return answers.put((self, error))
 
     def give(self, task: range, items):
         """The items, whose numbers are those of `task`, are its next ones."""
@@ -71,6 +71,8 @@ class Worker:
     def end(self):
         self.process.kill()
         self.process.join()
+        with contextlib.suppress(OSError):  # the other side is closed already, unless who started it was killed
+            self.connection.shutdown(socket.SHUT_RDWR)
         self.listener.join()
         self.connection.close()
 
@@ -86,6 +88,8 @@ def next_answer(answers: queue.SimpleQueue, team: Sequence[Worker]) -> tuple[ran
             f"a worker process has been at the images {at.start + 1} to {at.stop} for {LONGEST_TASK // 60} minutes;"
             " does the source's disk answer?"
         ) from None
+    if answer is None and not worker.tasks:
+        raise BadInput("a worker process that waited was killed, for want of memory perhaps; set data.workers lower")
     task = worker.tasks.popleft()
     if answer is None or isinstance(answer, MemoryError):
         raise BadInput(
@@ -180,5 +184,5 @@ def _take(connection, tasks):
     while True:
         try:
             tasks.put(_received(connection))
-        except (EOFError, OSError):
+        except BaseException:  # the parent is no more, or what it says cannot be understood
             os._exit(1)

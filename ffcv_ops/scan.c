@@ -24,7 +24,7 @@ typedef struct {
   int32_t begin[LONGEST_CODE + 1], end[LONGEST_CODE + 1]; /* the codes of each length */
   int32_t first[LONGEST_CODE + 1];                        /* and the number of the first one's symbol */
   uint16_t one[1 << WINDOW];       /* steps << 8 | bits of the next code; 0: it is longer, or none */
-  uint16_t some[1 << WINDOW];      /* of as many codes as fit */
+  uint16_t some[1 << WINDOW];      /* of as many codes as fit; AC only */
 } Table;
 
 typedef struct {
@@ -74,7 +74,7 @@ static int make_table(Table *table, const uint8_t *given, int symbols, int is_dc
     }
     table->end[length] = code;
   }
-  for (int window = 0; window < 1 << WINDOW; window++) {
+  for (int window = 0; window < 1 << WINDOW && !is_dc; window++) {
     unsigned bits = 0, steps = 0, entry;
     while (bits < WINDOW && steps < END && (entry = table->one[(window << bits) & ((1 << WINDOW) - 1)])) {
       /* Only the first one's value may leave the window; and more than a block would look like its end. */
@@ -186,7 +186,8 @@ static int read_frame(Header *header, const uint8_t *at, int64_t size) {
     header->ids[k] = component[0];
     header->quantizers[k] = component[2];
   }
-  if (header->ids[0] == header->ids[1] || header->ids[0] == header->ids[2] || header->ids[1] == header->ids[2]) return 0;
+  const uint8_t *ids = header->ids;
+  if (ids[0] == ids[1] || ids[0] == ids[2] || ids[1] == ids[2]) return 0;
   header->luma_blocks = across * down;
   header->mcus = ((width + 8 * across - 1) / (8 * across)) * ((height + 8 * down - 1) / (8 * down));
   return 1;

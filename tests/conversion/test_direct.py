@@ -71,6 +71,21 @@ def test_a_write_that_the_system_cuts_short(path, content, monkeypatch):
     assert path.read_bytes() == content
 
 
+def test_a_read_that_the_system_cuts_short(path, content, monkeypatch):
+    path.write_bytes(content[:-100])
+    read, asked = os.preadv, []
+
+    def shorter(descriptor, buffers, place):
+        asked.append(len(buffers[0]))
+        return read(descriptor, [buffers[0][:BLOCK]], place)
+
+    monkeypatch.setattr(direct.os, "preadv", shorter)
+    got = room(5 * BLOCK)
+    with open_direct(path, os.O_RDONLY) as file:
+        assert read_at(file, 0, got) == 5 * BLOCK - 100
+    assert got[:-100] == content[:-100] and len(asked) >= 5
+
+
 def test_errors_are_not_hidden(path, content):
     path.write_bytes(b"")
     with open_direct(path, os.O_RDONLY) as file:

@@ -89,8 +89,13 @@ def test_other_files_are_not_plain(cat):
         plain[:2] + b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00" + plain[2 + 18 :]
     )  # Adobe's mark for RGB, no JFIF
     assert Image.open(io.BytesIO(rgb)).info["adobe_transform"] == 0
+    short = plain[:2] + b"\xff\xe0\x00\x0eJFIF\x00\x01\x01\x00\x00\x01\x00\x01" + plain[2 + 18 :]
+    frame, scan = short.index(b"\xff\xc0"), short.index(b"\xff\xda")
+    renamed = bytearray(short)  # components R, G, B and no whole JFIF segment: libjpeg takes the colours for RGB
+    renamed[frame + 10 : frame + 17 : 3] = renamed[scan + 5 : scan + 10 : 2] = b"RGB"
+    assert Image.open(io.BytesIO(renamed)).convert("RGB").getpixel((0, 0)) != tuple(cat[0, 0])
     xmp = plain[:2] + b"\xff\xe1\x00\x21http://ns.adobe.com Orientation" + plain[2:]
-    for data in (b"", b"\xff\xd8", plain[:200], saved(cat[..., 0]), cmyk, rgb, xmp, b"\x89PNG" + plain):
+    for data in (b"", b"\xff\xd8", plain[:200], saved(cat[..., 0]), cmyk, rgb, bytes(renamed), xmp, b"\x89PNG" + plain):
         assert jpeg.frame_of(data) is None
 
 

@@ -224,6 +224,37 @@ def test_finished_shards_are_kept(pictures, whole, tmp_path, monkeypatch, how):
     assert (len(written), files(tmp_path)) == (2, files(whole["shards"]))
 
 
+@pytest.mark.parametrize("number", [0, 2])
+def test_a_finished_shard_whose_images_have_changed_is_written_again(pictures, tmp_path, monkeypatch, capfd, number):
+    """With refused images in it, by which the numbers of samples and of images differ."""
+    path = tmp_path / "x_train.beton"
+    with monkeypatch.context() as patched, pytest.raises(Stopped):
+        stop_after(patched, beton, "append", 40)
+        run(pictures, path, "shards")
+    file = Path(pictures.origin, pictures.splits["train"].names[number])
+    content = file.read_bytes()
+    try:
+        Image.new("RGB", (60, 50)).save(file)
+        run(pictures, path, "shards")
+        assert f"{file.name} has changed; it is written again" in capfd.readouterr().err
+        found = files(tmp_path)
+        run(pictures, tmp_path / "anew" / path.name, "shards")
+        assert found == files(tmp_path / "anew")
+    finally:
+        file.write_bytes(content)
+
+
+def test_the_death_of_the_one_that_reads_back(pictures, tmp_path, monkeypatch):
+    """It is told from the workers', and what was finished is kept."""
+    monkeypatch.setattr(unfinished, "_check_images", _ends)
+    with pytest.raises(BadInput, match=r"the process that reads .*x_train\.beton\.partial back died"):
+        run(pictures, tmp_path / "x_train.beton")
+
+
+def _ends(path, arrays):
+    os._exit(1)
+
+
 def test_stop_after_skip(pictures, stopped):
     """Going on with data.on_error=stop finds what was skipped before."""
     with pytest.raises(BadInput, match=r"03\.png: is not an image that Pillow knows; "):

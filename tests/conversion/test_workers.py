@@ -5,6 +5,7 @@ import io
 import operator
 import os
 import re
+import signal
 import subprocess
 import time
 
@@ -78,6 +79,33 @@ def test_a_dying_worker_ends_the_run_quickly(place):
     first, last = map(int, re.search(r"images (\d+) to (\d+)", str(caught.value)).groups())
     assert first <= place + 1 <= last
     assert time.monotonic() - began < 20
+
+
+@pytest.mark.timeout(60)
+def test_a_worker_that_is_killed_while_it_waits():
+    """The first worker has the last tasks but for one, and nothing to do after them."""
+    items = [functools.partial(os.getpid)] * ITEMS_PER_TASK + [functools.partial(time.sleep, 1)] * ITEMS_PER_TASK
+    results = encoded(items, operator.call, workers=2)
+    os.kill(next(results), signal.SIGKILL)
+    with pytest.raises(BadInput, match="a worker process that waited was killed"):
+        list(results)
+
+
+class Stubborn(Exception):
+    """It can be pickled and not taken apart again."""
+
+    def __init__(self, first, second):
+        super().__init__(first)
+
+
+def stubborn():
+    raise Stubborn(1, 2)
+
+
+@pytest.mark.timeout(60)
+def test_an_answer_that_cannot_be_taken_apart():
+    with pytest.raises(TypeError, match="second"):
+        list(encoded([stubborn], operator.call, workers=1))
 
 
 @pytest.mark.timeout(60)
