@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 from xxhash import xxh64, xxh64_intdigest
 
-from conversion.direct import BLOCK, blocks, open_direct, read_at, room, write_at
+from conversion.direct import BLOCK, next_multiple, open_direct, read_at, room, write_at
 from conversion.encode import MODES, Encoded
 from ffcv_ops.errors import BadInput
 
@@ -94,7 +94,7 @@ def begin(capacity: int, page_size: int, images: Sequence[str] = SINGLE) -> Grow
     """A file with room for `capacity` samples."""
     table = np.zeros(capacity, sample_type(images))
     allocations = np.zeros(capacity * len(images), ALLOCATION)
-    first_page = _next_multiple(metadata_start(images) + table.nbytes, page_size)
+    first_page = next_multiple(metadata_start(images) + table.nbytes, page_size)
     checksums, places = np.zeros(len(allocations), CHECKSUM), [first_page] * len(images)
     spare, *pages = (room(page_size) for _ in (None, *images))
     thread = ThreadPoolExecutor(1)
@@ -148,21 +148,21 @@ def _new(growing, level):
     have been written before, in part, and zeros fill the last one."""
     start, end = growing.written[level] // BLOCK * BLOCK, growing.places[level]
     page, first = growing.pages[level], (end - 1) // growing.page_size * growing.page_size
-    page[end - first : blocks(end) - first] = bytes(blocks(end) - end)
+    page[end - first : next_multiple(end) - first] = bytes(next_multiple(end) - end)
     growing.written[level] = end
-    return start, page[start - first : blocks(end) - first]
+    return start, page[start - first : next_multiple(end) - first]
 
 
 def go_on(file, growing: Growing):
     """Makes of the file, in which there may be more, what it was when its tables were those of `growing`, whose open
     pages it reads."""
-    length = blocks(max(growing.places))
+    length = next_multiple(max(growing.places))
     file.truncate(length)
     for page, end in zip(growing.pages, growing.places, strict=True):
         used = end % growing.page_size
         if used:
             first, block = end - used, used // BLOCK * BLOCK
-            if read_at(file, first, page[: blocks(used)]) < used:
+            if read_at(file, first, page[: next_multiple(used)]) < used:
                 raise BadInput(f"{file.name} cannot be read where it was read before; is the disk sound?")
             page[used:] = bytes(growing.page_size - used)
             write_at(file, first + block, page[block : min(growing.page_size, length - first)])
@@ -216,7 +216,7 @@ def check_images(path: Path, file, table: np.ndarray, allocations: np.ndarray, c
         low = int(starts[begin]) // BLOCK * BLOCK
         stop = max(begin + 1, int(np.searchsorted(ends, low + READ, "right")))
         try:
-            there = read_at(file, low, buffer[: blocks(int(ends[stop - 1]) - low)])
+            there = read_at(file, low, buffer[: next_multiple(int(ends[stop - 1]) - low)])
         except OSError as error:
             _fail(path, f"sample {samples[begin]}, or one behind it: {error.strerror}")
         for number in range(begin, stop):
@@ -374,10 +374,6 @@ def _field_descriptors(images):
         descriptor["type_id"] = type_id
         descriptor["name"][: len(name)] = list(name.encode("ascii"))
     return descriptors
-
-
-def _next_multiple(position, page_size):
-    return -(-position // page_size) * page_size
 
 
 def _fail(path, what):

@@ -25,12 +25,11 @@ def open_direct(path: Path, flags: int = os.O_RDWR | os.O_CREAT):
 
 def room(size: int) -> memoryview:
     """Memory of at least `size` bytes that can be read to and written from."""
-    return memoryview(mmap.mmap(-1, blocks(size)))
+    return memoryview(mmap.mmap(-1, next_multiple(size)))
 
 
-def blocks(position: int) -> int:
-    """The next multiple of BLOCK."""
-    return -(-position // BLOCK) * BLOCK
+def next_multiple(position: int, step: int = BLOCK) -> int:
+    return -(-position // step) * step
 
 
 def write_at(file, place: int, data: memoryview):

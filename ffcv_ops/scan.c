@@ -41,11 +41,6 @@ typedef struct {
 
 void *scan_open(void) { return calloc(1, sizeof(Scan)); }
 
-void scan_close(void *handle) {
-  free(((Scan *)handle)->bytes);
-  free(handle);
-}
-
 /* steps << 8 | bits of a symbol whose code has so many bits; 0 for one that no baseline JPEG has. */
 static unsigned meaning(int symbol, int length, int is_dc) {
   int run = symbol >> 4, size = symbol & 15;

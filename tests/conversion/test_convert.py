@@ -256,8 +256,10 @@ def test_a_full_disk_leaves_the_earlier_file(pictures, earlier, monkeypatch, cal
     assert files(path.parent) == before
 
 
-@pytest.mark.parametrize("module, call", [(os, "fdatasync"), (beton, "check_index")])
-@pytest.mark.parametrize("place", [3, 2000, beton.MIN_PAGE_SIZE + 5000])
+@pytest.mark.parametrize(
+    "module, call, place",
+    [(os, "fdatasync", beton.MIN_PAGE_SIZE + 5000), (beton, "check_index", 3), (beton, "check_index", 2200)],
+)
 def test_a_failed_check_leaves_the_earlier_file(pictures, earlier, monkeypatch, module, call, place):
     """The disk loses a part of the images before they are read back, or of the header or the samples' metadata."""
     path, before = earlier
@@ -275,10 +277,9 @@ def test_a_failed_check_leaves_the_earlier_file(pictures, earlier, monkeypatch, 
             original(*args, **options)
 
     monkeypatch.setattr(module, call, bit_rot)
-    if (call == "fdatasync") == (place > beton.MIN_PAGE_SIZE):
-        with pytest.raises(BadInput, match="did not read back"):
-            run(pictures, path)
-        assert files(path.parent) == before
+    with pytest.raises(BadInput, match="did not read back"):
+        run(pictures, path)
+    assert files(path.parent) == before
 
 
 def test_remains_of_a_killed_run_are_overwritten(pictures, earlier):

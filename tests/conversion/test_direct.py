@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from conversion import direct
-from conversion.direct import BLOCK, blocks, open_direct, read_at, room, write_at
+from conversion.direct import BLOCK, next_multiple, open_direct, read_at, room, write_at
 
 
 def goes_direct(file):
@@ -94,5 +94,6 @@ def test_errors_are_not_hidden(path, content):
             write_at(file, 0, content)
 
 
-def test_blocks():
-    assert [blocks(n) for n in (0, 1, BLOCK, BLOCK + 1)] == [0, BLOCK, BLOCK, 2 * BLOCK]
+def test_next_multiple():
+    assert [next_multiple(n) for n in (0, 1, BLOCK, BLOCK + 1)] == [0, BLOCK, BLOCK, 2 * BLOCK]
+    assert next_multiple(7, 3) == 9
