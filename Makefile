@@ -21,7 +21,7 @@ demo:
 	@./setup.sh
 	$(RUN) write_datasets.py
 	$(RUN) train_imagenet.py --cfg recipes/demo.yaml
-	@$(RUN) -m conversion.baseline data/photos_train.beton data/photos_val.beton --log runs/demo/log.jsonl
+	@$(RUN) -m tools.baseline data/photos_train.beton data/photos_val.beton --log runs/demo/log.jsonl
 
 test:
 	@./setup.sh dev

@@ -10,7 +10,7 @@
 Everything goes to runs/NAME. The same command again goes on where the last one stopped, bit for bit.
 """
 
-from ffcv_ops.errors import BadInput, exits_cleanly, interruptible
+from ffcv_ops.errors import UserError, exits_cleanly, interruptible
 
 if __name__ == "__main__":
     interruptible()
@@ -27,6 +27,9 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+import report
+from config import keys
+from config.recipe import SECTIONS, Recipe, StageConfig, base_values, load_recipe, render_recipe
 from ffcv_ops import draws, native
 from ffcv_ops.loader import eval_loader, train_loader
 from training import (
@@ -35,15 +38,12 @@ from training import (
     distributed,
     guards,
     judge,
-    keys,
     micro,
     model,
     optim,
     parallel,
     predictions,
     progress,
-    recipe,
-    report,
     schedule,
     stop,
     summary,
@@ -52,9 +52,8 @@ from training import (
 from training.datasets import open_sets, planned_sets
 from training.evaluate import Result, evaluate
 from training.log import Log, Meter
-from training.recipe import Run, Stage
-from training.state import Means, RunFolder, State, restore
-from training.step import Job, gradients, random_batch, update
+from training.state import RunFolder, State, StepStats, restore
+from training.step import Run, gradients, random_batch, update
 from training.watchdog import Watchdog
 
 
@@ -75,60 +74,60 @@ OPTIONS = (
 )  # fmt: skip
 
 
-def read(argv=None) -> tuple[argparse.Namespace, Run, dict]:
+def read(argv=None) -> tuple[argparse.Namespace, Recipe, dict]:
     """The options, the run, and the keys of --eval that are given."""
-    sections = recipe.SECTIONS | {"eval": judge.Asked}
-    options, given = keys.parse(__doc__, sections, recipe.base_values(), OPTIONS, argv)
+    sections = SECTIONS | {"eval": judge.Asked}
+    options, given = keys.parse(__doc__, sections, base_values(), OPTIONS, argv)
     of_eval = keys.of_section(given, "eval")
-    run = recipe.load(options.cfg, {path: text for path, text in given.items() if not path.startswith("eval.")})
+    recipe = load_recipe(options.cfg, {path: text for path, text in given.items() if not path.startswith("eval.")})
     if of_eval and not options.eval_only:
-        raise BadInput(f"--eval.{next(iter(of_eval))} belongs to --eval-only")
+        raise UserError(f"--eval.{next(iter(of_eval))} belongs to --eval-only")
     if (options.measure or options.at_throughput) and not options.print:
-        raise BadInput("--measure and --at-throughput belong to --print")
-    return options, run, of_eval
+        raise UserError("--measure and --at-throughput belong to --print")
+    return options, recipe, of_eval
 
 
 @exits_cleanly
 def main(argv=None) -> signal.Signals | None:
     """Returns the signal that stopped the run before its end, or None."""
-    options, run, of_eval = read(argv)
+    options, recipe, of_eval = read(argv)
     if options.print:
-        print_plan(run, at_throughput=options.at_throughput, measured=options.measure)
+        print_plan(recipe, at_throughput=options.at_throughput, measured=options.measure)
         return None
-    ranks = distributed.join(run.speed.device, patience=run.watchdog)
+    ranks = distributed.init_process_group(recipe.speed.device, patience=recipe.watchdog)
     try:
-        forward = precision(run.speed.precision, ranks.device)
+        forward = precision(recipe.speed.precision, ranks.device)
         if options.eval_only:
             asked = keys.build(judge.Asked, of_eval, "--eval.")
-            with Watchdog(run.watchdog, ranks) as watch:
-                judge.judge(Job(run, ranks, {}, forward), options.init, asked, watch)
+            with Watchdog(recipe.watchdog, ranks) as watch:
+                judge.judge(Run(recipe, ranks, {}, forward), options.init, asked, watch)
             return None
-        first = stage_number(run, options.start_at) if options.start_at else 0
-        job = Job(run, ranks, open_sets(run, first=RunFolder(run).first_stage(run, first)), forward)
-        with Watchdog(run.watchdog, ranks) as watch, stop.on_request() as asked:
-            train_run(job, init=options.init, first=first, asked=asked, watch=watch)
+        first = stage_number(recipe, options.start_at) if options.start_at else 0
+        run = Run(recipe, ranks, open_sets(recipe, first=RunFolder(recipe).first_stage(recipe, first)), forward)
+        with Watchdog(recipe.watchdog, ranks) as watch, stop.on_request() as asked:
+            train_run(run, init=options.init, first=first, asked=asked, watch=watch)
         return None
     except stop.Stopped as stopped:
         return stopped.args[0]
     except KeyboardInterrupt:
-        if options.eval_only or not ranks.first:
+        if options.eval_only or not ranks.is_main:
             raise
-        raise KeyboardInterrupt(RunFolder(run).kept()) from None
+        raise KeyboardInterrupt(RunFolder(recipe).kept()) from None
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise BadInput(f"{error}; make room, the same command goes on from the last checkpoint") from error
+        raise UserError(f"{error}; make room, the same command goes on from the last checkpoint") from error
     finally:
-        distributed.leave()
+        distributed.destroy_process_group()
 
 
-def print_plan(run: Run, *, at_throughput: float | None, measured: bool) -> None:
+def print_plan(recipe: Recipe, *, at_throughput: float | None, measured: bool) -> None:
     """The resolved recipe and, as comments, so that the whole is a recipe, what each stage is and costs."""
-    sets, speeds = planned_sets(run), [at_throughput] if at_throughput else []
+    sets, speeds = planned_sets(recipe), [at_throughput] if at_throughput else []
     if measured:
-        ranks = distributed.join(run.speed.device)
-        speeds = measure(Job(run, ranks, sets, precision(run.speed.precision, ranks.device)))
-    print(recipe.render(run) + summary.describe(run, sets, images_per_s=speeds), end="")
+        ranks = distributed.init_process_group(recipe.speed.device)
+        speeds = measure(Run(recipe, ranks, sets, precision(recipe.speed.precision, ranks.device)))
+    print(render_recipe(recipe) + summary.describe(recipe, sets, images_per_s=speeds), end="")
 
 
 def precision(word: str, device: torch.device) -> torch.dtype:
@@ -136,179 +135,183 @@ def precision(word: str, device: torch.device) -> torch.dtype:
     if word == "auto":
         word = "fp32" if device.type == "cpu" else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
     if word == "fp16" and device.type == "cpu":
-        raise BadInput("speed.precision fp16 needs a GPU (its gradients are scaled); use fp32 or bf16 on a CPU")
+        raise UserError("speed.precision fp16 needs a GPU (its gradients are scaled); use fp32 or bf16 on a CPU")
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[word]
 
 
-def train_run(job: Job, *, init: str | None, first: int, asked, watch: Watchdog) -> None:
+def train_run(run: Run, *, init: str | None, first: int, asked, watch: Watchdog) -> None:
     """All stages from number `first` on, or what is left of them, until `asked()` to stop."""
-    run, ranks = job.run, job.ranks
-    folder = RunFolder(run)
-    if (first or run.stages[0].head != "keep") and not init and not folder.begun():
-        raise BadInput(f"stage {run.stages[first].name} starts from weights: it needs --init, {weights.SOURCES}")
+    recipe, ranks = run.recipe, run.ranks
+    folder = RunFolder(recipe)
+    if (first or recipe.stages[0].head != "keep") and not init and not folder.begun():
+        raise UserError(f"stage {recipe.stages[first].name} starts from weights: it needs --init, {weights.SOURCES}")
     with ExitStack() as ending:
-        if ranks.first:
+        if ranks.is_main:
             ending.enter_context(folder.alone())
-            folder.prepare(run)
-        distributed.wait_for_all()
-        saved = folder.load(first=ranks.first)
+            folder.prepare(recipe)
+        distributed.barrier()
+        saved = folder.load(is_main=ranks.is_main)
         if saved and saved["stage"] < first:
-            names = [stage.name for stage in run.stages]
-            raise BadInput(f"{folder.path} stands at stage {names[saved['stage']]}, before --start-at {names[first]};"
+            names = [stage.name for stage in recipe.stages]
+            raise UserError(f"{folder.path} stands at stage {names[saved['stage']]}, before --start-at {names[first]};"
                            " go on without --start-at, or give this run a folder with --log.name")  # fmt: skip
-        parts = progress.plan(run, job.sets, folder.first_stage(run, first)) if ranks.first else []
-        if saved and ranks.first:
-            stage = run.stages[saved["stage"]]
-            folder.check_order(saved, stage.name, job.sets[stage.data].train.samples)
-        log = Log(folder, run, parts, first=ranks.first, world=ranks.world, saved=saved)
+        parts = progress.plan(recipe, run.datasets, folder.first_stage(recipe, first)) if ranks.is_main else []
+        if saved and ranks.is_main:
+            stage = recipe.stages[saved["stage"]]
+            folder.check_order(saved, stage.name, run.datasets[stage.data].train.samples)
+        log = Log(folder, recipe, parts, is_main=ranks.is_main, world=ranks.world, saved=saved)
         ending.callback(log.close)
         log.say(native.describe())
         given = weights.read(init) if init and not saved else None
         step = saved["step"] if saved else 0
-        for number in range(saved["stage"] if saved else first, len(run.stages)):
-            state, so_far, given = begin_stage(job, number, given, step, say=log.say), Means(), None
+        for number in range(saved["stage"] if saved else first, len(recipe.stages)):
+            state, epoch_stats, given = begin_stage(run, number, given, step, say=log.say), StepStats(), None
             if saved:
-                so_far = restore(state, saved)
+                epoch_stats = restore(state, saved)
                 after = f"after epoch {state.epoch}" + (f" and {state.batch} steps" if state.batch else "")
-                log.say(f"{folder.path}: going on at stage {run.stages[number].name}, {after}")
+                log.say(f"{folder.path}: going on at stage {recipe.stages[number].name}, {after}")
                 saved = None
-            if state.epoch < run.stages[number].epochs:
-                train_stage(job, state, folder, log, so_far=so_far, asked=asked, watch=watch)
+            if state.epoch < recipe.stages[number].epochs:
+                train_stage(run, state, folder, log, epoch_stats=epoch_stats, asked=asked, watch=watch)
             step = state.step
-            if number + 1 < len(run.stages):
-                given = weights_for(run.stages[number + 1], state)
+            if number + 1 < len(recipe.stages):
+                given = weights_for(recipe.stages[number + 1], state)
         log.close_bar()
-        folder.save_weights("model", state.model, first=ranks.first)
+        folder.save_weights("model", state.model, is_main=ranks.is_main)
         if state.average is not None:
-            folder.save_weights("model_ema", state.average, first=ranks.first)
-        if ranks.first:
+            folder.save_weights("model_ema", state.average, is_main=ranks.is_main)
+        if ranks.is_main:
             log.say(report.write(folder.path))
 
 
-def weights_for(following: Stage, before: State) -> dict:
+def weights_for(following: StageConfig, before: State) -> dict:
     """What a stage starts from, on the host, so that the device is not left with two models."""
     source = before.average if following.start == "ema" else before.model
-    return {name: tensor.cpu() for name, tensor in distributed.whole(source.state_dict(), first=True).items()}
+    return {
+        name: tensor.cpu() for name, tensor in distributed.full_state_dict(source.state_dict(), is_main=True).items()
+    }
 
 
-def stage_number(run: Run, name: str) -> int:
+def stage_number(recipe: Recipe, name: str) -> int:
     """The place of a stage in the recipe."""
-    names = [stage.name for stage in run.stages]
+    names = [stage.name for stage in recipe.stages]
     if name not in names:
-        raise BadInput(f"--start-at {name}: the stages of {run.source} are {', '.join(names)}")
+        raise UserError(f"--start-at {name}: the stages of {recipe.source} are {', '.join(names)}")
     return names.index(name)
 
 
-def begin_stage(job: Job, number: int, given: dict | None, step: int, *, say=print) -> State:
+def begin_stage(run: Run, number: int, given: dict | None, step: int, *, say=print) -> State:
     """A fresh model at the stage's resolution, grown from the weights `given` if there are any, and a new optimizer."""
-    stage, device = job.run.stages[number], job.ranks.device
-    torch.manual_seed(job.run.seed)
+    stage, device = run.recipe.stages[number], run.ranks.device
+    torch.manual_seed(run.recipe.seed)
     network = model.create(
-        job.run.model.name,
+        run.recipe.model.name,
         resolution=stage.resolution,
-        classes=job.sets[stage.data].classes,
+        classes=run.datasets[stage.data].classes,
         drop_path=stage.drop_path,
-        layer_scale=job.run.model.layer_scale,
-        blur_pool=job.run.model.blur_pool,
+        layer_scale=run.recipe.model.layer_scale,
+        blur_pool=run.recipe.model.blur_pool,
     )
     if given is not None:
-        rows = rows_of_head(job, number, given, network) if stage.head == "map" else None
+        rows = rows_of_head(run, number, given, network) if stage.head == "map" else None
         if rows is not None:
             say(f"stage {stage.name}: {sum(row >= 0 for row in rows)} of {len(rows)} classes keep their weights")
         model.load(network, model.grow(given, network, head=stage.head, rows=rows))
-    if job.run.speed.drop_path == "subset" and not depth.has_subsets(network):
-        raise BadInput(f"speed.drop_path subset is for deit3 models; for {job.run.model.name} use exact")
+    if run.recipe.speed.drop_path == "subset" and not depth.has_subsets(network):
+        raise UserError(f"speed.drop_path subset is for deit3 models; for {run.recipe.model.name} use exact")
     if model.tokens(network) is not None and (stage.ramp or stage.eval_side != stage.resolution):
-        fault = f"{job.run.model.name} has one resolution; leave out ramp and eval_resolution"
-        raise BadInput(f"stage {stage.name}: {fault}")
+        fault = f"{run.recipe.model.name} has one resolution; leave out ramp and eval_resolution"
+        raise UserError(f"stage {stage.name}: {fault}")
     network.to(device)
-    if job.run.speed.channels_last and model.tokens(network) is None:
+    if run.recipe.speed.channels_last and model.tokens(network) is None:
         network.to(memory_format=torch.channels_last)
     average = copy.deepcopy(network).eval().requires_grad_(False) if stage.ema is not None else None
-    scaler = torch.amp.GradScaler(device.type, enabled=job.precision == torch.float16)
+    scaler = torch.amp.GradScaler(device.type, enabled=run.precision == torch.float16)
     return State(number, 0, step, network, average, optim.build(network, stage), scaler)
 
 
-def rows_of_head(job: Job, number: int, given: dict, network: nn.Module) -> list[int]:
+def rows_of_head(run: Run, number: int, given: dict, network: nn.Module) -> list[int]:
     """For each class of the stage the row of the head of `given` that stands for it, -1 for none."""
-    data = job.sets[job.run.stages[number].data]
-    before = job.sets.get(job.run.stages[number - 1].data) if number else None
+    data = run.datasets[run.recipe.stages[number].data]
+    before = run.datasets.get(run.recipe.stages[number - 1].data) if number else None
     return weights.matching_rows(
         model.head_size(given, network), data.classes,
         old_names=before.train.class_names if before else None, new_names=data.train.class_names,
     )  # fmt: skip
 
 
-def train_stage(job: Job, state: State, folder: RunFolder, log: Log, *, so_far: Means, asked, watch: Watchdog) -> None:
-    """The epochs of one stage: train, evaluate, save. `so_far`: of the epoch that is under way."""
-    run, ranks = job.run, job.ranks
-    stage = run.stages[state.stage]
+def train_stage(
+    run: Run, state: State, folder: RunFolder, log: Log, *, epoch_stats: StepStats, asked, watch: Watchdog
+) -> None:
+    """The epochs of one stage: train, evaluate, save. `epoch_stats`: of the epoch that is under way."""
+    recipe, ranks = run.recipe, run.ranks
+    stage = recipe.stages[state.stage]
     loading = {
-        "rank": ranks.rank, "world": ranks.world, "workers": run.data.workers, "device": ranks.device,
-        "cache": run.data.cache,
+        "rank": ranks.rank, "world": ranks.world, "workers": recipe.data.workers, "device": ranks.device,
+        "cache": recipe.data.cache,
     }  # fmt: skip
-    seed = stage_seed(run.seed, state.stage)
-    train, val, _ = job.sets[stage.data]
-    pages = run.data.shuffle_pages
-    bad = run.data.bad_limit if run.data.on_bad_sample == "replace" else None
+    seed = stage_seed(recipe.seed, state.stage)
+    train, val, _ = run.datasets[stage.data]
+    pages = recipe.data.shuffle_pages
+    bad = recipe.data.bad_limit if recipe.data.on_bad_sample == "replace" else None
     batches = train_loader(train.path, train.samples, stage, seed=seed, shuffle_pages=pages, bad_limit=bad, **loading)
-    piece = micro.find(job, state, stage)
-    seen = micro.in_evaluation(run.speed.micro_batch, piece)
+    piece = micro.find(run, state, stage)
+    seen = micro.in_evaluation(recipe.speed.micro_batch, piece)
     val_batches = eval_loader(val.path, val.samples, stage, batch=seen, **loading)
     batches = watch.watched(batches, f"stage {stage.name}")
     val_batches = watch.watched(val_batches, f"evaluating in stage {stage.name}")
     steps = len(batches)
-    if run.speed.compile:
-        compiling.compile_stage(job, state, stage, piece, say=log.say)
-    forward = parallel.distribute(state, stage, ranks, run.speed.parallel, accumulates=piece < job.share(stage))
+    if recipe.speed.compile:
+        compiling.compile_stage(run, state, stage, piece, say=log.say)
+    forward = parallel.distribute(state, stage, ranks, recipe.speed.parallel, accumulates=piece < run.share(stage))
     log.begin_stage(stage, done=steps * state.epoch + state.batch)
     meter, spikes = Meter(ranks.device), guards.Spikes()
     while state.epoch < stage.epochs:
-        means = so_far
+        means = epoch_stats
         shown = replace(stage, resolution=schedule.resolution(stage, state.epoch))
         batches.decoder.resolution = shown.resolution
         readings = train_epoch(
-            job, state, shown, forward, batches, seed=seed, piece=piece, meter=meter, due=folder.due, log=log,
+            run, state, shown, forward, batches, seed=seed, piece=piece, meter=meter, due=folder.due, log=log,
             asked=asked,
         )  # fmt: skip
-        with guards.explained_memory(job, stage, piece):
+        with guards.explained_memory(run, stage, piece):
             for reading in readings:
                 means += reading.means
-                guards.heed(job, state, stage, folder, log, reading, means, spikes)
-        so_far = Means()
+                guards.heed(run, state, stage, folder, log, reading, means, spikes)
+        epoch_stats = StepStats()
         state.epoch, state.batch = state.epoch + 1, 0
         lr, last = state.optimizer.param_groups[0]["lr"], state.epoch == stage.epochs
         row = {"stage": stage.name, "epoch": state.epoch, "step": state.step, "lr": lr, **means.row()}
-        row["bad_samples"] = distributed.total_over_ranks(batches.bad.replaced, ranks.device)
+        row["bad_samples"] = distributed.all_reduce_total(batches.bad.replaced, ranks.device)
         if row["bad_samples"]:
             log.say(f"{train.path}: bad samples replaced: {row['bad_samples']}; in this rank {batches.bad.worst()}")
-        if state.epoch % run.log.eval_every == 0 or last:
+        if state.epoch % recipe.log.eval_every == 0 or last:
             networks = [state.model] if state.average is None else [state.model, state.average]
-            with guards.explained_evaluation(job, stage, seen, piece=piece):
-                result, *averaged = evaluated(job, stage, networks, val_batches)
+            with guards.explained_evaluation(run, stage, seen, piece=piece):
+                result, *averaged = evaluated(run, stage, networks, val_batches)
             row |= {"top1": result.top1, "top5": result.top5, "val_loss": result.loss, "val_images": result.images}
             for its in averaged:
                 row |= {"ema_top1": its.top1, "ema_top5": its.top5}
         log.row(kind="epoch", epochs=stage.epochs, resolution=shown.resolution, **row)
         if last:
-            folder.save_weights(stage.name, state.model, first=ranks.first)
+            folder.save_weights(stage.name, state.model, is_main=ranks.is_main)
             log.end_stage(f"top-1 {100 * result.top1:.2f} %")
-            with guards.explained_evaluation(job, stage, seen, piece=piece), evaluating(job, state.model):
-                made = predictions.collect(job, stage, state.model, val_batches.epoch(0))
-            if ranks.first:
+            with guards.explained_evaluation(run, stage, seen, piece=piece), evaluating(run, state.model):
+                made = predictions.collect(run, stage, state.model, val_batches.epoch(0))
+            if ranks.is_main:
                 predictions.save(folder.path / predictions.FILE, made, say=log.say)
-        guards.save(job, state, stage, folder, log, so_far, needed=last)
-        if ranks.first:
+        guards.save(run, state, stage, folder, log, epoch_stats, needed=last)
+        if ranks.is_main:
             report.refresh(folder.path, say=log.say)
 
 
 def train_epoch(
-    job: Job, state: State, stage: Stage, forward, batches, *, seed, piece, meter: Meter, due, log: Log, asked
+    run: Run, state: State, stage: StageConfig, forward, batches, *, seed, piece, meter: Meter, due, log: Log, asked
 ):
-    """The optimizer steps of one epoch, or what is left of it. Yields a `Reading` at each log point: only there does
+    """The optimizer steps of one epoch, or what is left of it. Yields a `LogPoint` at each log point: only there does
     the host wait for the device. One comes every `log.every` steps, at the epoch's end, and when all ranks are `asked`
     to stop."""
-    run = job.run
+    recipe = run.recipe
     state.model.train()
     meter.begin()
     waiting = time.perf_counter()
@@ -317,17 +320,17 @@ def train_epoch(
         in_stage = state.epoch * len(batches) + state.batch
         lr = schedule.of_stage(stage, in_stage, len(batches))
         optim.set_lr(state.optimizer, lr)
-        loss = gradients(job, state, stage, forward, images, labels, step=in_stage, seed=seed, piece=piece)
-        norm, bad = update(job, state, stage, loss)
+        loss = gradients(run, state, stage, forward, images, labels, step=in_stage, seed=seed, piece=piece)
+        norm, bad = update(run, state, stage, loss)
         state.batch += 1
         meter.add(loss, norm, bad, stage.batch, waited)
-        stopping, regular, last = asked(), state.batch % run.log.every == 0, state.batch == len(batches)
+        stopping, regular, last = asked(), state.batch % recipe.log.every == 0, state.batch == len(batches)
         if stopping or regular or last:
-            wanted = job.ranks.first and not last and due()  # the epoch's end saves anyway
+            wanted = run.ranks.is_main and not last and due()  # the epoch's end saves anyway
             reading = meter.read(stop=stopping, due=wanted)
             row = reading.means.row()
             if regular:
-                row["bad_samples"] = distributed.total_over_ranks(batches.bad.replaced, job.ranks.device)
+                row["bad_samples"] = distributed.all_reduce_total(batches.bad.replaced, run.ranks.device)
                 log.row(kind="step", stage=stage.name, epoch=state.epoch, step=state.step, lr=lr, **row)
             log.advance(reading.means.steps, state.epoch + 1, row)
             yield reading
@@ -336,20 +339,20 @@ def train_epoch(
 
 
 @contextmanager
-def evaluating(job: Job, *networks: nn.Module):
+def evaluating(run: Run, *networks: nn.Module):
     """Evaluation's batches have other shapes than training's, so nothing is compiled for them."""
-    eager = torch.compiler.set_stance("force_eager") if job.run.speed.compile else nullcontext()
+    eager = torch.compiler.set_stance("force_eager") if run.recipe.speed.compile else nullcontext()
     with ExitStack() as whole, eager:
         for network in networks:
             whole.enter_context(parallel.gathered(network))
         yield
 
 
-def evaluated(job: Job, stage: Stage, networks: Sequence[nn.Module], batches) -> list[Result]:
+def evaluated(run: Run, stage: StageConfig, networks: Sequence[nn.Module], batches) -> list[Result]:
     """Each network on all of the validation set, which is read once."""
-    with evaluating(job, *networks):
+    with evaluating(run, *networks):
         return evaluate(
-            networks, batches.epoch(0), device=job.ranks.device, autocast=job.autocast, flip=stage.eval_flip
+            networks, batches.epoch(0), device=run.ranks.device, autocast=run.autocast, flip=stage.eval_flip
         )
 
 
@@ -358,21 +361,21 @@ def stage_seed(seed: int, number: int) -> int:
     return int(draws.bits(seed, number, draws.STAGE)) >> 1
 
 
-def measure(job: Job) -> list[float]:
+def measure(run: Run) -> list[float]:
     """Training images per second of this device in each stage, without a loader."""
     speeds = []
-    for number, stage in enumerate(job.run.stages):
-        state = begin_stage(job, number, None, 0)
-        piece = micro.find(job, state, stage)
-        batch, forward = random_batch(job, stage, piece), state.model.train()
-        if job.run.speed.compile:
-            compiling.compile_stage(job, state, stage, piece, say=lambda text: print(f"# {text}"))
+    for number, stage in enumerate(run.recipe.stages):
+        state = begin_stage(run, number, None, 0)
+        piece = micro.find(run, state, stage)
+        batch, forward = random_batch(run, stage, piece), state.model.train()
+        if run.recipe.speed.compile:
+            compiling.compile_stage(run, state, stage, piece, say=lambda text: print(f"# {text}"))
 
         def step(state=state, stage=stage, forward=forward, batch=batch, piece=piece):
-            loss = gradients(job, state, stage, forward, *batch, step=state.step, seed=0, piece=piece)
-            update(job, state, stage, loss)
+            loss = gradients(run, state, stage, forward, *batch, step=state.step, seed=0, piece=piece)
+            update(run, state, stage, loss)
 
-        speeds.append(summary.measured(step, piece, job.ranks.device))
+        speeds.append(summary.measured(step, piece, run.ranks.device))
     return speeds
 
 

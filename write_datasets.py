@@ -9,7 +9,7 @@ For each split: <out>_<split>.beton, its description .json, checksums .xxh64 and
 what they hold. The same command goes on with a conversion that was stopped.
 """
 
-from ffcv_ops.errors import BadInput, exits_cleanly, interruptible
+from ffcv_ops.errors import UserError, exits_cleanly, interruptible
 
 if __name__ == "__main__":
     interruptible()
@@ -23,6 +23,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from config import keys
+from config.keys import key
+from config.recipe import BASE_RECIPE, load_recipe
 from conversion import beton, journal, jpeg
 from conversion.convert import convert, forget
 from conversion.encode import encode_item
@@ -33,8 +36,6 @@ from conversion.split import with_val
 from conversion.unfinished import noted
 from conversion.workers import available_cores
 from ffcv_ops import native
-from training import keys, recipe
-from training.keys import key
 
 FOLDER_PAGE_SIZE = 2**23  # FFCV's default, and the most that one stored image may take
 PHOTOS_PAGE_SIZE = 2**21  # the least, for a file of a few MB
@@ -97,7 +98,7 @@ def main():
     data = keys.build(DataKeys, keys.of_section(given, "data"), "--data.")
     workers = available_cores() if data.workers == "auto" else data.workers
     if flags.verify:
-        from conversion.verify import verify  # decodes as the loader does, which takes seconds to import
+        from tools.verify import verify  # decodes as the loader does, which takes seconds to import
 
         raise SystemExit(1 if verify(flags.verify, workers=workers) else 0)
     image = image_keys(keys.of_section(given, "image"))
@@ -106,10 +107,10 @@ def main():
 
         if image.levels or flags.plan:
             what = "--plan" if flags.plan else "--image.levels"
-            raise BadInput(f"{what}: the bundled photographs keep their size; it needs a --data.source")
+            raise UserError(f"{what}: the bundled photographs keep their size; it needs a --data.source")
         for name in ("classes", "label"):
             if getattr(data, name) != "auto":
-                raise BadInput(f"--data.{name}: the bundled photographs have theirs; it needs a --data.source")
+                raise UserError(f"--data.{name}: the bundled photographs have theirs; it needs a --data.source")
         source, page_size = photographs(), PHOTOS_PAGE_SIZE
         image = dataclasses.replace(image, max_side=None, min_side=None)
     else:
@@ -121,7 +122,7 @@ def main():
     out = f"data/{output_name(data.source)}" if data.out == "auto" else data.out
     if flags.plan:
         wanted = keys.build(PlanKeys, keys.of_section(given, "plan"), "--plan.")
-        stage = recipe.load(recipe.BASE).stages[0]
+        stage = load_recipe(BASE_RECIPE).stages[0]
         print(plan(source, image, stage, wanted, out=Path(out), given=given, page_size=page_size))
         return
     options = {"on_error": data.on_error, "workers": workers, "page_size": page_size}
@@ -167,13 +168,13 @@ def image_keys(given) -> ImageKeys:
     if not image.levels:
         return image
     if "max_side" in given and image.max_side != image.levels[0]:
-        raise BadInput(
+        raise UserError(
             f"--image.max_side is {keys.spell(image.max_side)}, --image.levels begins with {image.levels[0]};"
             " give levels alone"
         )
     if any(smaller >= larger for larger, smaller in itertools.pairwise(image.levels)):
         shown = ",".join(map(str, image.levels))
-        raise BadInput(f"--image.levels is {shown}; each level must be smaller than the one before")
+        raise UserError(f"--image.levels is {shown}; each level must be smaller than the one before")
     return dataclasses.replace(image, max_side=image.levels[0])
 
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from bench import corpus, report
+from config.recipe import BASE_RECIPE, load_recipe
 from ffcv_ops.checksum import xxh64
 from ffcv_ops.compiled import kernel
 from ffcv_ops.errors import exits_cleanly
 from ffcv_ops.fields import describe
 from ffcv_ops.loader import Loader, train_loader
-from training import recipe
 
 BATCH = 40
 VIEWS = (("rrc", 128), ("rrc", 224), ("src", 192))
@@ -29,7 +29,7 @@ VIEWS = (("rrc", 128), ("rrc", 224), ("src", 192))
 def epochs_of(path: Path, crop: str, resolution: int) -> dict[str, Loader]:
     """The loader as it is, and one to which the index says that there are no checksums."""
     stage = dataclasses.replace(
-        recipe.load(recipe.BASE).stages[0], crop=crop, resolution=resolution, batch=BATCH, mix_chunk=BATCH, repeats=1
+        load_recipe(BASE_RECIPE).stages[0], crop=crop, resolution=resolution, batch=BATCH, mix_chunk=BATCH, repeats=1
     )
     made = {
         name: train_loader(path, describe(path).samples, stage, seed=0, workers=1) for name in ("checked", "unchecked")

@@ -2,7 +2,7 @@
 
 import sys
 
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 
 
 def say(words: str):
@@ -16,5 +16,5 @@ def chosen(kind: str, words: str | None, known, default) -> list[str]:
         return list(default)
     for name in words.split(","):
         if name not in known:
-            raise BadInput(f"{name!r} is not a {kind} here; there are {', '.join(known)}")
+            raise UserError(f"{name!r} is not a {kind} here; there are {', '.join(known)}")
     return words.split(",")

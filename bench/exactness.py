@@ -24,10 +24,10 @@ from PIL import Image
 
 from bench import corpus, machine, report
 from conversion.photos import photographs
-from ffcv_ops.errors import BadInput, exits_cleanly
+from ffcv_ops.errors import UserError, exits_cleanly
 from ffcv_ops.fields import describe
 from ffcv_ops.loader import eval_loader
-from training import export
+from tools import export
 from training.evaluate import outputs
 
 ROOT = Path(__file__).parents[1]
@@ -130,7 +130,7 @@ def converted(root: Path, mode: str) -> Path:
     command = [sys.executable, str(ROOT / "write_datasets.py"), f"--data.source={root}", f"--data.out={out}"]
     done = subprocess.run([*command, *STORED[mode]], capture_output=True, text=True)
     if done.returncode:
-        raise BadInput(f"{' '.join(command)}: {done.stderr.strip()}")
+        raise UserError(f"{' '.join(command)}: {done.stderr.strip()}")
     return Path(f"{out}_val.beton")
 
 

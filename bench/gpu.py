@@ -11,7 +11,7 @@ import torch
 
 from bench import loader, report
 from bench.step import __main__ as step
-from ffcv_ops.errors import BadInput, exits_cleanly
+from ffcv_ops.errors import UserError, exits_cleanly
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -22,7 +22,7 @@ def main(argv=None):
     parser.add_argument("--quick", action="store_true", help="short measurements of both")
     quick = ["--quick"] if parser.parse_args(argv).quick else []
     if not torch.cuda.is_available():
-        raise BadInput("gpu-bench measures a GPU and there is none here; for the CPU run python -m bench.step")
+        raise UserError("gpu-bench measures a GPU and there is none here; for the CPU run python -m bench.step")
     name = torch.cuda.get_device_name().lower().replace(" ", "-")
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / "step.json", Path(folder) / "loader.json"]

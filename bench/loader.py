@@ -23,7 +23,7 @@ from bench.command import chosen, say
 from bench.contender import Contender, Failed
 from bench.peers import CONTENDERS, Unavailable, is_peer, takes_part
 from bench.tasks import EVERY
-from ffcv_ops.errors import BadInput, exits_cleanly
+from ffcv_ops.errors import UserError, exits_cleanly
 
 LEAST_BATCHES = 2  # of an epoch, for each core; a shorter one would measure how it starts
 STARTED = ("ours", "ffcv", "torchvision-v2", "dali")  # start-up and memory; pillow and timm are as torchvision-v2
@@ -220,9 +220,9 @@ def parse(argv):
     options.corpus = options.corpus or corpus.ROOT / "build" / ("bench_quick" if quick else "bench_corpus")
     options.startup = not (quick or options.no_startup)
     if options.images // 4 < len(corpus.PHOTOS):
-        raise BadInput(f"--images={options.images} is too few; a quarter of them must be {len(corpus.PHOTOS)} or more")
+        raise UserError(f"--images={options.images} is too few; a quarter of them must be {len(corpus.PHOTOS)} or more")
     if options.table and not options.json:
-        raise BadInput("--table shows the results in a --json FILE; name that file")
+        raise UserError("--table shows the results in a --json FILE; name that file")
     return options
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import machine
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 
 
 class Grid(NamedTuple):
@@ -38,7 +38,7 @@ def read_json(path: Path) -> tuple[dict, list[dict]]:
         results = json.loads(path.read_text(encoding="utf-8"))
         return results["machine"], results["rows"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{path}: not the JSON of a benchmark ({error!r}); run it again with --json {path}") from None
+        raise UserError(f"{path}: not the JSON of a benchmark ({error!r}); run it again with --json {path}") from None
 
 
 def markdown(grid: Grid) -> str:
@@ -84,6 +84,6 @@ def replace_between(path: Path, marker: str, text: str):
     begin, end = f"<!-- {marker} -->\n", f"<!-- /{marker} -->"
     whole = path.read_text(encoding="utf-8") if path.exists() else begin + end + "\n"
     if whole.count(begin) != 1 or whole.count(end) != 1 or whole.index(end) < whole.index(begin):
-        raise BadInput(f"{path}: needs one line {begin.strip()} and, below it, one line {end}; the table goes between")
+        raise UserError(f"{path}: needs one line {begin.strip()} and, below it, one line {end}; the table goes between")
     head, rest = whole.split(begin)
     path.write_text(f"{head}{begin}{text}{end}{rest.split(end)[1]}", encoding="utf-8")

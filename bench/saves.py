@@ -15,12 +15,13 @@ from pathlib import Path
 import torch
 
 from bench import report
+from config.recipe import BASE_RECIPE, Recipe, load_recipe
 from ffcv_ops.errors import exits_cleanly
-from training import checkpoints, model, optim, recipe
-from training.state import Means, RunFolder, State
+from training import checkpoints, model, optim
+from training.state import RunFolder, State, StepStats
 
 
-def state_of(name: str, run: recipe.Run) -> State:
+def state_of(name: str, run: Recipe) -> State:
     """A model with its average after a step, so that its optimizer has moments."""
     network = model.create(name, resolution=224, classes=1000, drop_path=0.0, layer_scale=1e-4)
     optimizer = optim.build(network, run.stages[0])
@@ -36,12 +37,12 @@ def timed(name: str, out: Path, turns: int) -> list[dict]:
     """Rows: seconds of whole saves and of torch.save alone, in turns."""
     seconds = {"ours": [], "torch.save": []}
     with tempfile.TemporaryDirectory(dir=out) as place:
-        run = recipe.load(recipe.BASE, {"log.out": place, "log.keep": "1"})
+        run = load_recipe(BASE_RECIPE, {"log.out": place, "log.keep": "1"})
         folder, state = RunFolder(run), state_of(name, run)
         folder.prepare(run)
         for _ in range(turns):
             began = time.perf_counter()
-            assert folder.save(state, Means(), first=True) == ""
+            assert folder.save(state, StepStats(), first=True) == ""
             seconds["ours"].append(time.perf_counter() - began)
             content = folder.load()
             began = time.perf_counter()

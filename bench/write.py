@@ -23,7 +23,7 @@ import psutil
 
 from bench import corpus, machine, report
 from bench.writers import TASKS, WRITERS
-from ffcv_ops.errors import BadInput, exits_cleanly
+from ffcv_ops.errors import UserError, exits_cleanly
 
 IMAGES = 4000  # that differ; the rest are other names of them, since making an image takes longer than converting it
 AS_THEY_ARE = "as they are, 500 px"
@@ -42,7 +42,7 @@ def measure(writer: str, task: str, images: Path, folder: Path, workers: int) ->
         time.sleep(SECONDS_BETWEEN_LOOKS)
     said, errors = process.communicate()
     if process.returncode:
-        raise BadInput(f"{writer} failed at {task}: {(errors.strip().splitlines() or ['no word'])[-1]}")
+        raise UserError(f"{writer} failed at {task}: {(errors.strip().splitlines() or ['no word'])[-1]}")
     size = corpus.stored_bytes(out)
     for file in folder.iterdir():
         file.unlink()

@@ -1,6 +1,6 @@
 """The writers that bench.write compares. Little is imported here, since worker processes import it too.
 
-    python -m bench.writers ours "as they are, 500 px" IMAGES OUT.beton 2      # prints seconds
+python -m bench.writers ours "as they are, 500 px" IMAGES OUT.beton 2      # prints seconds
 """
 
 import contextlib

@@ -23,7 +23,7 @@ from xxhash import xxh64, xxh64_intdigest
 
 from conversion.direct import BLOCK, next_multiple, open_direct, read_at, room, write_at
 from conversion.encode import MODES, Encoded
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 
 VERSION = 2
 MIN_PAGE_SIZE = 2**21
@@ -163,7 +163,7 @@ def go_on(file, growing: Growing):
         if used:
             first, block = end - used, used // BLOCK * BLOCK
             if read_at(file, first, page[: next_multiple(used)]) < used:
-                raise BadInput(f"{file.name} cannot be read where it was read before; is the disk sound?")
+                raise UserError(f"{file.name} cannot be read where it was read before; is the disk sound?")
             page[used:] = bytes(growing.page_size - used)
             write_at(file, first + block, page[block : min(growing.page_size, length - first)])
     growing.written = growing.places.copy()
@@ -202,9 +202,9 @@ def write(path: Path, samples, *, capacity: int, page_size: int, images: Sequenc
 
 
 def check_images(path: Path, file, table: np.ndarray, allocations: np.ndarray, checksums: np.ndarray):
-    """Reads images of the open file `path` back from the disk: a `BadInput` where one does not have its checksum, or is
-    a JPEG of another size than its record says. They are those of the samples in `table`; allocations and checksums are
-    in the same order, and there is at least one."""
+    """Reads images of the open file `path` back from the disk: a `UserError` where one does not have its checksum, or
+    is a JPEG of another size than its record says. They are those of the samples in `table`;
+    allocations and checksums are in the same order, and there is at least one."""
     by_place = np.argsort(allocations["ptr"])
     allocations, checksums = allocations[by_place], checksums[by_place].tolist()
     records, samples = _records_of(table, allocations).tolist(), allocations["sample_id"].tolist()
@@ -238,7 +238,7 @@ def _records_of(table, allocations):
 
 def check_index(path: Path, table: np.ndarray, checksums: np.ndarray, *, classes: int):
     """Reads the rest of the file back: holds it against what `write` returned, and tests that every record makes sense.
-    A fault is a `BadInput`."""
+    A fault is a `UserError`."""
     images = table.dtype.names[:-1]
     file_size = path.stat().st_size
     header = np.fromfile(path, HEADER, 1)[0]
@@ -377,4 +377,4 @@ def _field_descriptors(images):
 
 
 def _fail(path, what):
-    raise BadInput(f"{path} did not read back from the disk as it was written ({what} is wrong); is the disk sound?")
+    raise UserError(f"{path} did not read back from the disk as it was written ({what} is wrong); is the disk sound?")

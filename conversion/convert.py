@@ -26,7 +26,7 @@ from conversion.shards import beside, parts_of, refuse_other_shards, remains
 from conversion.sources import Source
 from conversion.unfinished import Unfinished, begin_or_go_on, identity_of, is_complete, note, noted, probe
 from conversion.workers import encoded
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 from ffcv_ops.lock import alone
 
 SIDECAR_FORMAT = 3
@@ -97,12 +97,12 @@ def _one_line(path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        raise BadInput(f"{path} cannot be written: {error.strerror or error}") from None
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
 def forget(path: Path):
     """A complete conversion to `path` is begun anew the next time, since images may change under their names."""
-    with contextlib.suppress(BadInput), alone(beside(path, ".unfinished"), path) as marker:
+    with contextlib.suppress(UserError), alone(beside(path, ".unfinished"), path) as marker:
         os.unlink(marker.name)
 
 
@@ -152,7 +152,7 @@ def _fill(unfinished: Unfinished, source, split, encode, advance, *, on_error, w
 
 def _stop(source, split, number, reason):
     file = os.path.join(source.origin, split.names[number])
-    raise BadInput(f"{file}: {reason}; data.on_error=skip leaves such files out")
+    raise UserError(f"{file}: {reason}; data.on_error=skip leaves such files out")
 
 
 def _fitting(sample, page_size):
@@ -175,12 +175,12 @@ def _complete(unfinished: Unfinished, source, split_name, settled, note_read_bac
         none = f"none of the {len(part.items)} images of {split_name} in it can be stored"
         every = str(part.path).removesuffix(f"-{part.shard:05}-of-{part.shards:05}.beton")
         fewer = f"; remove {every}.unfinished and its shards, and give fewer --data.shards" if part.shards > 1 else ""
-        raise BadInput(f"{part.path} is not written, since {none}{fewer}")
+        raise UserError(f"{part.path} is not written, since {none}{fewer}")
     new = {end: beside(part.path, f"{end}.partial") for end in ENDS}
     table, checksums = unfinished.finish()
     try:
         beton.check_index(new[".beton"], table, checksums, classes=len(source.classes))
-    except BadInput:
+    except UserError:
         unfinished.discard()
         raise
     kept = np.ones(len(part.items), bool)

@@ -12,7 +12,7 @@ from xxhash import xxh64_intdigest
 
 from conversion import jpeg
 from conversion.rgb import MAX_PIXELS, limited, limited_size, read_image
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 
 MODES = {"jpg": 0, "raw": 1}  # FFCV's codes
 COLOUR = "4:2:0"  # a JPEG's: half as many columns and rows of colour
@@ -101,7 +101,7 @@ def _read(read, item):
     try:
         return read(item)
     except OSError as error:
-        raise BadInput(f"cannot be read: {error.strerror or error}") from None
+        raise UserError(f"cannot be read: {error.strerror or error}") from None
 
 
 def _unreduced(data, frame, *, quality, passthrough):
@@ -148,5 +148,5 @@ def encode_all(encode, items) -> list[tuple[Encoded, ...] | Refused]:
 def _encode_or_refuse(encode, item):
     try:
         return encode(item)
-    except BadInput as refusal:
+    except UserError as refusal:
         return Refused(str(refusal))

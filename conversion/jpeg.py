@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ffcv_ops import native
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 
 NAMES = ("libturbojpeg.so.0", "libturbojpeg.so")
 SUBSAMPLINGS = {"4:4:4": 0, "4:2:0": 2}  # TurboJPEG's numbers
@@ -177,7 +177,7 @@ def _encoded(height, width, subsampling, compress):
     out = np.empty(room, np.uint8)
     target, size = ctypes.c_void_p(out.ctypes.data), ctypes.c_ulong(room)
     if compress(ctypes.byref(target), ctypes.byref(size)):
-        raise BadInput(f"{width} x {height} pixels cannot be encoded as a JPEG")
+        raise UserError(f"{width} x {height} pixels cannot be encoded as a JPEG")
     return out[: size.value].tobytes()
 
 
@@ -192,7 +192,7 @@ def load() -> ctypes.CDLL:
         library.tjInitDecompress.restype = library.tjInitCompress.restype = ctypes.c_void_p
         library.tjBufSize.restype = ctypes.c_ulong
         return library
-    raise BadInput("libturbojpeg is not installed: run `apt-get install libturbojpeg0-dev` (conda: libjpeg-turbo)")
+    raise UserError("libturbojpeg is not installed: run `apt-get install libturbojpeg0-dev` (conda: libjpeg-turbo)")
 
 
 @functools.cache

@@ -17,7 +17,7 @@ import numpy as np
 from conversion.rgb import read_rgb
 from conversion.sources import Source, Split
 from ffcv_ops.draws import uniform
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 
 WHEELS = {"skimage": "scikit-image", "sklearn": "scikit-learn"}  # package -> distribution
 SCENES = {
@@ -128,5 +128,5 @@ def photo_path(file: str) -> Path:
     spec = importlib.util.find_spec(package)
     path = Path(spec.submodule_search_locations[0]) / inside if spec else None
     if path is None or not path.is_file():
-        raise BadInput(f"{file} is missing; the bundled photographs come with pip install {' '.join(WHEELS.values())}")
+        raise UserError(f"{file} is missing; the bundled photographs come with pip install {' '.join(WHEELS.values())}")
     return path

@@ -22,13 +22,13 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from config.keys import key, spell
 from conversion import beton
 from conversion.encode import Refused, encode_all, encode_item, stored_bytes
 from conversion.progress import progress
 from conversion.sources import Source
 from conversion.workers import available_cores
-from ffcv_ops.errors import BadInput
-from training.keys import key, spell
+from ffcv_ops.errors import UserError
 
 CANDIDATES = (  # changes of the --image keys
     {"max_side": 500},
@@ -76,9 +76,7 @@ class Row(NamedTuple):
     refused: int
 
 
-def plan(
-    source: Source, image, stage, keys: PlanKeys, *, out: Path, given: dict[str, str], page_size: int
-) -> str:
+def plan(source: Source, image, stage, keys: PlanKeys, *, out: Path, given: dict[str, str], page_size: int) -> str:
     """Prints the table; returns the advice with the command to run.
 
     image: the --image keys, of which the candidates change some; stage: the training stage whose loader is timed; out:
@@ -185,7 +183,7 @@ def _measure(source, image, changes, items, stage, folder, page_size):
     seconds = time.process_time() - began
     samples = [result for result in results if not isinstance(result, Refused)]
     if len(samples) < 2:
-        raise BadInput(f"{len(samples)} of {len(items)} sampled images can be stored; there is nothing to plan")
+        raise UserError(f"{len(samples)} of {len(items)} sampled images can be stored; there is nothing to plan")
     sizes = np.array([stored_bytes(sample) for sample in samples], float)
     path, levels = folder / "plan.beton", beton.level_fields(settings["levels"] or ())
     beton.write(path, ((sample, 0) for sample in samples), capacity=len(samples), page_size=page_size, images=levels)
@@ -256,7 +254,7 @@ def bytes_of(text: str, name: str) -> float:
     """500GB -> 5e11."""
     found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?b|)", text.strip().lower())
     if not found:
-        raise BadInput(f"{name} is {text}; it must be a size such as 500GB or 1.5TB")
+        raise UserError(f"{name} is {text}; it must be a size such as 500GB or 1.5TB")
     return float(found[1]) * UNITS[found[2]]
 
 

@@ -1,6 +1,6 @@
 """Any image file -> RGB uint8 array (height, width, 3), upright, by rules that docs/data.md lists.
 
-Pillow decodes. A file that is cut short, no image, too large or without a defined white is a `BadInput` that says why;
+Pillow decodes. A file that is cut short, no image, too large or without a defined white is a `UserError` that says why;
 the caller adds the path. Of several frames the first is taken; colour profiles are not applied (ImageNet's practice).
 """
 
@@ -9,7 +9,7 @@ import warnings
 import numpy as np
 from PIL import Image, ImageFile
 
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 MAX_PIXELS = 100_000_000  # 300 MB as RGB: a file of a few kB can claim to be larger than memory
@@ -36,7 +36,7 @@ def read_rgb(file, *, max_side: int | None = None, min_side: int | None = None) 
 def read_image(file) -> Image.Image:
     """The image in `file` at its own size, as a Pillow image of mode RGB.
 
-    Whatever Pillow's many decoders raise on a damaged file becomes `BadInput`; running out of memory does not.
+    Whatever Pillow's many decoders raise on a damaged file becomes `UserError`; running out of memory does not.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # remarks on damaged metadata: the pixels are what counts
@@ -44,13 +44,13 @@ def read_image(file) -> Image.Image:
             with Image.open(file) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
-                    raise BadInput(f"{width} x {height} pixels are more than the {MAX_PIXELS:,} of one image")
+                    raise UserError(f"{width} x {height} pixels are more than the {MAX_PIXELS:,} of one image")
                 image.load()
                 return upright(to_rgb(image), image)
-        except (BadInput, MemoryError):
+        except (UserError, MemoryError):
             raise
         except Exception as error:
-            raise BadInput(_reason(error)) from None
+            raise UserError(_reason(error)) from None
 
 
 def limited(image: Image.Image, *, max_side: int | None = None, min_side: int | None = None) -> np.ndarray:
@@ -89,7 +89,7 @@ def _eight_bit(gray):
         return np.rint(gray).astype(np.uint8)
     if gray.dtype.kind == "i" and low >= 0 and high <= 65_535:
         return _nearest_of_257(gray.astype(np.uint32))
-    raise BadInput(f"32-bit gray from {low:g} to {high:g} has no defined white; store it as 8 or 16 bit")
+    raise UserError(f"32-bit gray from {low:g} to {high:g} has no defined white; store it as 8 or 16 bit")
 
 
 def upright(image, original):
@@ -100,7 +100,7 @@ def upright(image, original):
 
 def limited_size(width, height, *, max_side=None, min_side=None):
     """(width, height) reduced in proportion so that the longer side is at most `max_side` and the shorter side at most
-    `min_side` (None: no limit); never enlarged, never below 1. Longer than MAX_SIDE is a `BadInput`."""
+    `min_side` (None: no limit); never enlarged, never below 1. Longer than MAX_SIDE is a `UserError`."""
     scale = 1.0
     if max_side is not None:
         scale = min(scale, max_side / max(width, height))
@@ -108,7 +108,7 @@ def limited_size(width, height, *, max_side=None, min_side=None):
         scale = min(scale, min_side / min(width, height))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     if max(size) > MAX_SIDE:
-        raise BadInput(f"{size[0]} x {size[1]} pixels: a side may have {MAX_SIDE} at most; set image.max_side")
+        raise UserError(f"{size[0]} x {size[1]} pixels: a side may have {MAX_SIDE} at most; set image.max_side")
     return size
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from conversion.encode import Refused, encode_all, stored_bytes
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 
 SHARD_BYTES = 2**30  # some 20,000 of ImageNet's images: small enough to copy again, large enough to be read as a file
 PROBES = 64
@@ -47,7 +47,7 @@ def refuse_other_shards(path: Path, shards: int):
     for file in sorted(path.parent.iterdir()) if shards > 1 else ():
         found = name.fullmatch(file.name)
         if found and int(found[1]) != shards:
-            raise BadInput(f"{file} is one of {int(found[1])} shards, not of {shards}; remove those first")
+            raise UserError(f"{file} is one of {int(found[1])} shards, not of {shards}; remove those first")
 
 
 def remains(path: Path) -> list[Path]:

@@ -13,7 +13,7 @@ import numpy as np
 import xxhash
 
 from conversion.sources import Source, Split
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 
 
 class Chosen(NamedTuple):
@@ -38,9 +38,9 @@ def with_val(source: Source, share: float) -> Source:
     """The source with `share` of each class's training images as its split `val`: at least one, and never all. A class
     with a single image stays in train whole."""
     if "val" in source.splits:
-        raise BadInput(f"data.val_share is {share:g}, but {source.origin} has a val of its own; leave it out")
+        raise UserError(f"data.val_share is {share:g}, but {source.origin} has a val of its own; leave it out")
     if "train" not in source.splits:
-        raise BadInput(f"{source.origin} has no train to take a val from, but {', '.join(source.splits)}")
+        raise UserError(f"{source.origin} has no train to take a val from, but {', '.join(source.splits)}")
     train = source.splits["train"]
     hashes = np.fromiter(
         (xxhash.xxh64_intdigest(os.fsencode(name)) for name in train.names), np.uint64, len(train.names)
@@ -54,7 +54,7 @@ def with_val(source: Source, share: float) -> Source:
         if images > 1:
             chosen[by_class[first : first + min(max(round(share * images), 1), images - 1)]] = True
     if not chosen.any():
-        raise BadInput(f"{source.origin} has one image a class; none can be left for val")
+        raise UserError(f"{source.origin} has one image a class; none can be left for val")
     parts = {"train": np.flatnonzero(~chosen), "val": np.flatnonzero(chosen)}
     splits = {
         name: Split(Chosen(train.items, rows), Chosen(train.names, rows), labels[rows]) for name, rows in parts.items()

@@ -27,7 +27,7 @@ from conversion.direct import open_direct
 from conversion.encode import Refused, encode_all
 from conversion.shards import Part, beside, remains
 from conversion.workers import Worker, next_answer
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 
 CHUNK = 1024  # items between two records: what a kill can cost; 50 MB of ImageNet's JPEGs to sync at a time
 WRITER = 2  # another number when the same settings give other bytes
@@ -61,7 +61,7 @@ def identity_of(source, split_name: str, shards: int, settings: dict) -> dict:
 def begin_or_go_on(marker, identity: dict, path: Path) -> set[int]:
     """Makes the open file `marker` say what is being converted to `path`. If it said so before, what is there stays;
     returns the shards of which it has been noted that they were read back. If it said something else, what is there is
-    of another conversion and a `BadInput`."""
+    of another conversion and a `UserError`."""
     marker.seek(0)
     try:
         earlier = json.loads(marker.readline())
@@ -73,7 +73,7 @@ def begin_or_go_on(marker, identity: dict, path: Path) -> set[int]:
     if earlier and (noted(marker) or any(file.stat().st_size for file in journals)):
         differ = [name for name in identity if name != "id" and identity[name] != earlier.get(name)]
         shown = ", ".join(f"{name} {earlier.get(name)} instead of {identity[name]}" for name in differ[:3])
-        raise BadInput(
+        raise UserError(
             f"{marker.name}: an unfinished conversion has {shown}; repeat that one, or remove this file to begin anew"
         )
     for file in remains(path):
@@ -222,7 +222,7 @@ class Unfinished:
         """The images first: what the journal says must be true."""
         os.fdatasync(self.file.fileno())
         if wrong := self._wrong(record):
-            raise BadInput(wrong)
+            raise UserError(wrong)
         journal.add(self._journal, record)
 
     def _holds(self, record):
@@ -238,8 +238,8 @@ class Unfinished:
         self._checker.give(self.part.items, [[record[name] for name in ("table", "allocations", "checksums")]])
         try:
             _, (refused,) = next_answer(self._checked, [self._checker])
-        except BadInput:
-            raise BadInput(
+        except UserError:
+            raise UserError(
                 f"the process that reads {self._partial} back died, for want of memory perhaps, or does not answer;"
                 " the same command goes on behind what is finished"
             ) from None
@@ -266,7 +266,7 @@ def _check_images(path, arrays):
 
 
 def probe(unfinished: Unfinished, split, encode):
-    """Encodes some of the finished items again: `BadInput` unless the images, and what is made of them, are as they
+    """Encodes some of the finished items again: `UserError` unless the images, and what is made of them, are as they
     were."""
     start, growing = unfinished.part.items.start, unfinished.growing
     owners = growing.allocations["sample_id"][: growing.stored]
@@ -281,7 +281,7 @@ def probe(unfinished: Unfinished, split, encode):
             known = growing.checksums[slice(*np.searchsorted(owners, (sample, sample + 1)))]
             same = not isinstance(result, Refused) and _checksums(result) == known.tolist()
         if not same:
-            raise BadInput(
+            raise UserError(
                 f"{split.names[number]} is not what it was when the unfinished {unfinished.part.path} was begun;"
                 f" remove {beside(unfinished.part.path, '.journal.partial')} to begin it anew"
             )

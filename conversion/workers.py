@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from multiprocessing import resource_tracker
 
 from conversion.encode import encode_all
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 
 ITEMS_PER_TASK = 8  # enough to hide the cost of a task (about 0.1 ms)
 TASKS_PER_WORKER = 3  # at work, waiting, or finished before their turn: what bounds the memory, in encoded samples
@@ -45,7 +45,7 @@ class Worker:
             self.process.start()
         except (EOFError, OSError):  # the process that starts them was killed
             said = "a worker process died before its first image, for want of memory perhaps; set data.workers lower"
-            raise BadInput(said) from None
+            raise UserError(said) from None
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         theirs.close()
@@ -79,20 +79,20 @@ class Worker:
 
 def next_answer(answers: queue.SimpleQueue, team: Sequence[Worker]) -> tuple[range, list]:
     """A task that one of the workers has finished, and its results. Waits for it. A worker that is no more, or none
-    that answers, is a `BadInput`."""
+    that answers, is a `UserError`."""
     try:
         worker, answer = answers.get(timeout=LONGEST_TASK)
     except queue.Empty:
         at = min((worker.tasks[0] for worker in team if worker.tasks), key=lambda task: task.start)
-        raise BadInput(
+        raise UserError(
             f"a worker process has been at the images {at.start + 1} to {at.stop} for {LONGEST_TASK // 60} minutes;"
             " does the source's disk answer?"
         ) from None
     if answer is None and not worker.tasks:
-        raise BadInput("a worker process that waited was killed, for want of memory perhaps; set data.workers lower")
+        raise UserError("a worker process that waited was killed, for want of memory perhaps; set data.workers lower")
     task = worker.tasks.popleft()
     if answer is None or isinstance(answer, MemoryError):
-        raise BadInput(
+        raise UserError(
             f"a worker process died on one of the images {task.start + 1} to {task.stop}, for want of memory or on a"
             " damaged file; set data.workers lower, or look for that file"
         )

@@ -11,7 +11,7 @@ import numpy as np
 
 from ffcv_ops import order
 from ffcv_ops.decoders import FAULTS, SampleError
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 from ffcv_ops.index import Index, source_of
 
 MOST_STAND_INS = 64  # bad ones in a row, for one showing: where so many are bad, most of the file is
@@ -39,11 +39,11 @@ class BadSamples:
         self.replaced += len(self.in_batch.pop(batch, ()))
 
     def replace(self, batch: int, draws: np.ndarray, error: SampleError) -> np.ndarray:
-        """The draw ids with which to decode a batch instead. Raises BadInput where the policy says stop."""
+        """The draw ids with which to decode a batch instead. Raises UserError where the policy says stop."""
         total = len(self.index.metadata)
         samples = draws[error.places] % total
         if self.limit is None:
-            raise BadInput(
+            raise UserError(
                 f"{self.index.path}: {self.name(samples[0])} {FAULTS[int(error.faults[0])]};"
                 " write the file again, or leave that image out"
             ) from error
@@ -53,18 +53,18 @@ class BadSamples:
         places.update(error.places.tolist())
         self.made += len(places)  # a stand-in that is bad too is no further showing
         if self.made > math.ceil(self.limit * self.showings):
-            raise BadInput(
+            raise UserError(
                 f"{self.index.path}: {self.made} of an epoch's {self.showings} showings had to be replaced,"
                 f" more than data.bad_limit {self.limit:g} allows: {self.worst()}; write the file again"
             ) from error
         if max(places.values()) > MOST_STAND_INS:
-            raise BadInput(
+            raise UserError(
                 f"{self.index.path}: {MOST_STAND_INS} images that were to stand in for a bad one are bad too:"
                 f" {self.worst()}; write the file again"
             ) from error
         draws = draws.copy()
         draws[error.places] = [
-            order.stand_in(draw, seed=self.seed, num_samples=total) for draw in draws[error.places].tolist()
+            order.replacement(draw, seed=self.seed, num_samples=total) for draw in draws[error.places].tolist()
         ]
         return draws
 

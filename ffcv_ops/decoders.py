@@ -37,7 +37,7 @@ FAULTS = {
 }
 
 
-class Plan(NamedTuple):
+class TransformParams(NamedTuple):
     """What is done to every sample: words of the recipe as the numbers that the kernels understand."""
 
     crop: int = crops.RRC
@@ -231,7 +231,7 @@ def _decode_some(
     jpeg.close_decoder(decoder)
 
 
-def show(image: np.ndarray, *, plan: Plan, resolution: int, seed: int, draw: int) -> np.ndarray:
+def show(image: np.ndarray, *, plan: TransformParams, resolution: int, seed: int, draw: int) -> np.ndarray:
     """What training would see of `image` (uint8 [height, width, 3]) at this draw: uint8 [resolution, resolution, 3]."""
     image = np.ascontiguousarray(image)
     out = np.empty((1, resolution, resolution, 3), np.uint8)
@@ -262,7 +262,7 @@ class ImageDecoder(SimpleRGBImageDecoder):
     `stored`: FFCV's own would compile this.
     """
 
-    def __init__(self, *, plan: Plan, resolution: int, seed: int, workers: int):
+    def __init__(self, *, plan: TransformParams, resolution: int, seed: int, workers: int):
         super().__init__()
         self.plan, self.resolution, self.seed, self.workers = plan, resolution, seed, workers
         self.threads = ThreadPoolExecutor(workers, thread_name_prefix="decode")

@@ -27,7 +27,7 @@ ORDER = 96
 STAGE = 97
 PAGES = 98
 # What is shown in place of an image that cannot be (order.py).
-STAND_IN = 99
+REPLACEMENT = 99
 # RandAugment, AutoAugment, TrivialAugment: the choice for the sample, then eight slots for each operation in a row.
 CHOICE = 128
 LAYER = 136

@@ -1,4 +1,4 @@
-"""What a user can mend is a `BadInput`: one line on stderr, exit status 2, no traceback. Ctrl-C is one line and status
+"""What a user can mend is a `UserError`: one line on stderr, exit status 2, no traceback. Ctrl-C is one line and status
 130."""
 
 import contextlib
@@ -9,17 +9,17 @@ import signal
 import sys
 
 
-class BadInput(Exception):
+class UserError(Exception):
     """The user's input cannot be used. The message is one line: what is wrong, where, and what to do."""
 
 
 @contextlib.contextmanager
 def writing(path):
-    """What is inside writes to `path`, which the user chose; a place that does not take it is a `BadInput`."""
+    """What is inside writes to `path`, which the user chose; a place that does not take it is a `UserError`."""
     try:
         yield
     except OSError as error:
-        raise BadInput(f"{path} cannot be written: {error.strerror or error}") from error
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def interruptible():
@@ -37,7 +37,7 @@ def _end_at_once(number, frame):
 
 
 def exits_cleanly(main):
-    """Wraps a command line's `main` so that `BadInput` ends it with one line and status 2, Ctrl-C with 130 and a line
+    """Wraps a command line's `main` so that `UserError` ends it with one line and status 2, Ctrl-C with 130 and a line
     that has the words of the `KeyboardInterrupt`, if any, and a reader of its output that has read enough
     (`--help | head`) without a word."""
 
@@ -48,7 +48,7 @@ def exits_cleanly(main):
             signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             return main(*args, **kwargs)
-        except BadInput as error:
+        except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
         except KeyboardInterrupt as interrupt:

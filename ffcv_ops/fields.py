@@ -11,14 +11,14 @@ from typing import NamedTuple
 import numpy as np
 
 from ffcv_ops import index
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 from ffcv_ops.index import Index, column, levels_of
 
 MOST_PIXELS = 100_000_000  # of one image, as in a conversion; a thread that decodes takes four bytes for each
 _AT_ONCE = 1 << 20  # samples; bounds the memory of a check
 
 
-class Beton(NamedTuple):
+class DatasetInfo(NamedTuple):
     """A checked data set: its path, number of samples and classes, class names where a sidecar has them, and its image
     fields from the largest to the smallest: ("image",) or a pyramid, ("image", "image_256", "image_160")."""
 
@@ -29,15 +29,15 @@ class Beton(NamedTuple):
     levels: tuple[str, ...] = ("image",)
 
 
-def describe(path: Path | str) -> Beton:
+def describe(path: Path | str) -> DatasetInfo:
     """What a .beton, or the shards that match a pattern, hold. The image fields are `image` and perhaps smaller levels
-    of it, the label is `label`. Raises BadInput with one clear line."""
-    known = opened(path)
+    of it, the label is `label`. Raises UserError with one clear line."""
+    known = open_index(path)
     classes = max(int(column(known, "label").max()) + 1, len(known.class_names or ()))
-    return Beton(known.path, len(known.metadata), classes, known.class_names, levels_of(known))
+    return DatasetInfo(known.path, len(known.metadata), classes, known.class_names, levels_of(known))
 
 
-def opened(path: Path | str) -> Index:
+def open_index(path: Path | str) -> Index:
     """The index of a data set, after checking that every image lies inside its file, in a recorded region of a
     plausible size, that smaller levels are smaller pictures of the same shape, and that no label is negative."""
     known = index.read(path)
@@ -46,7 +46,7 @@ def opened(path: Path | str) -> Index:
         if bad.any():
             first = begin + int(np.argmax(bad))
             count = sum(int(_bad(known, slice(k, k + _AT_ONCE)).sum()) for k in range(0, len(known.metadata), _AT_ONCE))
-            raise BadInput(
+            raise UserError(
                 f"{path}: {count} of {len(known.metadata)} entries are damaged, the first is sample {first}"
                 f" {index.source_of(known, first)}; write or copy the file again"
             )

@@ -20,7 +20,7 @@ from ffcv.fields import IntField, RGBImageField
 from ffcv.types import ALLOC_TABLE_TYPE, CURRENT_VERSION, FieldDescType, HeaderType, get_handlers, get_metadata_type
 from ffcv.utils import decode_null_terminated_string
 
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 
 
 class File(NamedTuple):
@@ -83,7 +83,7 @@ def files_of(path: Path | str) -> list[Path]:
     matching = sorted(name for name in glob.glob(str(path)) if name.endswith(".beton"))
     found = [Path(name) for name in (matching if "*" in str(path) else [path]) if Path(name).is_file()]
     if not found:
-        raise BadInput(
+        raise UserError(
             f"{path}: no such file; write it with `python write_datasets.py` or set --data.train, --data.val"
         )
     return found
@@ -115,7 +115,7 @@ def sources_from(index: Index, sample: int) -> Iterator[str]:
 
 def read(path: Path | str) -> Index:
     """The index of a .beton, or of all shards that match a pattern. Headers, lengths and checksums are checked here,
-    the samples are not (fields.py does that). Raises BadInput with one line."""
+    the samples are not (fields.py does that). Raises UserError with one line."""
     heads = [_head(file) for file in files_of(path)]
     if "*" in str(path):
         _check_shards(path, heads)
@@ -179,7 +179,9 @@ def _said(path: Path) -> tuple[dict, tuple[str, ...] | None]:
         said = json.loads(described.read_text(encoding="utf-8"))
         return said, tuple(str(name).encode("utf-8", "backslashreplace").decode() for name in said["classes"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise BadInput(f"{described}: not the description of a .beton ({error!r}); write the data set again") from error
+        raise UserError(
+            f"{described}: not the description of a .beton ({error!r}); write the data set again"
+        ) from error
 
 
 def _head(path: Path) -> _Head:
@@ -189,20 +191,20 @@ def _head(path: Path) -> _Head:
         stat = os.fstat(file.fileno())
         length, beginning = stat.st_size, file.read(HeaderType.itemsize)
         if length < HeaderType.itemsize:
-            raise BadInput(f"{path}: {length} bytes are no .beton file; write it again")
+            raise UserError(f"{path}: {length} bytes are no .beton file; write it again")
         if said.get("bytes", length) != length:
-            raise BadInput(
+            raise UserError(
                 f"{path}: truncated or another file: {length} bytes, {sidecar(path)} says {said['bytes']};"
                 " write or copy both again"
             )
         header = np.frombuffer(beginning, HeaderType)[0]
         samples, table, fields = (int(header[name]) for name in ("num_samples", "alloc_table_ptr", "num_fields"))
         if header["version"] != CURRENT_VERSION or not 1 <= fields <= 64:
-            raise BadInput(f"{path}: not a .beton file (version {header['version']} instead of {CURRENT_VERSION})")
+            raise UserError(f"{path}: not a .beton file (version {header['version']} instead of {CURRENT_VERSION})")
         if samples == 0:
-            raise BadInput(f"{path}: holds no samples (an unfinished conversion?); write it again")
+            raise UserError(f"{path}: holds no samples (an unfinished conversion?); write it again")
         descriptors = file.read(fields * FieldDescType.itemsize)
-    damaged = BadInput(f"{path}: truncated or damaged ({length} bytes, table at {table}); write or copy it again")
+    damaged = UserError(f"{path}: truncated or damaged ({length} bytes, table at {table}); write or copy it again")
     if len(descriptors) != fields * FieldDescType.itemsize or header["page_size"] == 0:
         raise damaged
     handlers = _handlers(path, np.frombuffer(descriptors, FieldDescType))
@@ -223,12 +225,12 @@ def _handlers(path, descriptors):
         names = [decode_null_terminated_string(one["name"]) for one in descriptors]
         handlers = dict(zip(names, get_handlers(descriptors), strict=True))
     except (AssertionError, ValueError, KeyError, IndexError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: not a readable .beton file ({error}); write it again") from error
+        raise UserError(f"{path}: not a readable .beton file ({error}); write it again") from error
     if not isinstance(handlers.get("image"), RGBImageField) or not isinstance(handlers.get("label"), IntField):
         found = ", ".join(names)
-        raise BadInput(f"{path}: needs an RGB field `image` and an integer field `label`, has: {found}")
+        raise UserError(f"{path}: needs an RGB field `image` and an integer field `label`, has: {found}")
     if len(handlers) != len(names) or None in handlers.values():
-        raise BadInput(f"{path}: its fields are not all known and of different names; write it again")
+        raise UserError(f"{path}: its fields are not all known and of different names; write it again")
     return handlers
 
 
@@ -238,16 +240,16 @@ def _read_tables(head: _Head, metadata, places, sizes) -> None:
     with open(head.path, "rb") as file:
         file.seek(len(head.header))
         if file.readinto(metadata.view(np.uint8)) != metadata.nbytes:
-            raise BadInput(f"{head.path}: was cut while it was read; write or copy it again")
+            raise UserError(f"{head.path}: was cut while it was read; write or copy it again")
         digest.update(metadata.view(np.uint8))
         file.seek(head.table)
         table = np.fromfile(file, ALLOC_TABLE_TYPE, head.stored)
         changed = identity(os.fstat(file.fileno())) != head.identity
     digest.update(table.view(np.uint8))
     if changed or len(table) != head.stored:
-        raise BadInput(f"{head.path}: changed while it was read; write or copy it again")
+        raise UserError(f"{head.path}: changed while it was read; write or copy it again")
     if head.said.get("index_xxh64", digest.hexdigest()) != digest.hexdigest():
-        raise BadInput(f"{head.path}: header or tables are not those that were written; write or copy it again")
+        raise UserError(f"{head.path}: header or tables are not those that were written; write or copy it again")
     places[:] = table["ptr"]
     sizes[:] = np.minimum(table["size"], np.iinfo(np.uint32).max)  # none is longer than a page
     if (places[1:] < places[:-1]).any():
@@ -256,10 +258,10 @@ def _read_tables(head: _Head, metadata, places, sizes) -> None:
 
 
 def _checksums(head: _Head) -> Path:
-    """The file of checksums. Raises BadInput where x.json says that there is one, and there is none."""
+    """The file of checksums. Raises UserError where x.json says that there is one, and there is none."""
     path = head.path.with_suffix(".xxh64")
     if "checksums_xxh64" in head.said and not path.exists():
-        raise BadInput(f"{path}: no such file, but {sidecar(head.path)} says that it belongs to it; copy it too")
+        raise UserError(f"{path}: no such file, but {sidecar(head.path)} says that it belongs to it; copy it too")
     return path
 
 
@@ -268,7 +270,7 @@ def _read_checksums(head: _Head) -> np.ndarray:
     read = path.read_bytes()
     expected = head.said.get("checksums_xxh64")
     if len(read) != 8 * head.stored or expected not in (None, xxhash.xxh64_hexdigest(read)):
-        raise BadInput(f"{path}: not the checksums of {head.path}; write or copy both again")
+        raise UserError(f"{path}: not the checksums of {head.path}; write or copy both again")
     return np.frombuffer(read, "<u8")
 
 
@@ -281,17 +283,17 @@ def _check_shards(path: Path | str, heads: list[_Head]) -> None:
     places = [_place(head) for head in heads]
     for head, place in zip(heads, places, strict=True):
         if place is None:
-            raise BadInput(f"{head.path}: no shard: neither its name nor its .json says its number; {again}")
+            raise UserError(f"{head.path}: no shard: neither its name nor its .json says its number; {again}")
         if place[1] != places[0][1]:
-            raise BadInput(f"{head.path}: one of {place[1]} shards, {heads[0].path} of {places[0][1]}; {again}")
+            raise UserError(f"{head.path}: one of {place[1]} shards, {heads[0].path} of {places[0][1]}; {again}")
         for what, one in _kind(head).items():
             if one != _kind(heads[0])[what]:
-                raise BadInput(f"{head.path}: not of one data set with {heads[0].path}: other {what}; {again}")
+                raise UserError(f"{head.path}: not of one data set with {heads[0].path}: other {what}; {again}")
     numbers, count = [number for number, _ in places], places[0][1]
     if numbers != list(range(count)):
         missing = sorted(set(range(count)) - set(numbers))
         what = f"shard {missing[0]} of {count} is missing" if missing else "its shards are not in order, or there twice"
-        raise BadInput(f"{path}: {what}; {again}")
+        raise UserError(f"{path}: {what}; {again}")
 
 
 def _place(head: _Head) -> tuple[int, int] | None:
@@ -302,7 +304,7 @@ def _place(head: _Head) -> tuple[int, int] | None:
     if said == (None, None):
         return by_name
     if by_name not in (None, said):
-        raise BadInput(f"{head.path}: shard {said[0]} of {said[1]}, as {sidecar(head.path)} says; rename it back")
+        raise UserError(f"{head.path}: shard {said[0]} of {said[1]}, as {sidecar(head.path)} says; rename it back")
     return said
 
 

@@ -18,7 +18,7 @@ from numba import types
 
 from ffcv_ops import native
 from ffcv_ops.compiled import kernel
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 
 OK, CORRUPT = 0, 1
 WHOLE = 8  # eighths: the unscaled image
@@ -35,7 +35,7 @@ def _load_turbojpeg() -> str:
             return name
         except (OSError, RuntimeError):
             continue
-    raise BadInput("libturbojpeg is not installed: run `apt-get install libturbojpeg0-dev` (conda: libjpeg-turbo)")
+    raise UserError("libturbojpeg is not installed: run `apt-get install libturbojpeg0-dev` (conda: libjpeg-turbo)")
 
 
 TURBOJPEG = _load_turbojpeg()
@@ -55,9 +55,7 @@ _region_close = types.ExternalFunction("region_close", types.void(types.uintp))
 _region_begin = types.ExternalFunction(
     "region_begin", types.int32(types.uintp, types.uintp, types.uint64, *[types.int32] * 7)
 )
-_region_rows = types.ExternalFunction(
-    "region_rows", types.int32(types.uintp, types.uintp, types.int64, types.int32)
-)
+_region_rows = types.ExternalFunction("region_rows", types.int32(types.uintp, types.uintp, types.int64, types.int32))
 _region_end = types.ExternalFunction("region_end", types.int32(types.uintp))
 
 
@@ -125,9 +123,7 @@ def region_close(handle):
 
 @kernel
 def region_begin(handle, data, size, height, width, eighths, luma, box_rows, box_columns, pixels):
-    return _region_begin(
-        handle, data, size, height, width, eighths, luma, box_rows[0], box_columns[0], box_columns[1]
-    )
+    return _region_begin(handle, data, size, height, width, eighths, luma, box_rows[0], box_columns[0], box_columns[1])
 
 
 @kernel

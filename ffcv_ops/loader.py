@@ -20,9 +20,9 @@ from ffcv.transforms import ToDevice, ToTensor
 
 from ffcv_ops import crops, erasing, order, policies, randaugment, resample
 from ffcv_ops.bad import BadSamples
-from ffcv_ops.decoders import ImageDecoder, LabelDecoder, Plan, SampleError
-from ffcv_ops.errors import BadInput
-from ffcv_ops.fields import opened
+from ffcv_ops.decoders import ImageDecoder, LabelDecoder, SampleError, TransformParams
+from ffcv_ops.errors import UserError
+from ffcv_ops.fields import open_index
 from ffcv_ops.index import Index, column, levels_of, pages_of
 from ffcv_ops.storage import Files, Pages
 
@@ -83,7 +83,7 @@ class Loader(FFCVLoader):
         self.decoder, self.of_epoch, self.num_workers, self.bad = decoder, of_epoch, decoder.workers, bad
         levels = levels_of(index) if decoder.plan.least > 0 else ("image",)
         if cache == "process" and len(levels) > 1:
-            raise BadInput(
+            raise UserError(
                 f"{index.path}: data.cache process would hold nearly all of a file with levels {', '.join(levels)} in"
                 " memory; set data.cache=os, or stage.least_downscale=none"
             )
@@ -135,9 +135,9 @@ def worker_count(workers: int | str) -> int:
     return min(workers, cores)
 
 
-def plan_of(stage) -> Plan:
-    """What happens to a training sample of this stage. Raises BadInput where rand_config cannot be read."""
-    return Plan(
+def plan_of(stage) -> TransformParams:
+    """What happens to a training sample of this stage. Raises UserError where rand_config cannot be read."""
+    return TransformParams(
         crop=crops.NAMES[stage.crop],
         scale_low=float(stage.rrc_scale[0]),
         scale_high=float(stage.rrc_scale[1]),
@@ -163,16 +163,16 @@ def train_loader(
     path: a .beton, or a pattern of shards. shuffle_pages: None, or how many of the file's pages are shuffled together
     (order.py). bad_limit: None, or which share of the showings may be replaced (bad.py).
 
-    Raises BadInput when the data set is smaller than one batch or the batch does not divide among the ranks.
+    Raises UserError when the data set is smaller than one batch or the batch does not divide among the ranks.
     """
     if stage.batch % world:
-        raise BadInput(f"stage {stage.name}: batch {stage.batch} does not divide among {world} processes")
+        raise UserError(f"stage {stage.name}: batch {stage.batch} does not divide among {world} processes")
     mixed = stage.mixup > 0 or stage.cutmix > 0
     if mixed and stage.batch // world % 2:
-        raise BadInput(f"stage {stage.name}: mixing needs an even batch per process, not {stage.batch} / {world}")
+        raise UserError(f"stage {stage.name}: mixing needs an even batch per process, not {stage.batch} / {world}")
     steps = order.epoch_length(num_samples, repeats=stage.repeats) // stage.batch
     if steps == 0:
-        raise BadInput(
+        raise UserError(
             f"{path}: {num_samples} images do not fill one batch of {stage.batch}"
             f" (stage {stage.name}, {stage.repeats} repeats); try {order.smaller_batch(stage, num_samples)} and a lower"
             " --stage.lr"
@@ -187,22 +187,18 @@ def train_loader(
         global_order = order.arrange(ids, batch=stage.batch, chunk=chunk)
         return order.rank_share(global_order, batch=stage.batch, rank=rank, world=world)
 
-    decoder = ImageDecoder(
-        plan=plan_of(stage), resolution=stage.resolution, seed=seed, workers=worker_count(workers)
-    )
+    decoder = ImageDecoder(plan=plan_of(stage), resolution=stage.resolution, seed=seed, workers=worker_count(workers))
     return Loader(
         index, decoder=decoder, of_epoch=of_epoch, showings=steps * stage.batch // world, batch=stage.batch // world,
         device=device or torch.device("cpu"), cache=cache, bad=BadSamples(index, seed=seed, limit=bad_limit),
     )  # fmt: skip
 
 
-def eval_loader(
-    path, num_samples, stage, *, batch, rank=0, world=1, workers="auto", device=None, cache="os"
-) -> Loader:
+def eval_loader(path, num_samples, stage, *, batch, rank=0, world=1, workers="auto", device=None, cache="os") -> Loader:
     """Each image once over all ranks: shortest side to eval_side / eval_crop, centre crop, nothing random. A bad sample
     always stops it: what counts every image once cannot replace one."""
     index = _index(path, num_samples)
-    plan = Plan(
+    plan = TransformParams(
         crop=crops.CENTRE, ratio=float(stage.eval_crop), interpolation=resample.NAMES[stage.interpolation]
     )
     decoder = ImageDecoder(plan=plan, resolution=stage.eval_side, seed=0, workers=worker_count(workers))
@@ -215,7 +211,7 @@ def eval_loader(
 
 def _index(path, num_samples) -> Index:
     """The index of a data set that was found to hold so many samples."""
-    index = opened(path)
+    index = open_index(path)
     if len(index.metadata) != num_samples:
-        raise BadInput(f"{path}: holds {len(index.metadata)} samples, no longer {num_samples}; start again")
+        raise UserError(f"{path}: holds {len(index.metadata)} samples, no longer {num_samples}; start again")
     return index

@@ -5,7 +5,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from ffcv_ops.errors import BadInput, writing
+from ffcv_ops.errors import UserError, writing
 
 
 @contextlib.contextmanager
@@ -21,7 +21,7 @@ def alone(path: Path, what: str):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
-            raise BadInput(f"{what} is being written by another process; wait for it, or stop it") from None
+            raise UserError(f"{what} is being written by another process; wait for it, or stop it") from None
         except OSError:
             pass  # a network mount without locks
         with contextlib.suppress(FileNotFoundError):

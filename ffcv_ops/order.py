@@ -54,9 +54,7 @@ def epoch_length(num_samples: int, *, repeats: int) -> int:
     return num_samples if repeats == 1 else num_samples // _ROUND * _ROUND or num_samples
 
 
-def showings(
-    num_samples: int, *, seed: int, epoch: int, repeats: int, windows: Windows | None = None
-) -> np.ndarray:
+def showings(num_samples: int, *, seed: int, epoch: int, repeats: int, windows: Windows | None = None) -> np.ndarray:
     """All draw ids of a training epoch in the order of the official samplers.
 
     With repeats > 1 this is repeated augmentation: every image of the shuffle `repeats` times in a row, cut after
@@ -71,10 +69,10 @@ def showings(
     return ids.reshape(-1)[:length]
 
 
-def stand_in(draw: int, *, seed: int, num_samples: int) -> int:
+def replacement(draw: int, *, seed: int, num_samples: int) -> int:
     """What is shown in place of a draw whose image is bad: any image, in the same epoch and copy. Follows from the draw
     alone, so it is the same on any number of workers and ranks, and after a restart."""
-    return int(draw - draw % num_samples + draws.uniform_int(seed, draw, draws.STAND_IN, num_samples))
+    return int(draw - draw % num_samples + draws.uniform_int(seed, draw, draws.REPLACEMENT, num_samples))
 
 
 def smaller_batch(stage, num_samples: int) -> str:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ffcv_ops import draws, operations
 from ffcv_ops.compiled import kernel
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 
 CHOICES = operations.IDENTITY  # operations 0..14: timm's fifteen
 
@@ -32,14 +32,14 @@ _WHOLE = ("m", "n", "mmax", "inc")
 
 
 def parse(config: str) -> Strength:
-    """`rand-m9-mstd0.5-inc1` and the like -> its parameters; BadInput says what is wrong with anything else.
+    """`rand-m9-mstd0.5-inc1` and the like -> its parameters; UserError says what is wrong with anything else.
 
     Sections, in any order: m magnitude, mstd its deviation (above 100: uniform), mmax its limit, n operations,
     p probability, inc 0 or 1. timm's `t` (other sets of operations) is not known here.
     """
 
     def refuse(reason):
-        raise BadInput(f"rand_config {config!r}: {reason}; write it like rand-m9-mstd0.5-inc1")
+        raise UserError(f"rand_config {config!r}: {reason}; write it like rand-m9-mstd0.5-inc1")
 
     name, *sections = config.split("-")
     if name != "rand":

@@ -18,6 +18,7 @@ from ffcv_ops.compiled import kernel
 BICUBIC, BILINEAR = 0, 1
 NAMES = {"bicubic": BICUBIC, "bilinear": BILINEAR}
 
+
 @kernel
 def _support(interpolation):
     return 2.0 if interpolation == BICUBIC else 1.0
@@ -157,9 +158,7 @@ def take_rows(pixels, width, y, height, down_first, rows, columns, first, count,
         row_size = _whole(4 * seen, lanes.LINE)
         finished = middle + _whole(size_y, 16) * row_size + 64
         _vertical(source, stride, rows[0], row_size, first[0], count[0], weights[0], middle)
-        _horizontal(
-            middle, row_size, size_y, columns, first[1], count[1], weights[1], block, narrow, finished, pitch
-        )
+        _horizontal(middle, row_size, size_y, columns, first[1], count[1], weights[1], block, narrow, finished, pitch)
     else:
         finished = middle + _whole(rows[1] - rows[0], 16) * pitch
         target = middle + (y - rows[0]) * pitch

@@ -15,7 +15,7 @@ from ffcv.memory_managers.base import MemoryContext, MemoryManager
 from numba import types
 
 from ffcv_ops.compiled import kernel
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 from ffcv_ops.index import Index, column, identity, pages_of
 
 IN_MEMORY = -1  # instead of a file descriptor
@@ -59,8 +59,8 @@ class _Epoch(MemoryContext):
             self.check()
         except OSError as error:
             self.__exit__()
-            raise BadInput(f"{error.filename}: cannot be opened any more: {error.strerror}") from error
-        except BadInput:
+            raise UserError(f"{error.filename}: cannot be opened any more: {error.strerror}") from error
+        except UserError:
             self.__exit__()
             raise
         self.descriptors = np.array([handle.fileno() for handle in self.handles], np.int32)
@@ -71,10 +71,10 @@ class _Epoch(MemoryContext):
             handle.close()
 
     def check(self) -> None:
-        """Raises BadInput when a file has changed since the index was read."""
+        """Raises UserError when a file has changed since the index was read."""
         for file, handle in zip(self.index.files, self.handles, strict=True):
             if identity(os.fstat(handle.fileno())) != file.identity:
-                raise BadInput(
+                raise UserError(
                     f"{file.path}: was cut, replaced or written to while it was in use; put back what was there and"
                     " start again: the run goes on from its last checkpoint"
                 )
@@ -182,8 +182,8 @@ class _PagedEpoch(_Epoch):
             try:
                 count = os.preadv(self.descriptors[number], [memory[done:expected]], start + done)
             except OSError as error:
-                raise BadInput(f"{file.path}: cannot be read at {start + done}: {error.strerror}") from error
+                raise UserError(f"{file.path}: cannot be read at {start + done}: {error.strerror}") from error
             if count == 0:
-                raise BadInput(f"{file.path}: was cut while it was in use; put the file back that was there")
+                raise UserError(f"{file.path}: was cut while it was in use; put the file back that was there")
             done += count
         return memory

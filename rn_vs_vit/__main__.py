@@ -15,12 +15,14 @@ import os
 from contextlib import contextmanager
 
 import train_imagenet
-from ffcv_ops.errors import BadInput, exits_cleanly, writing
+from config import keys
+from config.recipe import SECTIONS, base_values, load_recipe, render_recipe
+from ffcv_ops.errors import UserError, exits_cleanly, writing
 from rn_vs_vit import grid, others, report
-from training import keys, recipe, state
+from training import state
 from training.datasets import open_sets
 
-train = train_imagenet.main.__wrapped__  # raises BadInput instead of ending the process
+train = train_imagenet.main.__wrapped__  # raises UserError instead of ending the process
 
 
 def positive(text: str) -> int:
@@ -40,10 +42,10 @@ OPTIONS = (
 @exits_cleanly
 def main(argv=None) -> bool:
     """Returns whether it was asked to stop (SIGUSR1) before its end."""
-    options, overrides = keys.parse(__doc__, recipe.SECTIONS, recipe.base_values(), OPTIONS, argv)
+    options, overrides = keys.parse(__doc__, SECTIONS, base_values(), OPTIONS, argv)
     wanted = grid.read(options.cfg, overrides)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise BadInput("a cell runs on one device; start this once for each device instead of with torchrun")
+        raise UserError("a cell runs on one device; start this once for each device instead of with torchrun")
     faults, stopped = [], False
     if not options.report:
         open_sets(wanted.cells[0].run)
@@ -52,7 +54,7 @@ def main(argv=None) -> bool:
         others.evaluate(cell, v2=options.v2, real=options.real)
     print(report.write(wanted))
     if faults:
-        raise BadInput(f"{len(faults)} cells failed: {'; '.join(faults)}")
+        raise UserError(f"{len(faults)} cells failed: {'; '.join(faults)}")
     return stopped
 
 
@@ -68,11 +70,11 @@ def run_cells(wanted: grid.Grid, *, most: int | None) -> tuple[list[str], bool]:
             left -= 1
             path = cell.folder / "recipe.yaml"
             if not path.exists():
-                state.write_atomically(path, lambda file, run=cell.run: file.write_text(recipe.render(run)))
+                state.write_atomically(path, lambda file, run=cell.run: file.write_text(render_recipe(run)))
             try:
                 if train(["--cfg", str(path)]):
                     return faults, True
-            except BadInput as fault:
+            except UserError as fault:
                 print(f"{cell.folder}: {fault}")
                 faults.append(cell.run.log.name)
     return faults, False
@@ -94,11 +96,11 @@ def claimed(cell: grid.Cell):
 
 
 def finished(cell: grid.Cell) -> bool:
-    """Whether the cell's run came to its end. BadInput where that was a run of another recipe."""
+    """Whether the cell's run came to its end. UserError where that was a run of another recipe."""
     if not (cell.folder / "report.md").exists():
         return False
-    if changed := state.science(recipe.load(cell.folder / "recipe.yaml"), cell.run):
-        raise BadInput(f"{cell.folder} holds a run of another recipe ({changed}); choose another --log.out")
+    if changed := state.science(load_recipe(cell.folder / "recipe.yaml"), cell.run):
+        raise UserError(f"{cell.folder} holds a run of another recipe ({changed}); choose another --log.out")
     return True
 
 

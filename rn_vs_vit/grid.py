@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from ffcv_ops.errors import BadInput
-from training import keys, recipe
-from training.recipe import Run
+from config import keys
+from config.recipe import Recipe, load_recipe
+from ffcv_ops.errors import UserError
 
 NETWORK = ("model.name", "model.layer_scale", "model.blur_pool", "stage.lr", "stage.weight_decay", "stage.drop_path")
 AUGMENTATION = ("augment", "three_ops", "rand_config", "jitter", "erasing", "erasing_mode")
@@ -30,7 +30,7 @@ class Cell(NamedTuple):
     network: str
     augmentation: str
     seed: int
-    run: Run
+    run: Recipe
 
     @property
     def folder(self) -> Path:
@@ -53,24 +53,24 @@ def read(path, overrides: Mapping[str, str] | None = None) -> Grid:
     parts = ("recipe", "fixed", "networks", "augmentations", "seeds")
     for name in content:
         if name not in parts:
-            raise BadInput(f"{path}: {name!r} is no part of a grid; the nearest is '{keys.nearest(name, parts)}'")
+            raise UserError(f"{path}: {name!r} is no part of a grid; the nearest is '{keys.nearest(name, parts)}'")
     for name in ("recipe", "networks", "augmentations", "seeds"):
         if name not in content:
-            raise BadInput(f"{path}: a grid needs {name}:")
+            raise UserError(f"{path}: a grid needs {name}:")
     fixed = _mapping(path, "fixed", content.get("fixed", {})) | (overrides or {})
     for name in fixed:
         if name in VARIED:
-            raise BadInput(f"{path}: {name} is what cells differ in; it cannot be set for all of them")
+            raise UserError(f"{path}: {name} is what cells differ in; it cannot be set for all of them")
     networks = _choices(path, "networks", content["networks"], NETWORK)
     augmentations = _choices(path, "augmentations", content["augmentations"], AUGMENTATION)
     seeds = _seeds(path, content["seeds"])
     base = Path(path).parent / content["recipe"]
-    folder = Path(recipe.load(base, fixed).log.out) / Path(path).stem
+    folder = Path(load_recipe(base, fixed).log.out) / Path(path).stem
 
     def cell(network, augmentation, seed):
         own = networks[network] | {f"stage.{name}": value for name, value in augmentations[augmentation].items()}
         place = {"seed": str(seed), "log.out": str(folder), "log.name": f"{network}_{augmentation}_{seed}"}
-        run = recipe.load(base, fixed | own | place)
+        run = load_recipe(base, fixed | own | place)
         return Cell(network, augmentation, seed, dataclasses.replace(run, source=str(path)))
 
     cells = [cell(net, augment, seed) for seed in seeds for net in networks for augment in augmentations]
@@ -79,7 +79,7 @@ def read(path, overrides: Mapping[str, str] | None = None) -> Grid:
 
 def _mapping(path, name, value):
     if not isinstance(value, dict):
-        raise BadInput(f"{path}: {name} must hold keys, such as `{{stage.epochs: 100}}`, not {value!r:.60}")
+        raise UserError(f"{path}: {name} must hold keys, such as `{{stage.epochs: 100}}`, not {value!r:.60}")
     return value
 
 
@@ -89,9 +89,9 @@ def _choices(path, part, value, allowed):
         for key in _mapping(path, f"{part}: {name}", row):
             if key not in allowed:
                 free = ", ".join(allowed)
-                raise BadInput(f"{path}: {part}: {name}: {key} must be the same in all cells; free are {free}")
+                raise UserError(f"{path}: {part}: {name}: {key} must be the same in all cells; free are {free}")
     if not rows:
-        raise BadInput(f"{path}: {part} is empty")
+        raise UserError(f"{path}: {part} is empty")
     return rows
 
 
@@ -99,7 +99,7 @@ def _seeds(path, value):
     try:
         seeds = keys.take(tuple[int, ...], value, {"at least": 0})
     except ValueError:
-        raise BadInput(f"{path}: seeds must be a list of whole numbers, not {value!r:.60}") from None
+        raise UserError(f"{path}: seeds must be a list of whole numbers, not {value!r:.60}") from None
     if len(set(seeds)) < len(seeds):
-        raise BadInput(f"{path}: a seed appears twice")
+        raise UserError(f"{path}: a seed appears twice")
     return seeds

@@ -8,12 +8,12 @@ import json
 from pathlib import Path
 
 import train_imagenet
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 from ffcv_ops.fields import describe
 from rn_vs_vit.grid import Cell
 from training import distributed, judge, weights
 from training.state import write_atomically
-from training.step import Job
+from training.step import Run
 from training.watchdog import Watchdog
 
 
@@ -30,19 +30,19 @@ def evaluate(cell: Cell, *, v2: str | None, real: bool) -> None:
     missing = [name for name, file in files.items() if file and name not in known]
     if not missing:
         return
-    ranks = distributed.join(cell.run.speed.device)
+    ranks = distributed.init_process_group(cell.run.speed.device)
     try:
-        job = Job(cell.run, ranks, {}, train_imagenet.precision(cell.run.speed.precision, ranks.device))
-        network = judge.load(job, weights.read(cell.folder))
+        run = Run(cell.run, ranks, {}, train_imagenet.precision(cell.run.speed.precision, ranks.device))
+        network = judge.load(run, weights.read(cell.folder))
         names = judge.names_of_outputs(network.num_classes, None, data.train, data.val)
         for name in missing:
             labels = "ReaL" if name == "ReaL" else "own"
             with Watchdog(cell.run.watchdog, ranks) as watch:
-                judged = judge.examine(job, network, describe(Path(files[name])), names, watch)
+                judged = judge.examine(run, network, describe(Path(files[name])), names, watch)
             found = [one.marks.result.top1 for one in judged if one.labels == labels]
             if not found:
-                raise BadInput(f"ReaL needs ImageNet's 1,000 classes, and names ILSVRC2012_val_* in {data.val}'s list")
+                raise UserError(f"ReaL needs ImageNet's 1,000 classes, and names ILSVRC2012_val_* in {data.val}'s list")
             known[name] = found[0]
     finally:
-        distributed.leave()
+        distributed.destroy_process_group()
     write_atomically(cell.folder / "others.json", lambda path: path.write_text(json.dumps(known)))

@@ -13,10 +13,10 @@ import matplotlib
 from matplotlib.figure import Figure
 from scipy.stats import t as student
 
+from report.tables import padded
 from rn_vs_vit import others
 from rn_vs_vit.grid import Grid
 from training.log import read_rows
-from training.report.tables import padded
 from training.state import write_atomically
 
 matplotlib.use("Agg")

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 from torch.distributed import run as torchrun
 
-from ffcv_ops.errors import BadInput
-from training import keys, recipe
+from config import keys
+from config.recipe import SECTIONS, load_recipe
+from ffcv_ops.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "rn_vs_vit/README.md"]
@@ -126,14 +127,14 @@ def check(command):
         if re.match(r"(recipes|rn_vs_vit)/.*\.yaml$", name):
             assert (ROOT / name).is_file(), f"there is no {name}"
     own = arguments
-    if program == "training.slurm":
+    if program == "tools.slurm":
         own = arguments[: arguments.index("--")]
         check(shlex.join(["python", "train_imagenet.py", *arguments[len(own) + 1 :]]))
         own += ["--", "--cfg", "x"]
     parsed = parse(program, own)
     if parsed and program == "train_imagenet" and (ROOT / parsed[0].cfg).is_file():
-        given = {path: text for path, text in parsed[1].items() if path in keys.paths(recipe.SECTIONS)}
-        recipe.load(ROOT / parsed[0].cfg, given)
+        given = {path: text for path, text in parsed[1].items() if path in keys.paths(SECTIONS)}
+        load_recipe(ROOT / parsed[0].cfg, given)
 
 
 ALL = {
@@ -163,17 +164,17 @@ def test_commands_are_found():
         "python train_imagenet.py --cfg recipes/nothing.yaml",
         "python train_imagenet.py",
         "python write_datasets.py --data.sorce=x",
-        "python -m ffcv_ops.preview x.beton --cfg recipes/demo.yaml --drows=3",
+        "python -m tools.preview x.beton --cfg recipes/demo.yaml --drows=3",
         "python -m ffcv_ops.nothing",
         "torchrun --nproc-per-node=8 train_imagenet.py --cfg recipes/demo.yaml --data.trein=x",
         "torchrun --processes=8 train_imagenet.py --cfg recipes/demo.yaml",
-        "python -m training.slurm --nodes=2 -- --cfg recipes/demo.yaml --stage.epoch=3",
+        "python -m tools.slurm --nodes=2 -- --cfg recipes/demo.yaml --stage.epoch=3",
         "make dmeo",
     ],
 )
 def test_faults_are_found(command, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    with pytest.raises((BadInput, SystemExit, AssertionError)):
+    with pytest.raises((UserError, SystemExit, AssertionError)):
         check(command)
 
 

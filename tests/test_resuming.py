@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import train_imagenet
+from config.recipe import load_recipe
 from ffcv_ops.loader import train_loader
-from training import checkpoints, guards, log, recipe, stop
+from training import checkpoints, guards, log, stop
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -74,7 +75,7 @@ def end_of(out):
     for row in rows:
         for name in ("images_per_s", "wait", "seconds", "wall", "at"):
             del row[name]
-    return flat({name: value for name, value in found.items() if name != "so_far"}), rows
+    return flat({name: value for name, value in found.items() if name != "epoch_stats"}), rows
 
 
 def flat(value):
@@ -157,7 +158,7 @@ def test_one_flipped_bit_costs_an_interval_and_no_more(recipe_file, unbroken, tm
 @pytest.mark.parametrize("pages", [None, 2])
 def test_the_order_after_a_resumption_is_that_of_any_number_of_ranks(pages, jpg_beton):
     """Ranks 1 -> 2 -> 4, each from where the one before stopped: the images of the unbroken epoch, each batch whole."""
-    stage = recipe.load(ROOT / "recipes" / "smoke.yaml", {"stage.batch": "8", "stage.mix_chunk": "4"}).stages[0]
+    stage = load_recipe(ROOT / "recipes" / "smoke.yaml", {"stage.batch": "8", "stage.mix_chunk": "4"}).stages[0]
 
     def order_of(world):
         loaders = [train_loader(jpg_beton, 96, stage, seed=1, rank=rank, world=world, workers=1, shuffle_pages=pages)
@@ -231,10 +232,10 @@ def test_the_guards_are_used(recipe_file, tmp_path, monkeypatch, capsys):
     """Out of memory in the run itself names the micro-batch, in a step as in an evaluation; the run then goes on."""
     real = train_imagenet.gradients
 
-    def gradients(job, state, *given, **named):
+    def gradients(run, state, *given, **named):
         if state.step == 4:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return real(job, state, *given, **named)
+        return real(run, state, *given, **named)
 
     def gives_out(*given, **named):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")

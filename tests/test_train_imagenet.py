@@ -18,10 +18,11 @@ from ffcv.writer import DatasetWriter
 from safetensors.torch import load_file, save_file
 
 import train_imagenet
-from ffcv_ops.errors import BadInput
+from config.recipe import load_recipe
+from ffcv_ops.errors import UserError
 from ffcv_ops.loader import eval_loader, train_loader
 from ffcv_ops.lock import alone
-from training import checkpoints, model, predictions, recipe
+from training import checkpoints, model, predictions
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(path for path in (ROOT / "recipes").glob("**/*.yaml") if path.name != "base.yaml")
@@ -69,7 +70,7 @@ def two_sets(tmp_path_factory, jpg_beton):
 def test_every_recipe_trains_a_step_is_saved_and_reloaded(path, two_sets, tmp_path, capsys):
     """Each stage of each recipe at tiny size, for one epoch of two steps in two pieces; then what was saved is
     evaluated and found to be finished."""
-    run = recipe.load(path)
+    run = load_recipe(path)
     stages = run.stages
     shrunk = [*SMALL, "--stage.batch=48", "--speed.micro_batch=24", "--stage.epochs=1", "--stage.warmup_epochs=0",
               f"--log.out={tmp_path}", "--log.name=run"]  # fmt: skip
@@ -146,7 +147,7 @@ def test_what_is_printed_is_the_recipe(tmp_path, capsys, extra):
     train_imagenet.main([*cfg, "--print", *extra])
     printed = capsys.readouterr().out
     (tmp_path / "printed.yaml").write_text(printed)
-    assert recipe.load(tmp_path / "printed.yaml") == recipe.load(cfg[1], {"stage.lr": "3.3e-2"})
+    assert load_recipe(tmp_path / "printed.yaml") == load_recipe(cfg[1], {"stage.lr": "3.3e-2"})
     table = [line.split() for line in printed.splitlines() if line.startswith("# ")]
     assert [row[1] for row in table[1:3]] == ["first_32", "second_48"]
     assert all((row[-1] == "-") == (not extra) for row in table[1:3])
@@ -428,12 +429,12 @@ def test_one_image_cannot_be_mixed_nor_fill_a_batch(tmp_path, capsys):
 
 def test_more_ranks_than_images(tmp_path):
     """Training needs a sample for each rank in each batch; evaluation counts each image once, in some ranks none."""
-    path, stage = beton_of(tmp_path / "x.beton", 2, 2), recipe.load(ROOT / "recipes/smoke.yaml").stages[1]
+    path, stage = beton_of(tmp_path / "x.beton", 2, 2), load_recipe(ROOT / "recipes/smoke.yaml").stages[1]
     stage = dataclasses.replace(stage, mixup=0.0, cutmix=0.0, batch=3)
     for rank in range(3):
-        with pytest.raises(BadInput, match="2 images do not fill one batch of 3"):
+        with pytest.raises(UserError, match="2 images do not fill one batch of 3"):
             train_loader(path, 2, stage, seed=0, rank=rank, world=3)
-        with pytest.raises(BadInput, match="batch 2 does not divide among 3 processes"):
+        with pytest.raises(UserError, match="batch 2 does not divide among 3 processes"):
             train_loader(path, 2, dataclasses.replace(stage, batch=2), seed=0, rank=rank, world=3)
     loaders = [eval_loader(path, 2, stage, batch=64, rank=rank, world=3, workers=1) for rank in range(3)]
     shown = [[int(label) for _, labels in loader.epoch(0) for label in labels] for loader in loaders]

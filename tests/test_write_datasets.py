@@ -16,8 +16,8 @@ import pytest
 from PIL import Image, features
 
 from conversion import beton
-from conversion.baseline import histogram_baseline
 from conversion.unfinished import CHUNK
+from tools.baseline import histogram_baseline
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = [sys.executable, str(ROOT / "write_datasets.py")]

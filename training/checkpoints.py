@@ -5,7 +5,7 @@
 
 A file gets its name only when it is safely on the disk, so a kill at any moment leaves the ones before it. A newest
 file that is damaged all the same (a bad disk, a cut copy) is put aside as x.damaged and the one before it is used.
-Reading is with `weights_only=True`: nothing in a file is executed.
+LogPoint is with `weights_only=True`: nothing in a file is executed.
 """
 
 import os
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import xxhash
 
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 
 _MARK = b"\nxxh3_128 "
 _LINE = len(_MARK) + 32 + 1  # the mark, hexadecimal digits and a line feed
@@ -93,7 +93,7 @@ def _write(path, content):
 
 def read(path: Path) -> dict:
     """The content of one checkpoint, on the CPU. ValueError, in one line, where the file is damaged or none of ours;
-    BadInput where the disk or the memory does not let it be read, which says nothing about the file."""
+    UserError where the disk or the memory does not let it be read, which says nothing about the file."""
     try:
         with path.open("rb") as file:
             _check(file)
@@ -112,7 +112,7 @@ def read(path: Path) -> dict:
 
 def _unreadable(path, why):
     why = getattr(why, "strerror", None) or str(why) or "too little memory"
-    return BadInput(f"{path} cannot be read now ({why}); nothing is changed: once it can, the same command goes on")
+    return UserError(f"{path} cannot be read now ({why}); nothing is changed: once it can, the same command goes on")
 
 
 def _check(file):
@@ -133,7 +133,7 @@ def _check(file):
 
 def newest(folder: Path, say: Callable[[str], object]) -> tuple[Path, dict] | None:
     """Path and content of the newest checkpoint that is whole, or None where there is none at all; `say` is told of
-    damaged ones. BadInput where all of them are, or one cannot be read."""
+    damaged ones. UserError where all of them are, or one cannot be read."""
     damaged = []
     for path in reversed(saved(folder)):
         try:
@@ -148,5 +148,5 @@ def newest(folder: Path, say: Callable[[str], object]) -> tuple[Path, dict] | No
     if damaged:
         path, reason = damaged[0]
         one = f"{path} is no checkpoint of ours or damaged ({reason}), and no older one is whole"
-        raise BadInput(f"{one}; delete {folder} to start again")
+        raise UserError(f"{one}; delete {folder} to start again")
     return None

@@ -6,10 +6,10 @@ In: a run. Out: {the word of `stage.data`: DataSet}.
 from pathlib import Path
 from typing import NamedTuple
 
-from ffcv_ops.errors import BadInput
-from ffcv_ops.fields import Beton, describe
+from config.recipe import Recipe
+from ffcv_ops.errors import UserError
+from ffcv_ops.fields import DatasetInfo, describe
 from ffcv_ops.index import exists
-from training.recipe import Run
 
 # (images to train on, classes) by the name that our recipes give the file, for plans made where it is not.
 PUBLIC = {
@@ -27,48 +27,48 @@ PUBLIC = {
 class DataSet(NamedTuple):
     """What a stage trains on and is evaluated on, and the size of its head."""
 
-    train: Beton
-    val: Beton
+    train: DatasetInfo
+    val: DatasetInfo
     classes: int
 
 
-def open_sets(run: Run, first: int = 0) -> dict[str, DataSet]:
+def open_sets(recipe: Recipe, first: int = 0) -> dict[str, DataSet]:
     """The data sets of the stages from number `first` on, with all files checked."""
-    files = {word: _files(run, word) for word in _words(run, first)}
-    return {word: _data_set(run, *map(describe, both)) for word, both in files.items()}
+    files = {word: _files(recipe, word) for word in _words(recipe, first)}
+    return {word: _data_set(recipe, *map(describe, both)) for word, both in files.items()}
 
 
-def planned_sets(run: Run) -> dict[str, DataSet]:
+def planned_sets(recipe: Recipe) -> dict[str, DataSet]:
     """The same for plans: where the training file is not here, see `assumed`."""
     sets = {}
-    for word in _words(run):
-        train, val = map(Path, _files(run, word))
+    for word in _words(recipe):
+        train, val = map(Path, _files(recipe, word))
         known = describe(train) if exists(train) else assumed(train)
-        sets[word] = _data_set(run, known, describe(val) if exists(train) and exists(val) else known)
+        sets[word] = _data_set(recipe, known, describe(val) if exists(train) and exists(val) else known)
     return sets
 
 
-def assumed(path: Path | str) -> Beton:
+def assumed(path: Path | str) -> DatasetInfo:
     """What a .beton of this name would hold: the public data set, or as much as ImageNet-1k."""
     images, classes = PUBLIC.get(Path(path).stem.rpartition("_")[0], PUBLIC["imagenet"])
-    return Beton(Path(path), images, classes, None)
+    return DatasetInfo(Path(path), images, classes, None)
 
 
-def _words(run, first=0):
-    return dict.fromkeys(stage.data for stage in run.stages[first:])
+def _words(recipe, first=0):
+    return dict.fromkeys(stage.data for stage in recipe.stages[first:])
 
 
-def _files(run, word):
-    data = run.data
+def _files(recipe, word):
+    data = recipe.data
     return (data.train, data.val) if word == "main" else (data.finetune_train, data.finetune_val)
 
 
-def _data_set(run, train, val):
+def _data_set(recipe, train, val):
     _same_classes(train, val)
     needed = max(train.classes, val.classes)
-    classes = needed if run.model.classes == "auto" else run.model.classes
+    classes = needed if recipe.model.classes == "auto" else recipe.model.classes
     if classes < needed:
-        raise BadInput(f"model.classes is {classes}, but labels go up to {needed - 1} in {train.path} or {val.path}")
+        raise UserError(f"model.classes is {classes}, but labels go up to {needed - 1} in {train.path} or {val.path}")
     return DataSet(train, val, classes)
 
 
@@ -78,7 +78,7 @@ def _same_classes(train, val):
         known = train.class_names or val.class_names
         other = f"class {label} is {known[label]!r}" if label < len(known) else f"there are {len(known)} classes"
         if label >= len(known) or known[label] != name:
-            raise BadInput(
+            raise UserError(
                 f"class {label} is {name!r} in {val.path}, while in {train.path} {other}; write both in one go, or"
                 " with the same --data.classes"
             )

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ffcv_ops import draws
 from ffcv_ops.compiled import kernel
-from training.distributed import sent
+from training.distributed import to_device
 
 GROUP = 16  # places of the global batch
 _NOWHERE = 1 << 40  # a place that no global batch has: its draw is the group counts'
@@ -140,4 +140,4 @@ def most_kept(rate: float, first: int, samples: int) -> int:
 
 
 def _send(array, device):
-    return sent(torch.from_numpy(array), device)
+    return to_device(torch.from_numpy(array), device)

@@ -11,7 +11,7 @@ import torch
 from torch import distributed
 from torch.distributed.tensor import DTensor
 
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 
 
 class Ranks(NamedTuple):
@@ -23,12 +23,12 @@ class Ranks(NamedTuple):
     device: torch.device
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes files and talks to the console."""
         return self.rank == 0
 
 
-def join(device: str, *, patience: float | None = None) -> Ranks:
+def init_process_group(device: str, *, patience: float | None = None) -> Ranks:
     """Joins the other processes. `device`: auto (cuda where there is one), cpu or cuda. `patience`: minutes until the
     watchdog ends a run that does not move, which torch must not do before it with less to say."""
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -37,7 +37,7 @@ def join(device: str, *, patience: float | None = None) -> Ranks:
     if kind == "cuda":
         if local_rank >= torch.cuda.device_count():
             found = torch.cuda.device_count()
-            raise BadInput(f"speed.device cuda: process {local_rank} of this machine has no GPU ({found} found)")
+            raise UserError(f"speed.device cuda: process {local_rank} of this machine has no GPU ({found} found)")
         torch.cuda.set_device(local_rank)
         torch.set_float32_matmul_precision("high")  # TF32 where something is left in float32
     if kind == "cpu":
@@ -58,26 +58,26 @@ def threads() -> int:
     return int(given) if given.isdigit() and int(given) else max(len(os.sched_getaffinity(0)) // processes, 1)
 
 
-def leave() -> None:
+def destroy_process_group() -> None:
     """Leaves the group, if there is one."""
     if distributed.is_initialized():
         distributed.destroy_process_group()
 
 
-def wait_for_all() -> None:
+def barrier() -> None:
     """Returns when every process has come here."""
     if distributed.is_initialized():
         distributed.barrier()
 
 
-def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
     """The sum of `values` over all processes, in place."""
     if distributed.is_initialized():
         distributed.all_reduce(values)
     return values
 
 
-def least_over_ranks(number: int, device: torch.device) -> int:
+def all_reduce_min(number: int, device: torch.device) -> int:
     """The smallest of the numbers that the processes give."""
     least = torch.tensor(number, device=device)
     if distributed.is_initialized():
@@ -85,12 +85,12 @@ def least_over_ranks(number: int, device: torch.device) -> int:
     return int(least)
 
 
-def total_over_ranks(number: int, device: torch.device) -> int:
+def all_reduce_total(number: int, device: torch.device) -> int:
     """The sum of the numbers that the processes give."""
-    return sum_over_ranks(torch.tensor(number, device=device)).tolist() if distributed.is_initialized() else number
+    return all_reduce_sum(torch.tensor(number, device=device)).tolist() if distributed.is_initialized() else number
 
 
-def from_first(value):
+def broadcast_object(value):
     """What the first process gives, a plain value, in all of them."""
     if not distributed.is_initialized():
         return value
@@ -99,7 +99,7 @@ def from_first(value):
     return held[0]
 
 
-def sent(tensor: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
+def to_device(tensor: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
     """A tensor of the host on the device; from pinned memory, so that the host need not wait for a GPU."""
     if tensor is None:
         return None
@@ -107,12 +107,12 @@ def sent(tensor: torch.Tensor | None, device: torch.device) -> torch.Tensor | No
     return pinned.to(device, non_blocking=True)
 
 
-def whole(value, *, first: bool):
+def full_state_dict(value, *, is_main: bool):
     """Nested state with its sharded tensors in one piece, in the memory of the `first` rank's host; None in the others.
     All ranks must come here together."""
     if isinstance(value, DTensor):
         full = value.full_tensor()
-        return full.cpu() if first else None
+        return full.cpu() if is_main else None
     if isinstance(value, dict):
-        return {key: whole(item, first=first) for key, item in value.items()}
+        return {key: full_state_dict(item, is_main=is_main) for key, item in value.items()}
     return value

@@ -61,7 +61,7 @@ def evaluate(
             losses[number] += F.cross_entropy(logits, labels, reduction="sum")
     for model, was_training in zip(models, were_training, strict=True):
         model.train(was_training)
-    counts, losses = distributed.sum_over_ranks(counts), distributed.sum_over_ranks(losses)
+    counts, losses = distributed.all_reduce_sum(counts), distributed.all_reduce_sum(losses)
     return [_result(row, loss) for row, loss in zip(counts, losses, strict=True)]
 
 
@@ -86,8 +86,8 @@ def sit(
             else:
                 losses[number] = math.nan
         done += len(given)
-    losses = distributed.sum_over_ranks(losses)
-    by_label = [distributed.sum_over_ranks(table) for table in counts]
+    losses = distributed.all_reduce_sum(losses)
+    by_label = [distributed.all_reduce_sum(table) for table in counts]
     return [Marks(_result(table.sum(0), loss), table.cpu()) for table, loss in zip(by_label, losses, strict=True)]
 
 

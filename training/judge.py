@@ -25,16 +25,16 @@ import torch
 from timm.data import RealLabelsImagenet
 from torch import Tensor, nn
 
+from config.keys import key
 from ffcv_ops import index, order
-from ffcv_ops.errors import BadInput, writing
-from ffcv_ops.fields import Beton, describe
+from ffcv_ops.errors import UserError, writing
+from ffcv_ops.fields import DatasetInfo, describe
 from ffcv_ops.loader import eval_loader
+from report import padded
 from training import guards, micro, model, weights
 from training.evaluate import Exam, Marks, sit
-from training.keys import key
-from training.report import padded
 from training.state import write_atomically
-from training.step import Job
+from training.step import Run
 from training.watchdog import Watchdog
 
 IMAGENET = 1000  # classes
@@ -63,28 +63,30 @@ class Names(NamedTuple):
 class Judged(NamedTuple):
     """One data set under one kind of labels: `own`, or `ReaL`; of how many of the model's classes it is."""
 
-    data: Beton
+    data: DatasetInfo
     labels: str
     classes: int
     marks: Marks
 
 
-def judge(job: Job, init: str | None, asked: Asked, watch: Watchdog) -> list[dict]:
+def judge(run: Run, init: str | None, asked: Asked, watch: Watchdog) -> list[dict]:
     """Evaluates the weights `init` as the last stage of the run does; prints and records. Returns the rows. All ranks
     come here; the first one writes."""
     if init is None:
-        raise BadInput(f"--eval-only needs --init: {weights.SOURCES}")
-    run, stage = job.run, job.run.stages[-1]
+        raise UserError(f"--eval-only needs --init: {weights.SOURCES}")
+    recipe, stage = run.recipe, run.recipe.stages[-1]
     train, val = (
-        (run.data.train, run.data.val) if stage.data == "main" else (run.data.finetune_train, run.data.finetune_val)
+        (recipe.data.train, recipe.data.val)
+        if stage.data == "main"
+        else (recipe.data.finetune_train, recipe.data.finetune_val)
     )
     betons = [describe(path) for path in ([val] if asked.data == "auto" else asked.data)]
-    network = load(job, weights.read(init))
+    network = load(run, weights.read(init))
     names = names_of_outputs(network.num_classes, weights.class_names(init), train, val)
-    judged = [one for beton in betons for one in examine(job, network, beton, names, watch)]
+    judged = [one for beton in betons for one in examine(run, network, beton, names, watch)]
     folder = _folder(init, asked.out)
-    rows = [_row(job, init, one) for one in judged]
-    if job.ranks.first:
+    rows = [_row(run, init, one) for one in judged]
+    if run.ranks.is_main:
         print(table(rows))
         if folder is not None:
             taken = {row.get("by_class") for row in others(folder, rows)}
@@ -95,26 +97,28 @@ def judge(job: Job, init: str | None, asked: Asked, watch: Watchdog) -> list[dic
     return rows
 
 
-def load(job: Job, given: dict[str, Tensor]) -> nn.Module:
+def load(run: Run, given: dict[str, Tensor]) -> nn.Module:
     """The run's network for its last stage's evaluation, with the weights `given`: as many classes as these have, and
     their position embedding resampled to the size of the images."""
-    run, stage = job.run, job.run.stages[-1]
+    recipe, stage = run.recipe, run.recipe.stages[-1]
 
     def create(classes):
         return model.create(
-            run.model.name, resolution=stage.eval_side, classes=classes, drop_path=0.0,
-            layer_scale=run.model.layer_scale, blur_pool=run.model.blur_pool,
+            recipe.model.name, resolution=stage.eval_side, classes=classes, drop_path=0.0,
+            layer_scale=recipe.model.layer_scale, blur_pool=recipe.model.blur_pool,
         )  # fmt: skip
 
-    if (classes := run.model.classes) == "auto":
+    if (classes := recipe.model.classes) == "auto":
         with torch.device("meta"):
             classes = model.head_size(given, create(1))
         if classes == 0:
-            raise BadInput(f"the weights have no classifier that {run.model.name} knows; there is nothing to evaluate")
+            raise UserError(
+                f"the weights have no classifier that {recipe.model.name} knows; there is nothing to evaluate"
+            )
     network = create(classes)
     model.load(network, model.grow(given, network))
-    network.to(job.ranks.device).eval()
-    if run.speed.channels_last and model.tokens(network) is None:
+    network.to(run.ranks.device).eval()
+    if recipe.speed.channels_last and model.tokens(network) is None:
         network.to(memory_format=torch.channels_last)
     return network
 
@@ -129,11 +133,11 @@ def names_of_outputs(count: int, given: Sequence[str] | None, *files: str) -> Na
     return Names(tuple(synsets) if synsets else None, False)
 
 
-def columns(beton: Beton, names: Names, outputs: int) -> list[int] | None:
+def columns(beton: DatasetInfo, names: Names, outputs: int) -> list[int] | None:
     """For each class of the data the model's output that stands for it; None where they are the same."""
     given, known = beton.class_names, names.names
     if beton.classes > (outputs if given is None else len(given)):
-        raise BadInput(f"{beton.path}: its labels go up to {beton.classes - 1}, beyond its or the model's classes")
+        raise UserError(f"{beton.path}: its labels go up to {beton.classes - 1}, beyond its or the model's classes")
     if given is None or given == known:
         return None
     place = {name: number for number, name in enumerate(known or ())}
@@ -144,7 +148,7 @@ def columns(beton: Beton, names: Names, outputs: int) -> list[int] | None:
         return [int(name) for name in given]
     if not names.certain and len(given) == outputs:
         return None
-    raise BadInput(
+    raise UserError(
         f"{beton.path}: {len(missing)} of its {len(given)} classes are none of the model's {outputs}:"
         f" {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
     )
@@ -154,7 +158,7 @@ def _are_numbers(names):
     return set(names) == {str(number) for number in range(len(names))}
 
 
-def real(beton: Beton) -> Tensor | None:
+def real(beton: DatasetInfo) -> Tensor | None:
     """ReaL's classes of each image, int64 (images, most), filled up with -1; None where the files' names do not say
     which of ImageNet's validation images these are."""
     found = [re.search(r"ILSVRC2012_val_\d{8}", name) for name in index.source_names(beton.path)]
@@ -168,24 +172,24 @@ def real(beton: Beton) -> Tensor | None:
     return torch.tensor([[*classes, *[-1] * (most - len(classes))] for classes in answers])
 
 
-def examine(job: Job, network: nn.Module, beton: Beton, names: Names, watch: Watchdog) -> list[Judged]:
+def examine(run: Run, network: nn.Module, beton: DatasetInfo, names: Names, watch: Watchdog) -> list[Judged]:
     """One pass of `network` over a data set, with its own labels and, where they fit, with ReaL's."""
-    stage, ranks = job.run.stages[-1], job.ranks
+    stage, ranks = run.recipe.stages[-1], run.ranks
     chosen = columns(beton, names, network.num_classes)
     exams = {"own": Exam(columns=None if chosen is None else torch.tensor(chosen, device=ranks.device))}
     if chosen is None and names.names == tuple(weights.synsets(IMAGENET)) and (answers := real(beton)) is not None:
         share = order.evaluation_share(beton.samples, rank=ranks.rank, world=ranks.world)
         exams["ReaL"] = Exam(answers=answers[share].to(ranks.device))
-    seen = micro.in_evaluation(job.run.speed.micro_batch)
+    seen = micro.in_evaluation(run.recipe.speed.micro_batch)
     batches = eval_loader(
         beton.path, beton.samples, stage, batch=seen, rank=ranks.rank, world=ranks.world,
-        workers=job.run.data.workers, device=ranks.device, cache=job.run.data.cache,
+        workers=run.recipe.data.workers, device=ranks.device, cache=run.recipe.data.cache,
     )  # fmt: skip
     batches = watch.watched(batches, f"evaluating on {beton.path}")
-    with guards.explained_evaluation(job, stage, seen):
+    with guards.explained_evaluation(run, stage, seen):
         marks = sit(
             network, batches.epoch(0), list(exams.values()), labels=beton.classes, device=ranks.device,
-            autocast=job.autocast, flip=stage.eval_flip,
+            autocast=run.autocast, flip=stage.eval_flip,
         )  # fmt: skip
     classes = network.num_classes if chosen is None else len(set(chosen))
     return [Judged(beton, labels, classes, one) for labels, one in zip(exams, marks, strict=True)]
@@ -194,12 +198,12 @@ def examine(job: Job, network: nn.Module, beton: Beton, names: Names, watch: Wat
 # --- what is written -----------------------------------------------------------------------------------------------
 
 
-def _row(job, init, judged):
+def _row(run, init, judged):
     """What evaluations.json keeps of an evaluation. top1, top5: shares; loss: nats, none for ReaL."""
-    stage, result = job.run.stages[-1], judged.marks.result
+    stage, result = run.recipe.stages[-1], judged.marks.result
     return {
         "weights": str(init),
-        "model": job.run.model.name,
+        "model": run.recipe.model.name,
         "data": str(judged.data.path),
         "labels": judged.labels,
         "classes": judged.classes,
@@ -207,7 +211,7 @@ def _row(job, init, judged):
         "resolution": stage.eval_side,
         "crop": stage.eval_crop,
         "flip": stage.eval_flip,
-        "precision": str(job.precision).removeprefix("torch."),
+        "precision": str(run.precision).removeprefix("torch."),
         "top1": result.top1,
         "top5": result.top5,
         "loss": result.loss if judged.labels == "own" else None,
@@ -246,7 +250,7 @@ def read(folder: Path) -> list[dict]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise BadInput(f"{path}: not a list of evaluations ({error}); delete it") from error
+        raise UserError(f"{path}: not a list of evaluations ({error}); delete it") from error
 
 
 def others(folder: Path, rows: list[dict]) -> list[dict]:

@@ -22,11 +22,11 @@ import psutil
 import torch
 from torch import Tensor
 
-from training import distributed, official, recipe
+from config.recipe import Recipe, StageConfig, render_recipe
+from training import distributed, official
 from training.console import Watch
 from training.progress import Part
-from training.recipe import Run, Stage
-from training.state import Means, RunFolder, write_atomically
+from training.state import RunFolder, StepStats, write_atomically
 from training.trackers import Trackers
 
 
@@ -81,11 +81,11 @@ class Log:
     """`saved`: the checkpoint from which the run goes on; rows of what came after it are dropped."""
 
     def __init__(
-        self, folder: RunFolder, run: Run, parts: Sequence[Part], *, first: bool, world: int, saved: dict | None
+        self, folder: RunFolder, recipe: Recipe, parts: Sequence[Part], *, is_main: bool, world: int, saved: dict | None
     ):
-        self.first = first
-        self.watch = Watch(parts, quiet=not first)
-        if not first:
+        self.is_main = is_main
+        self.watch = Watch(parts, quiet=not is_main)
+        if not is_main:
             return
         before, step = read_rows(folder.log), saved["step"] if saved else -1
         rows = _up_to(before, step, within=bool(saved and saved["batch"]))
@@ -96,27 +96,27 @@ class Log:
             described = json.dumps(content, indent=1 if isinstance(content, dict) else None) + "\n"
             write_atomically(folder.path / f"{name}.json", lambda path, text=described: path.write_text(text))
         self.spent = max((row.get("wall", 0.0) for row in before), default=0.0) - time.monotonic()
-        self.courses, self.off_course = official.courses(run, parts), set()
+        self.courses, self.off_course = official.courses(recipe, parts), set()
         for row in rows:
             self._leaves_course(row)
         self.trackers = Trackers(
-            folder.path, tensorboard=run.log.tensorboard, tracker=run.log.tracker, recipe=recipe.render(run),
-            keys=dataclasses.asdict(run), step=step, say=self.say,
+            folder.path, tensorboard=recipe.log.tensorboard, tracker=recipe.log.tracker, recipe=render_recipe(recipe),
+            keys=dataclasses.asdict(recipe), step=step, say=self.say,
         )  # fmt: skip
 
-    def begin_stage(self, stage: Stage, *, done: int) -> None:
+    def begin_stage(self, stage: StageConfig, *, done: int) -> None:
         """`done`: the stage's steps that were taken before."""
-        if self.first:
+        if self.is_main:
             self.watch.begin_stage(stage.name, done)
 
     def advance(self, steps: int, epoch: int, row: dict) -> None:
         """A log point: `steps` more of epoch number `epoch` (from 1), and what they were."""
-        if self.first:
+        if self.is_main:
             self.watch.advance(steps, epoch, row)
 
     def row(self, **values) -> None:
         """Writes one row: to the file, to the trackers, and, unless it is a `step`, to the console."""
-        if not self.first:
+        if not self.is_main:
             return
         values |= {"wall": self.spent + time.monotonic(), "at": int(time.time())}
         values = {key: float(f"{value:.7g}") if isinstance(value, float) else value for key, value in values.items()}
@@ -165,7 +165,7 @@ class Log:
     def close(self) -> None:
         """Ends the bars and the files."""
         self.close_bar()
-        if self.first:
+        if self.is_main:
             self.trackers.close()
             self.lines.close()
             if self.unwritten:
@@ -183,10 +183,10 @@ def epoch_line(row: dict) -> str:
     )
 
 
-class Reading(NamedTuple):
+class LogPoint(NamedTuple):
     """What the steps between two log points were."""
 
-    means: Means
+    means: StepStats
     first_bad: tuple[int, float, float] | None  # step, loss, gradient norm
     bad_in_a_row: int  # at most, also counting those before the last log point
     stop: object  # what the run was asked to stop by, or None
@@ -225,16 +225,16 @@ class Meter:
         self.in_a_row = (self.in_a_row + bad) * bad
         self.longest = torch.maximum(self.longest, self.in_a_row)
 
-    def read(self, *, stop=None, due: bool = False) -> Reading:
+    def read(self, *, stop=None, due: bool = False) -> LogPoint:
         """Means over steps and ranks, and a new beginning; this waits for the device and for the other ranks. `stop`
         is the same in all ranks; `due`: whether this rank wants a checkpoint; only the first may."""
         ends = torch.cat([(self.bad > 0)[None], self.bad.new_tensor([float(due), 1.0])])
         values = torch.cat([self.sums, self.counts, torch.stack([self.bad, self.longest]), self.first_bad, ends])
-        summed = distributed.sum_over_ranks(values.double()).tolist()
+        summed = distributed.all_reduce_sum(values.double()).tolist()
         *good, bad, longest, number, bad_loss, bad_norm, hit, save, ranks = summed
         loss, norm, losses, norms = (value / ranks for value in good)
         seconds, hit = time.perf_counter() - self.began, max(hit, 1.0)  # a loss may be bad in one rank only
-        means = Means(self.steps, self.images, loss, losses, norm, norms, round(bad / hit), seconds, self.waited)
+        means = StepStats(self.steps, self.images, loss, losses, norm, norms, round(bad / hit), seconds, self.waited)
         first_bad = (round(number / hit), bad_loss / hit, bad_norm / hit) if bad else None
         self.begin()
-        return Reading(means, first_bad, round(longest / hit), stop, save > 0)
+        return LogPoint(means, first_bad, round(longest / hit), stop, save > 0)

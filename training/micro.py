@@ -11,32 +11,32 @@ from typing import Literal
 import torch
 from torch import nn
 
-from ffcv_ops.errors import BadInput
+from config.recipe import StageConfig
+from ffcv_ops.errors import UserError
 from training import distributed, model, optim
-from training.recipe import Stage
 from training.state import State
-from training.step import Job, gradients, random_batch
+from training.step import Run, gradients, random_batch
 
 CPU_BYTES = 4 << 30  # of activations
 CPU_SAMPLES = 256
 EVALUATED = 64  # without activations to keep, far below what training takes
 
 
-def find(job: Job, state: State, stage: Stage) -> int:
+def find(run: Run, state: State, stage: StageConfig) -> int:
     """Samples per forward pass: what the run says or, for auto, as many as fit."""
-    word, share = job.run.speed.micro_batch, job.share(stage)
+    word, share = run.recipe.speed.micro_batch, run.share(stage)
     if word != "auto":
         if share % word:
             wrong = f"{share} samples per process are no multiple of speed.micro_batch {word}"
-            raise BadInput(f"stage {stage.name}: {wrong}")
+            raise UserError(f"stage {stage.name}: {wrong}")
         return word
     options = choices(share, even=stage.mixing)
-    if job.ranks.device.type == "cpu":
-        return by_bound(state.model, stage.resolution, job.precision, options)
+    if run.ranks.device.type == "cpu":
+        return by_bound(state.model, stage.resolution, run.precision, options)
 
     def attempt(samples):
-        batch = random_batch(job, stage, samples)
-        gradients(job, state, stage, state.model.train(), *batch, step=0, seed=0, piece=samples)
+        batch = random_batch(run, stage, samples)
+        gradients(run, state, stage, state.model.train(), *batch, step=0, seed=0, piece=samples)
 
     weights = 4 * model.count(state.model)
     moments = 0 if state.optimizer.state else optim.MOMENTS[stage.optimizer]
@@ -75,9 +75,9 @@ def by_trial(network: nn.Module, attempt: Callable[[int], object], options: list
         while left and not fits:
             fits = left[0] if _fits(network, attempt, left[0], reserved, device) else 0
             left = [n for n in left if n <= left[0] // 2]
-    fits = distributed.least_over_ranks(fits, device)
+    fits = distributed.all_reduce_min(fits, device)
     if not fits:
-        raise BadInput(f"not even {options[-1]} samples at once fit into the memory of {device}; use a smaller model")
+        raise UserError(f"not even {options[-1]} samples at once fit into the memory of {device}; use a smaller model")
     return fits
 
 

@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 from training import depth
 from training.depth import StochasticDepth
 
@@ -76,7 +76,7 @@ def create(
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0)
-        raise BadInput(f"model {name!r} is unknown to timm; the nearest names are {', '.join(near)}")
+        raise UserError(f"model {name!r} is unknown to timm; the nearest names are {', '.join(near)}")
     is_deit3 = architecture.startswith("deit3_")
     arguments = {"num_classes": classes}
     if timm.get_pretrained_cfg(architecture).fixed_input_size:
@@ -88,7 +88,7 @@ def create(
     try:
         model = timm.create_model(architecture, **arguments)
     except (TypeError, AssertionError) as error:
-        raise BadInput(f"timm cannot build {name!r} at {resolution} px, drop_path {drop_path}: {error}") from error
+        raise UserError(f"timm cannot build {name!r} at {resolution} px, drop_path {drop_path}: {error}") from error
     if is_deit3:
         _start_officially(model, drop_path)
     else:
@@ -177,7 +177,7 @@ def _resample(embedding, grid, extra):
         return embedding
     side = math.isqrt(max(count, 0))
     if count < 1 or side * side != count:
-        raise BadInput(f"the weights' pos_embed has {count} places, which is no square grid; it cannot be resampled")
+        raise UserError(f"the weights' pos_embed has {count} places, which is no square grid; it cannot be resampled")
     places = embedding[:, extra:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
     places = F.interpolate(places.float(), size=grid, mode="bicubic", align_corners=False).to(embedding.dtype)
     return torch.cat((embedding[:, :extra], places.flatten(2).transpose(1, 2)), dim=1)
@@ -195,7 +195,7 @@ def load(model: nn.Module, weights: dict[str, Tensor]) -> None:
     ]
     if faults:
         shown = "; ".join(faults[:8]) + (f"; and {len(faults) - 8} more" if len(faults) > 8 else "")
-        raise BadInput(f"{len(faults)} of the weights do not fit the model: {shown}{_advice(faults, own, model)}")
+        raise UserError(f"{len(faults)} of the weights do not fit the model: {shown}{_advice(faults, own, model)}")
     model.load_state_dict(weights)
 
 

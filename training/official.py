@@ -14,11 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from training import recipe
+from config.recipe import BASE_RECIPE, Recipe, StageConfig, load_recipe
 from training.progress import Part
-from training.recipe import Run, Stage
 
-CURVES = recipe.BASE.parent / "official_curves.json"
+CURVES = BASE_RECIPE.parent / "official_curves.json"
 VAL_IMAGES = 50_000
 MARGIN = 2.0  # points of top-1 that a run may be away from the curve
 AROUND = 5  # epochs within which the curve's own steepness widens the margin
@@ -60,16 +59,16 @@ class Standing(NamedTuple):
         )
 
 
-def courses(run: Run, parts: Sequence[Part]) -> dict[str, Course]:
+def courses(recipe: Recipe, parts: Sequence[Part]) -> dict[str, Course]:
     """The official curve of each planned stage that has one, by the stage's name."""
     sizes = {part.stage: part.val_images for part in parts}
     found = {}
-    for number, stage in enumerate(run.stages):
+    for number, stage in enumerate(recipe.stages):
         if sizes.get(stage.name) == VAL_IMAGES:
             alike = [
                 course._replace(changed=_changed(stage, theirs))
                 for way, theirs, course in _published()
-                if way == _way(run, number)
+                if way == _way(recipe, number)
             ]
             if alike:
                 found[stage.name] = min(alike, key=lambda course: len(course.changed))
@@ -87,24 +86,24 @@ def standing(course: Course, epoch: int, top1: float) -> Standing:
     return Standing(epoch, top1, at(epoch), max(MARGIN, steepness))
 
 
-def _changed(stage: Stage, theirs: Stage) -> tuple[str, ...]:
-    names = [field.name for field in dataclasses.fields(Stage)]
+def _changed(stage: StageConfig, theirs: StageConfig) -> tuple[str, ...]:
+    names = [field.name for field in dataclasses.fields(StageConfig)]
     return tuple(name for name in names if getattr(stage, name) != getattr(theirs, name))
 
 
-def _way(run: Run, number: int) -> tuple:
+def _way(recipe: Recipe, number: int) -> tuple:
     """How a run came to its stage of that number."""
-    return (run.model.name, *((stage.name, stage.epochs) for stage in run.stages[: number + 1]))
+    return (recipe.model.name, *((stage.name, stage.epochs) for stage in recipe.stages[: number + 1]))
 
 
 @functools.cache
-def _published() -> tuple[tuple[tuple, Stage, Course], ...]:
+def _published() -> tuple[tuple[tuple, StageConfig, Course], ...]:
     """(way, stage, its curve) of all that have one."""
     found = []
     for name, stages in json.loads(CURVES.read_text(encoding="utf-8")).items():
-        run = recipe.load(CURVES.with_name(f"{name}.yaml"))
-        for number, stage in enumerate(run.stages):
+        recipe = load_recipe(CURVES.with_name(f"{name}.yaml"))
+        for number, stage in enumerate(recipe.stages):
             if stage.name in stages:
                 points = sorted((int(epoch), top1) for epoch, top1 in stages[stage.name].items())
-                found.append((_way(run, number), stage, Course(name, *zip(*points, strict=True), ())))
+                found.append((_way(recipe, number), stage, Course(name, *zip(*points, strict=True), ())))
     return tuple(found)

@@ -21,7 +21,7 @@ from ffcv_ops import order
 from training import distributed
 from training.evaluate import outputs
 from training.state import write_atomically
-from training.step import Job
+from training.step import Run
 
 FILE = "predictions.npz"
 SHOWN = 24  # mistakes that are kept as pictures: those of which the model was surest
@@ -40,15 +40,15 @@ class Predictions(NamedTuple):
 
 
 @torch.inference_mode()
-def collect(job: Job, stage, model: nn.Module, batches) -> Predictions:
+def collect(run: Run, stage, model: nn.Module, batches) -> Predictions:
     """One pass over the validation set. All ranks must come here together, and all get the whole."""
-    data, ranks = job.sets[stage.data], job.ranks
+    data, ranks = run.datasets[stage.data], run.ranks
     share = order.evaluation_share(data.val.samples, rank=ranks.rank, world=ranks.world).tolist()
     table = torch.zeros(data.val.samples, 4, dtype=torch.float64, device=ranks.device)
     kept, done = [], 0  # kept: a heap of (confidence, -sample, image), the least sure mistake first
     was_training = model.training
     to_model, to_keep = itertools.tee(batches)
-    answers = outputs(model.eval(), to_model, autocast=job.autocast, flip=stage.eval_flip)
+    answers = outputs(model.eval(), to_model, autocast=run.autocast, flip=stage.eval_flip)
     for (logits, labels), (images, _) in zip(answers, to_keep, strict=True):
         sure, predicted = logits.double().softmax(1).max(1)
         samples = share[done : done + len(labels)]
@@ -62,7 +62,7 @@ def collect(job: Job, stage, model: nn.Module, batches) -> Predictions:
             elif key > kept[0][:2]:
                 heapq.heapreplace(kept, (*key, images[row].cpu().clone()))
     model.train(was_training)
-    labels, predicted, sure, times = distributed.sum_over_ranks(table).cpu().numpy().T
+    labels, predicted, sure, times = distributed.all_reduce_sum(table).cpu().numpy().T
     if not (times == 1).all():
         raise RuntimeError(f"{data.val.path}: {int((times != 1).sum())} images were not predicted exactly once")
     wrong = np.flatnonzero(labels != predicted)
@@ -72,7 +72,7 @@ def collect(job: Job, stage, model: nn.Module, batches) -> Predictions:
     for place, sample in enumerate(shown.tolist()):
         if sample in own:
             pictures[place] = own[sample].to(ranks.device)
-    pictures = distributed.sum_over_ranks(pictures).cpu().numpy().astype(np.uint8)
+    pictures = distributed.all_reduce_sum(pictures).cpu().numpy().astype(np.uint8)
     names = data.val.class_names or data.train.class_names or ()
     names = [*names, *(f"class {number}" for number in range(len(names), data.classes))]
     return Predictions(labels.astype(np.int64), predicted.astype(np.int64), sure, np.array(names), shown, pictures)

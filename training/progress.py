@@ -9,9 +9,9 @@ import itertools
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from config.recipe import ModelConfig, Recipe
 from training import model, schedule, summary
 from training.datasets import DataSet
-from training.recipe import Model, Run
 
 
 class Part(NamedTuple):
@@ -25,12 +25,12 @@ class Part(NamedTuple):
     classes: int
 
 
-def plan(run: Run, sets: dict[str, DataSet], first: int) -> list[Part]:
+def plan(recipe: Recipe, sets: dict[str, DataSet], first: int) -> list[Part]:
     """Of the stages from number `first` on."""
     parts = []
-    for stage in run.stages[first:]:
+    for stage in recipe.stages[first:]:
         data = sets[stage.data]
-        macs = _macs(run.model, stage.resolution, data.classes, stage.drop_path)
+        macs = _macs(recipe.model, stage.resolution, data.classes, stage.drop_path)
         steps = summary.length(stage, sets)[0] // stage.epochs
         sides = (schedule.resolution(stage, epoch) / stage.resolution for epoch in range(stage.epochs))
         work = tuple(round(steps * stage.batch * macs * side**2, 6) for side in sides)
@@ -39,7 +39,7 @@ def plan(run: Run, sets: dict[str, DataSet], first: int) -> list[Part]:
 
 
 @functools.cache
-def _macs(of_model: Model, resolution: int, classes: int, drop_path: float) -> float:
+def _macs(of_model: ModelConfig, resolution: int, classes: int, drop_path: float) -> float:
     """Multiply-adds (10^9) of an image. They take 0.3 s to count, and stages and runs of one process share them."""
     return model.macs(summary.on_shapes(of_model, resolution, classes, drop_path=drop_path), resolution)
 

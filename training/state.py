@@ -24,19 +24,19 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from ffcv_ops.errors import BadInput, writing
+from config.recipe import Recipe, load_recipe, render_recipe
+from ffcv_ops.errors import UserError, writing
 from ffcv_ops.lock import alone
-from training import checkpoints, distributed, recipe
+from training import checkpoints, distributed
 from training.checkpoints import write_atomically
-from training.distributed import whole
-from training.recipe import Run
+from training.distributed import full_state_dict
 
 _FORMAT = 3
 _COUNTS = ("stage", "epoch", "batch", "step")
 
 
 @dataclasses.dataclass(frozen=True)
-class Means:
+class StepStats:
     """Sums over steps, to be read as means: of loss (nats) and gradient norm with the number of finite ones of each, of
     seconds, and of those waited for data; and how many steps were bad, that is, not finite."""
 
@@ -50,8 +50,8 @@ class Means:
     seconds: float = 0.0
     waited: float = 0.0
 
-    def __add__(self, other: "Means") -> "Means":
-        return Means(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+    def __add__(self, other: "StepStats") -> "StepStats":
+        return StepStats(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
 
     def row(self) -> dict:
         """What a row of the log says; a mean of nothing is not a number."""
@@ -85,23 +85,23 @@ class State:
 class RunFolder:
     """The folder of a run. Written by the first rank only; read by all."""
 
-    def __init__(self, run: Run):
-        name = Path(run.source).stem if run.log.name == "auto" else run.log.name
-        self.path = Path(run.log.out) / name
+    def __init__(self, recipe: Recipe):
+        name = Path(recipe.source).stem if recipe.log.name == "auto" else recipe.log.name
+        self.path = Path(recipe.log.out) / name
         self.checkpoints = self.path / "checkpoints"
         self.log = self.path / "log.jsonl"
-        self.keep = run.log.keep
-        self.minutes = run.log.save_every
-        self.pages = run.data.shuffle_pages
+        self.keep = recipe.log.keep
+        self.minutes = recipe.log.save_every
+        self.pages = recipe.data.shuffle_pages
         self.saved_at = time.monotonic()
 
     def begun(self) -> bool:
         """Whether there is a checkpoint, whole or not."""
         return bool(checkpoints.saved(self.checkpoints))
 
-    def first_stage(self, run: Run, asked: int) -> int:
+    def first_stage(self, recipe: Recipe, asked: int) -> int:
         """The number of the stage with which the run in the folder began; without a checkpoint the one `asked` for."""
-        names = [stage.name for stage in run.stages]
+        names = [stage.name for stage in recipe.stages]
         began = next(iter(self.planned()), None) if self.begun() else None
         return names.index(began) if began in names else asked
 
@@ -114,16 +114,16 @@ class RunFolder:
             return {}
 
     def alone(self):
-        """A context in which no other process trains in this folder; BadInput where one does."""
+        """A context in which no other process trains in this folder; UserError where one does."""
         return alone(self.path / "run.lock", str(self.path))
 
-    def prepare(self, run: Run) -> None:
+    def prepare(self, recipe: Recipe) -> None:
         """Makes the folder, or checks that the run that is in it already is this one."""
         written = self.path / "recipe.yaml"
         if self.begun() and written.exists():
-            changed = science(recipe.load(written), run)
+            changed = science(load_recipe(written), recipe)
             if changed:
-                raise BadInput(
+                raise UserError(
                     f"{self.path} holds a run of another recipe ({changed}); continue that one with"
                     f" --cfg {written}, or give this one a folder with --log.name"
                 )
@@ -131,7 +131,7 @@ class RunFolder:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             checkpoints.remove_strays(self.path)
             checkpoints.remove_strays(self.checkpoints)
-            write_atomically(written, lambda path: path.write_text(recipe.render(run), encoding="utf-8"))
+            write_atomically(written, lambda path: path.write_text(render_recipe(recipe), encoding="utf-8"))
 
     def kept(self) -> str:
         """What a run that ends here leaves for the next start, in words."""
@@ -144,43 +144,43 @@ class RunFolder:
         """Whether `log.save_every` minutes have passed since the last checkpoint, by this process's clock."""
         return self.minutes is not None and time.monotonic() - self.saved_at >= 60 * self.minutes
 
-    def save(self, state: State, so_far: Means, *, first: bool) -> str:
-        """The checkpoint. `so_far`: of the epoch that is under way. All ranks come here, the first one writes.
+    def save(self, state: State, epoch_stats: StepStats, *, is_main: bool) -> str:
+        """The checkpoint. `epoch_stats`: of the epoch that is under way. All ranks come here, the first one writes.
 
         Returns "", or why the disk did not take it (it is full, say); what was saved before is still there then.
         """
         content = {
             "format": _FORMAT,
             **{name: getattr(state, name) for name in _COUNTS},
-            "so_far": dataclasses.asdict(so_far),
+            "epoch_stats": dataclasses.asdict(epoch_stats),
             "shuffle_pages": self.pages,
             "model": state.model.state_dict(),
             "average": state.average.state_dict() if state.average is not None else None,
             "optimizer": state.optimizer.state_dict(),
             "scaler": state.scaler.state_dict(),
         }
-        content = whole(content, first=first)
+        content = full_state_dict(content, is_main=is_main)
         fault = ""
         try:
-            if first:
+            if is_main:
                 checkpoints.write(self.checkpoints, state.step, content, keep=self.keep)
         except OSError as error:
             fault = error.strerror or str(error)
         self.saved_at = time.monotonic()
         return fault
 
-    def load(self, *, first: bool = True, say: Callable[[str], object] = print) -> dict | None:
+    def load(self, *, is_main: bool = True, say: Callable[[str], object] = print) -> dict | None:
         """The content of the newest checkpoint that is whole, on the CPU, or None before the first. All ranks come
         here; which one it is the first rank decides, and `say`s what is wrong with newer ones."""
         found, fault = None, ""
-        if first:
+        if is_main:
             try:
                 found = checkpoints.newest(self.checkpoints, say)
-            except BadInput as error:
+            except UserError as error:
                 fault = str(error)
-        name, fault = distributed.from_first((found[0].name if found else None, fault))
+        name, fault = distributed.broadcast_object((found[0].name if found else None, fault))
         if fault:
-            raise BadInput(fault)
+            raise UserError(fault)
         if name is None:
             return None
         path = self.checkpoints / name
@@ -191,35 +191,35 @@ class RunFolder:
             if not all(type(content.get(name)) is int and content[name] >= 0 for name in _COUNTS):
                 raise ValueError("it does not say where the run stands")
         except ValueError as error:
-            raise BadInput(f"{path}: not a checkpoint of this version ({error}); delete it to do without") from error
+            raise UserError(f"{path}: not a checkpoint of this version ({error}); delete it to do without") from error
         return content
 
     def check_order(self, saved: dict, stage: str, images: int) -> None:
-        """BadInput where a checkpoint is from within an epoch of `stage` whose order would now be another: of other
+        """UserError where a checkpoint is from within an epoch of `stage` whose order would now be another: of other
         pages, or of another number of `images` than in the folder's plan."""
         if not saved["batch"]:
             return
         advice = "that changes the order within the epoch under way; go on as before until the epoch's end"
         pages = saved.get("shuffle_pages", self.pages)
         if pages != self.pages:
-            raise BadInput(f"{self.path}: data.shuffle_pages {pages}, not {self.pages}: {advice}")
+            raise UserError(f"{self.path}: data.shuffle_pages {pages}, not {self.pages}: {advice}")
         before = self.planned().get(stage, images)
         if before != images:
-            raise BadInput(f"{self.path}: stage {stage} has {before} images, not {images}: {advice}")
+            raise UserError(f"{self.path}: stage {stage} has {before} images, not {images}: {advice}")
 
-    def save_weights(self, name: str, model: nn.Module, *, first: bool) -> None:
+    def save_weights(self, name: str, model: nn.Module, *, is_main: bool) -> None:
         """`name`.safetensors, for the next stage, evaluation and export. All ranks come here, the first one writes."""
-        weights = whole(model.state_dict(), first=first)
-        if first:
+        weights = full_state_dict(model.state_dict(), is_main=is_main)
+        if is_main:
             weights = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
             path = self.path / f"{name}.safetensors"
             try:
                 write_atomically(path, lambda temporary: save_file(weights, temporary))
             except SafetensorError as error:
-                raise BadInput(f"{path}: cannot be written ({error}); make room, the same command goes on") from error
+                raise UserError(f"{path}: cannot be written ({error}); make room, the same command goes on") from error
 
 
-def restore(state: State, content: dict) -> Means:
+def restore(state: State, content: dict) -> StepStats:
     """Puts a checkpoint's content into a freshly begun stage. Returns the means of the epoch that is under way."""
     try:
         state.model.load_state_dict(content["model"])
@@ -227,15 +227,15 @@ def restore(state: State, content: dict) -> Means:
             state.average.load_state_dict(content["average"])
         state.optimizer.load_state_dict(content["optimizer"])
         state.scaler.load_state_dict(content["scaler"])
-        so_far = Means(**content["so_far"])
+        epoch_stats = StepStats(**content["epoch_stats"])
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
-        raise BadInput(f"the checkpoint of step {content['step']} is not one of this run ({reason:.200})") from error
+        raise UserError(f"the checkpoint of step {content['step']} is not one of this run ({reason:.200})") from error
     state.epoch, state.batch, state.step = content["epoch"], content["batch"], content["step"]
-    return so_far
+    return epoch_stats
 
 
-def science(before: Run, after: Run) -> str:
+def science(before: Recipe, after: Recipe) -> str:
     """What differs between two runs among the keys that change results, in words; "" if nothing does."""
     if before.seed != after.seed:
         return f"seed {before.seed}, not {after.seed}"

@@ -12,22 +12,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from config.recipe import Recipe, StageConfig
 from training import depth, distributed, losses, mixing, optim, parallel
 from training.datasets import DataSet
 from training.distributed import Ranks
-from training.recipe import Run, Stage
 from training.state import State
 
 
-class Job(NamedTuple):
+class Run(NamedTuple):
     """What stays the same during a run."""
 
-    run: Run
+    recipe: Recipe
     ranks: Ranks
-    sets: dict[str, DataSet]  # by the word of `stage.data`
+    datasets: dict[str, DataSet]  # by the word of `stage.data`
     precision: torch.dtype
 
-    def share(self, stage: Stage) -> int:
+    def share(self, stage: StageConfig) -> int:
         """This rank's samples of a batch."""
         return stage.batch // self.ranks.world
 
@@ -38,24 +38,24 @@ class Job(NamedTuple):
 
 
 def gradients(
-    job: Job, state: State, stage: Stage, forward: nn.Module, images: Tensor, labels: Tensor,
+    run: Run, state: State, stage: StageConfig, forward: nn.Module, images: Tensor, labels: Tensor,
     *, step: int, seed: int, piece: int,
 ) -> Tensor:  # fmt: skip
     """Adds up the gradients of the batch, `piece` samples at a time, through `forward`: the model, or the model in
     DDP. `step` counts within the stage. Returns the mean loss, a scalar on the device."""
-    device, share, speed = job.ranks.device, len(images), job.run.speed
+    device, share, speed = run.ranks.device, len(images), run.recipe.speed
     mix = _compiled_mix() if speed.compile else mixing.mix
     subset = speed.drop_path == "subset"
     loss_of, stochastic = losses.BY_NAME[stage.loss], depth.branches(state.model)
     loss = torch.zeros((), device=device)
     for start in range(0, share, piece):
-        place = job.ranks.rank * share + start
+        place = run.ranks.rank * share + start
         depth.set_masks(stochastic, seed=seed, step=step, first=place, samples=piece, device=device, subset=subset)
         inputs, targets = mix(
             images[start : start + piece],
             labels[start : start + piece],
-            distributed.sent(mixing.plan(seed, step, stage, offset=place, count=piece), device),
-            classes=job.sets[stage.data].classes,
+            distributed.to_device(mixing.plan(seed, step, stage, offset=place, count=piece), device),
+            classes=run.datasets[stage.data].classes,
             smoothing=stage.smoothing,
         )
         if not speed.channels_last:
@@ -63,14 +63,14 @@ def gradients(
         if speed.cuda_graphs:
             torch.compiler.cudagraph_mark_step_begin()
         with parallel.summing(forward, last=start + piece == share):
-            with job.autocast():
+            with run.autocast():
                 part = loss_of(forward(inputs), targets) * (piece / share)
             state.scaler.scale(part).backward()
         loss += part.detach()
     return loss
 
 
-def update(job: Job, state: State, stage: Stage, loss: Tensor) -> tuple[Tensor, Tensor]:
+def update(run: Run, state: State, stage: StageConfig, loss: Tensor) -> tuple[Tensor, Tensor]:
     """The optimizer's step, and the average's, with the gradients at hand; nothing moves if they are not finite.
 
     Returns scalars on the device: the gradients' norm before clipping, and whether the step was bad, 1.0 or 0.0. With
@@ -84,7 +84,7 @@ def update(job: Job, state: State, stage: Stage, loss: Tensor) -> tuple[Tensor, 
     state.step += 1
     if state.scaler.is_enabled():
         return norm, (~loss.isfinite()).float()
-    if job.run.on_nonfinite == "stop":
+    if run.recipe.on_nonfinite == "stop":
         state.halted = skipped
     return norm, skipped
 
@@ -94,8 +94,8 @@ def _compiled_mix():
     return torch.compile(mixing.mix, dynamic=False)
 
 
-def random_batch(job: Job, stage: Stage, samples: int) -> tuple[Tensor, Tensor]:
+def random_batch(run: Run, stage: StageConfig, samples: int) -> tuple[Tensor, Tensor]:
     """Images and labels without meaning, as a loader would give them."""
     shape = (samples, stage.resolution, stage.resolution, 3)
-    images = torch.randint(256, shape, dtype=torch.uint8, device=job.ranks.device)
-    return images, torch.randint(job.sets[stage.data].classes, (samples,), device=job.ranks.device)
+    images = torch.randint(256, shape, dtype=torch.uint8, device=run.ranks.device)
+    return images, torch.randint(run.datasets[stage.data].classes, (samples,), device=run.ranks.device)

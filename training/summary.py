@@ -14,33 +14,33 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from config.recipe import ModelConfig, Recipe, StageConfig
 from ffcv_ops import order
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 from ffcv_ops.index import exists
 from training import model, optim, schedule
 from training.datasets import DataSet
-from training.recipe import Model, Run, Stage
 
 COLUMNS = ("stage", "px", "tokens", "M param.", "GMACs", "steps", "samples", "lr start", "lr peak", "lr end",
            "at once", "GiB", "GPU-hours")  # fmt: skip
 
 
-def describe(run: Run, sets: dict[str, DataSet], *, images_per_s: Sequence[float] = ()) -> str:
+def describe(recipe: Recipe, sets: dict[str, DataSet], *, images_per_s: Sequence[float] = ()) -> str:
     """The table as YAML comments. `images_per_s`: of one GPU, for each stage or for the first alone, from which the
     others' follow by their multiply-adds."""
     networks = [
-        on_shapes(run.model, stage.resolution, sets[stage.data].classes, drop_path=stage.drop_path)
-        for stage in run.stages
+        on_shapes(recipe.model, stage.resolution, sets[stage.data].classes, drop_path=stage.drop_path)
+        for stage in recipe.stages
     ]
-    gmacs = [model.macs(network, stage.resolution) for network, stage in zip(networks, run.stages, strict=True)]
+    gmacs = [model.macs(network, stage.resolution) for network, stage in zip(networks, recipe.stages, strict=True)]
     speeds = list(images_per_s)
     speeds += [speeds[0] * gmacs[0] / own for own in gmacs[len(speeds) :]] if speeds else [None] * len(gmacs)
     rows = [COLUMNS]
-    for stage, network, cost, speed in zip(run.stages, networks, gmacs, speeds, strict=True):
+    for stage, network, cost, speed in zip(recipe.stages, networks, gmacs, speeds, strict=True):
         steps, rates = length(stage, sets)
-        at_once = stage.mix_chunk if run.speed.micro_batch == "auto" else run.speed.micro_batch
+        at_once = stage.mix_chunk if recipe.speed.micro_batch == "auto" else recipe.speed.micro_batch
         samples = steps * stage.batch
-        size, parameters = memory(run, stage, network, at_once), f"{model.count(network) / 1e6:.3f}"
+        size, parameters = memory(recipe, stage, network, at_once), f"{model.count(network) / 1e6:.3f}"
         hours = f"{samples / speed / 3600:.1f}" if speed else "-"
         rows.append(
             (stage.name, stage.resolution, model.tokens(network) or "-", parameters, f"{cost:.2f}", steps,
@@ -48,10 +48,10 @@ def describe(run: Run, sets: dict[str, DataSet], *, images_per_s: Sequence[float
         )  # fmt: skip
     widths = [max(len(str(row[k])) for row in rows) for k in range(len(COLUMNS))]
     lines = ["  ".join(str(cell).rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return "".join(f"# {line}".rstrip() + "\n" for line in (*lines, "", *_notes(run, sets, images_per_s)))
+    return "".join(f"# {line}".rstrip() + "\n" for line in (*lines, "", *_notes(recipe, sets, images_per_s)))
 
 
-def _notes(run, sets, images_per_s):
+def _notes(recipe, sets, images_per_s):
     yield "GiB: estimated peak memory of a device that takes `at once` samples (training/summary.py says how)."
     if images_per_s:
         speeds = ", ".join(f"{speed:.4g}" for speed in images_per_s)
@@ -62,21 +62,25 @@ def _notes(run, sets, images_per_s):
                    f" {data.classes:,} classes.")  # fmt: skip
 
 
-def on_shapes(wanted: Model, resolution: int, classes: int, *, drop_path: float) -> nn.Module:
+def on_shapes(wanted: ModelConfig, resolution: int, classes: int, *, drop_path: float) -> nn.Module:
     """The model of a stage without contents."""
     with torch.device("meta"):
         return model.create(
-            wanted.name, resolution=resolution, classes=classes, drop_path=drop_path, layer_scale=wanted.layer_scale,
+            wanted.name,
+            resolution=resolution,
+            classes=classes,
+            drop_path=drop_path,
+            layer_scale=wanted.layer_scale,
             blur_pool=wanted.blur_pool,
         )
 
 
-def length(stage: Stage, sets: dict[str, DataSet]) -> tuple[int, tuple[float, float, float]]:
+def length(stage: StageConfig, sets: dict[str, DataSet]) -> tuple[int, tuple[float, float, float]]:
     """Steps of a stage; its learning rate at the start, at its highest and in the last step."""
     samples = sets[stage.data].train.samples
     per_epoch = order.epoch_length(samples, repeats=stage.repeats) // stage.batch
     if per_epoch == 0:
-        raise BadInput(
+        raise UserError(
             f"stage {stage.name}: {samples} images do not fill one batch of {stage.batch}; try"
             f" {order.smaller_batch(stage, samples)} and a lower --stage.lr"
         )
@@ -85,10 +89,10 @@ def length(stage: Stage, sets: dict[str, DataSet]) -> tuple[int, tuple[float, fl
     return steps, (rates[0], max(rates), rates[-1])
 
 
-def memory(run: Run, stage: Stage, network: nn.Module, samples: int) -> int:
+def memory(recipe: Recipe, stage: StageConfig, network: nn.Module, samples: int) -> int:
     """Estimated peak memory of a device in bytes; see above."""
-    on_cpu = run.speed.device == "cpu" and run.speed.precision == "auto"
-    precision = torch.float32 if on_cpu or run.speed.precision == "fp32" else torch.bfloat16
+    on_cpu = recipe.speed.device == "cpu" and recipe.speed.precision == "auto"
+    precision = torch.float32 if on_cpu or recipe.speed.precision == "fp32" else torch.bfloat16
     once, each = model.activations(network, stage.resolution, precision)
     weights = 4 * model.count(network)
     update = min(weights, 4 * optim.GPU_TOGETHER) if stage.optimizer == "lamb" else 0

@@ -25,7 +25,7 @@ NAMES = {  # keys of a row -> what a tracker calls them; those before the slash 
 
 
 def scalars(row: dict) -> dict[str, float]:
-    """What a tracker is told of a row. Means over an epoch have names of their own, beside those of log points."""
+    """What a tracker is told of a row. StepStats over an epoch have names of their own, beside those of log points."""
     named = {NAMES[key]: value for key, value in row.items() if key in NAMES}
     if row["kind"] == "epoch":
         own = ("accuracy/", "data/", "loss/val")

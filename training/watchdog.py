@@ -22,8 +22,8 @@ from typing import NamedTuple
 import psutil
 from torch import distributed
 
-from ffcv_ops.errors import BadInput
-from training.distributed import Ranks, wait_for_all
+from ffcv_ops.errors import UserError
+from training.distributed import Ranks, barrier
 from training.stop import Stopped
 
 TICK = 2.0  # seconds
@@ -108,7 +108,7 @@ class Watchdog:
             if self.ranks.world > 1:
                 self.store = _connection()
             self._beat()
-            wait_for_all()
+            barrier()
             self._listen()
             self.thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
             self.thread.start()
@@ -118,7 +118,7 @@ class Watchdog:
         if self.limit is None:
             return
         orderly = error is None or isinstance(error, Stopped)
-        if not orderly and self.store is not None and not isinstance(error, (BadInput, KeyboardInterrupt)):
+        if not orderly and self.store is not None and not isinstance(error, (UserError, KeyboardInterrupt)):
             self.failed = True
             self.ended.wait(SOON + 2 * TICK)  # a collective that fails is another rank's end: the thread finds whose
         self.left = DONE if orderly else f"{kind.__name__}: {error}".partition("\n")[0][:300]
@@ -127,7 +127,7 @@ class Watchdog:
         with suppress(RuntimeError):  # the store may be gone by now
             self._beat()
         if orderly:
-            wait_for_all()
+            barrier()
 
     def _beat(self):
         self.count += 1
@@ -138,7 +138,7 @@ class Watchdog:
             self.store.set(f"rank{mine.rank}", json.dumps(mine))
 
     def _listen(self):
-        others = range(1, self.ranks.world) if self.ranks.first else [0]
+        others = range(1, self.ranks.world) if self.ranks.is_main else [0]
         for text in self.store.multi_get([f"rank{rank}" for rank in others]) if self.store else ():
             beat = Beat(*json.loads(text))
             self.known[beat.rank] = beat
@@ -155,7 +155,7 @@ class Watchdog:
                 said = self._without_store(error)
             if said and not self.ended.is_set():
                 print(f"error: rank {self.ranks.rank} ends: {said}", file=sys.stderr, flush=True)
-                if self.store is not None and self.ranks.first:
+                if self.store is not None and self.ranks.is_main:
                     time.sleep(2 * TICK)  # the store may end with this process; the others read the verdict first
                 os._exit(STATUS)
 
@@ -163,7 +163,7 @@ class Watchdog:
         if self.store is not None and self.store.check(["verdict"]):
             return self.store.get("verdict").decode()
         self._listen()
-        if self.ranks.first:
+        if self.ranks.is_main:
             said = verdict([self._seen(beat) for beat in self.known.values()], self.limit, failed=self.failed)
         else:  # only whether the first rank lives: who stands still is its to judge, as it sees all of them
             said = verdict([self._seen(self.known[0])._replace(still=0.0)], self.limit, failed=self.failed)

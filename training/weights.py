@@ -24,14 +24,14 @@ from safetensors.torch import load_file
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor
 
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 
 IN_FOLDER = ("model.safetensors", "pytorch_model.bin")
 SOURCES = "a run's folder, a .safetensors, .pt or .pth file, a timm folder, timm:NAME or hf-hub:ORG/NAME@REVISION"
 
 
 def read(source: str | Path) -> dict[str, Tensor]:
-    """The weights that `source` names, as above; BadInput where there are none."""
+    """The weights that `source` names, as above; UserError where there are none."""
     kind, name = _split(source)
     if kind == "timm":
         weights = _fetched(source, lambda: timm.create_model(name, pretrained=True).state_dict())
@@ -57,7 +57,7 @@ def class_names(source: str | Path) -> tuple[str, ...] | None:
             names = [names[str(number)] for number in range(len(names))]
         return tuple(map(str, names)) if names else None
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise BadInput(f"{config}: not the config.json of a timm model ({error!r:.200})") from error
+        raise UserError(f"{config}: not the config.json of a timm model ({error!r:.200})") from error
 
 
 def _split(source):
@@ -76,14 +76,14 @@ def _fetched(source, fetch):
         return fetch()
     except Exception as error:  # a name that nobody knows, no network, a broken cache: each has errors of its own
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise BadInput(f"cannot fetch {source!r} ({reason:.200}); this needs the network, or the cache") from error
+        raise UserError(f"cannot fetch {source!r} ({reason:.200}); this needs the network, or the cache") from error
 
 
 def _read_file(path):
     if path.is_dir():
         path = next((path / name for name in IN_FOLDER if (path / name).exists()), path / IN_FOLDER[0])
     if not path.is_file():
-        raise BadInput(f"{path}: no such file; --init takes {SOURCES}")
+        raise UserError(f"{path}: no such file; --init takes {SOURCES}")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -95,10 +95,10 @@ def _read_file(path):
         return weights
     except pickle.UnpicklingError as error:  # torch's own words advise to load it all the same, which could run code
         fault = "it is not of torch.save, or holds more than tensors and plain values, which are not loaded"
-        raise BadInput(f"{path}: cannot be read as weights ({fault})") from error
+        raise UserError(f"{path}: cannot be read as weights ({fault})") from error
     except Exception as error:  # torch.load and safetensors raise many kinds; each means that the file cannot be used
         reason = "".join(filter(str.isprintable, str(error).partition("\n")[0]))  # torch's has escape codes
-        raise BadInput(f"{path}: cannot be read as weights ({reason:.200})") from error
+        raise UserError(f"{path}: cannot be read as weights ({reason:.200})") from error
 
 
 def matching_rows(
@@ -112,7 +112,7 @@ def matching_rows(
     for count, given in ((old, old_names), (new, new_names)):
         known = given if given is not None and len(given) == count else synsets(count)
         if known is None:
-            raise BadInput(
+            raise UserError(
                 f"head: map needs the names of {count} classes, and no ImageNet that timm knows has that many; write"
                 " the .beton from class folders, which names them in the .json beside it, or set head: new"
             )
@@ -120,7 +120,7 @@ def matching_rows(
     place = {name: row for row, name in enumerate(names[0])}
     rows = [place.get(name, -1) for name in names[1]]
     if max(rows) < 0:
-        raise BadInput(f"head: map finds none of the classes {names[1][0]}, ... in the weights; set head: new")
+        raise UserError(f"head: map finds none of the classes {names[1][0]}, ... in the weights; set head: new")
     return rows
 
 

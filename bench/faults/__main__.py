@@ -47,7 +47,7 @@ from bench.faults import (  # noqa: E402
     writer,
 )
 from bench.faults.campaign import FAILURES, OURS, OUTCOMES, ROOT, STOCK, Fault, Figure  # noqa: E402
-from ffcv_ops.errors import BadInput, exits_cleanly  # noqa: E402
+from ffcv_ops.errors import UserError, exits_cleanly  # noqa: E402
 
 MARKER = "bench.faults"
 COMPILING = 900  # seconds; a minute on a quiet machine
@@ -112,7 +112,7 @@ def warm_up(*, quick: bool):
             betons.stock_loader(data)
     threads = len(os.listdir("/proc/self/task"))
     if threads > 2:  # Numba's pool has one for two cores, which waits for work that never comes
-        raise BadInput(f"this process has {threads} threads after its imports and must not fork")
+        raise UserError(f"this process has {threads} threads after its imports and must not fork")
 
 
 def rows_of(name: str, found: list[Fault | Figure]) -> list[dict]:

@@ -25,7 +25,7 @@ WHILE_OPEN = ("truncated while open", "rewritten while open", "removed while ope
 
 def run(folder: Path, *, quick: bool) -> list[Fault]:
     good = write(folder)
-    file = damage.Beton(good.read_bytes())
+    file = damage.DatasetInfo(good.read_bytes())
     by_hand = list(damage.BY_HAND)[:: 8 if quick else 1]
     flips = {region: damage.flips(file, region, count // (20 if quick else 1)) for region, count in FLIPS.items()}
     faults = []
@@ -69,7 +69,7 @@ def _read_damaged(read, good: Path, folder: Path, name: str, bit: int | None):
     try:
         for beside in good.parent.glob(f"{good.stem}.*"):
             shutil.copy(beside, folder)
-        path, file = folder / good.name, damage.Beton(good.read_bytes())
+        path, file = folder / good.name, damage.DatasetInfo(good.read_bytes())
         if name in WHILE_OPEN:
             return read(path, after_opening=functools.partial(_while_open, name, path))
         if bit is not None:
@@ -87,7 +87,7 @@ def _while_open(name: str, path: Path):
     elif name == "removed while open":
         path.unlink()
     else:
-        file = damage.Beton(path.read_bytes())
+        file = damage.DatasetInfo(path.read_bytes())
         file.image(7)[100:400] = 0x55
         with path.open("r+b") as there:
             there.write(file.bytes.tobytes())
@@ -96,10 +96,10 @@ def _while_open(name: str, path: Path):
 @exits_cleanly
 def read_ours(path: Path, after_opening=lambda: None):
     """(pixels, labels) as training would see them without augmentation."""
+    from config.recipe import BASE_RECIPE, load_recipe
     from ffcv_ops import fields, loader
-    from training import recipe
 
-    stage = recipe.load(recipe.BASE, {"stage.resolution": str(SIDE)}).stages[0]
+    stage = load_recipe(BASE_RECIPE, {"stage.resolution": str(SIDE)}).stages[0]
     batches = loader.eval_loader(path, fields.describe(path).samples, stage, batch=16, workers=1)
     after_opening()
     return _gathered(batches.epoch(0))

@@ -145,7 +145,7 @@ def each(cases: Iterable[tuple], function: Callable, *, limit: float, at_once: i
 
 
 def judged(ended: Ended, *, right: Callable[[object], bool]) -> tuple[str, str]:
-    """(outcome, note) of a command of ours, or of code that raises `BadInput`: one line and status 2 is detected, a
+    """(outcome, note) of a command of ours, or of code that raises `UserError`: one line and status 2 is detected, a
     traceback is a crash, and what returns must be `right`."""
     if ended.status is None:
         return "hang", ended.last_line

@@ -129,11 +129,11 @@ def _key(word: str):
     return lambda place, given, run, data: [word.format(place=place)]
 
 
-def _beton(change: Callable[[damage.Beton], None]):
+def _beton(change: Callable[[damage.DatasetInfo], None]):
     """A damaged .beton without sums that would tell."""
 
     def make(place, given, run, data):
-        file = damage.Beton(data.read_bytes())
+        file = damage.DatasetInfo(data.read_bytes())
         change(file)
         for beside in data.parent.glob(f"{data.stem}.*"):
             beside.unlink()
@@ -172,7 +172,7 @@ def _sidecar(text: str):
 def _names_with_escapes(place, given, run, data):
     names = data.with_suffix(".files.txt")
     names.write_text("".join(f"\033]0;owned\a\033[2J{k}\n" for k in range(betons.SAMPLES)))
-    file = damage.Beton(data.read_bytes())
+    file = damage.DatasetInfo(data.read_bytes())
     file.image(7)[:] = 0
     data.write_bytes(file.bytes.tobytes())
     return []

@@ -52,11 +52,11 @@ def read_ours(data: Path, workers: int = 1, ranks: int = 1):
 
 
 def _loader(data: Path, workers: int, rank: int, ranks: int):
+    from config.recipe import BASE_RECIPE, load_recipe
     from ffcv_ops import loader
-    from training import recipe
 
     keys = {"stage.resolution": SIDE, "stage.batch": BATCH, "stage.mix_chunk": BATCH}
-    stage = recipe.load(recipe.BASE, {key: str(value) for key, value in keys.items()}).stages[0]
+    stage = load_recipe(BASE_RECIPE, {key: str(value) for key, value in keys.items()}).stages[0]
     return loader.train_loader(data, betons.SAMPLES, stage, seed=7, workers=workers, rank=rank, world=ranks)
 
 

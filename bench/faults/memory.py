@@ -59,10 +59,10 @@ def _epochs(open_loader, data: Path, epochs: int, batches: int):
 
 
 def _ours(data: Path):
+    from config.recipe import BASE_RECIPE, load_recipe
     from ffcv_ops import loader
-    from training import recipe
 
-    stage = recipe.load(recipe.BASE, {"stage.resolution": str(SIDE), "stage.batch": str(BATCH), "stage.mix_chunk": "8"})
+    stage = load_recipe(BASE_RECIPE, {"stage.resolution": str(SIDE), "stage.batch": str(BATCH), "stage.mix_chunk": "8"})
     return loader.train_loader(data, betons.SAMPLES, stage.stages[0], seed=0, workers=os.cpu_count()).epoch
 
 

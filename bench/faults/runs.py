@@ -29,9 +29,9 @@ log: {every: 1, tensorboard: false, save_every: 1.0e-6, eval_every: 3}
 def write_recipe(folder: Path, *, epochs: int) -> Path:
     """Three stages with everything in them that has a state or is drawn: repeated augmentation, mixing, stochastic
     depth, averaged weights, accumulation; four steps an epoch on the 64 images."""
-    from training import recipe
+    from config.recipe import BASE_RECIPE
 
-    (folder / "base.yaml").write_bytes(recipe.BASE.read_bytes())
+    (folder / "base.yaml").write_bytes(BASE_RECIPE.read_bytes())
     path = folder / "recipe.yaml"
     path.write_text(RECIPE.replace("EPOCHS", str(epochs)))
     return path

@@ -16,8 +16,9 @@ from torch import nn
 
 from bench.faults import campaign
 from bench.faults.campaign import OURS, ROOT, STOCK, Fault
-from training import checkpoints, optim, recipe
-from training.state import Means, RunFolder, State, restore
+from config.recipe import load_recipe
+from training import checkpoints, optim
+from training.state import RunFolder, State, StepStats, restore
 
 KILLS, KILLS_IN_PLACE, FLIPS = 200, 30, 100
 CHAINS = 2  # side by side
@@ -47,7 +48,7 @@ def run(folder: Path, *, quick: bool) -> list[Fault]:
 
 
 def _run(out: Path):
-    return recipe.load(ROOT / "recipes" / "smoke.yaml", {"log.out": str(out)})
+    return load_recipe(ROOT / "recipes" / "smoke.yaml", {"log.out": str(out)})
 
 
 def _begun(run) -> State:
@@ -90,7 +91,7 @@ def _save_for_ever(out: Path):
         _tell(f"begin {state.step} {_whole(state)} {len(list(folder.path.rglob('*.tmp')))}")
     while True:
         _moved(state)
-        fault = folder.save(state, Means(), first=True)
+        fault = folder.save(state, StepStats(), first=True)
         if fault:
             raise OSError(fault)
         _tell(f"safe {state.step}")
@@ -133,7 +134,7 @@ def _make_two(out: Path):
     folder.prepare(run)
     for _ in range(2):
         _moved(state)
-        folder.save(state, Means(), first=True)
+        folder.save(state, StepStats(), first=True)
 
 
 def _flip(path: Path, bit: int):

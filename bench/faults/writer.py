@@ -155,9 +155,7 @@ def _disturbed(words: list[str], errors, kind: str, number: int, seconds: float)
     shared = set(os.listdir("/dev/shm"))
     part = random.Random(f"{kind} {number}").uniform(0.05, 0.95)
     while True:
-        process = subprocess.Popen(
-            words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True
-        )
+        process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True)
         if kind != "disk full":
             time.sleep(part * seconds)
             if process.poll() is not None:  # it was faster than the one that was timed

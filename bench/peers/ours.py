@@ -7,14 +7,14 @@ import numpy as np
 
 from bench.peers import Unavailable
 from bench.tasks import JITTER
+from config.recipe import BASE_RECIPE, load_recipe
 from ffcv_ops.fields import describe
 from ffcv_ops.loader import eval_loader, train_loader
-from training import recipe
 
 
 def stage_of(task, batch, keys):
     """base.yaml's stage with the task's crop and augmentation, each image once an epoch, not mixed."""
-    stage = recipe.load(recipe.BASE).stages[0]
+    stage = load_recipe(BASE_RECIPE).stages[0]
     for key in keys:
         if key not in {field.name for field in dataclasses.fields(stage)}:
             raise Unavailable(f"there is no key stage.{key}")

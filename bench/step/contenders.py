@@ -10,6 +10,6 @@ from bench.step.timm_compiled import TimmStep
 
 def contender(name: str, task: Task, *, compiles: bool, device: torch.device, mark):
     law, precision = ("subset" if name.startswith("ours") else "exact"), ("bf16" if name == "ours-bf16" else "auto")
-    job = job_of(task, drop_path=law, compiles=compiles, device=device, precision=precision)
+    run = job_of(task, drop_path=law, compiles=compiles, device=device, precision=precision)
     kinds = {"reference": ReferenceStep, "timm-compiled": TimmStep}
-    return kinds.get(name, OurStep)(job, job.run.stages[0], device=device, mark=mark)
+    return kinds.get(name, OurStep)(run, run.recipe.stages[0], device=device, mark=mark)

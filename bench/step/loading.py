@@ -15,9 +15,9 @@ from ffcv_ops.loader import train_loader
 def measure_loading(path: Path, options, device) -> list[dict]:
     """Steps of `ours` that are fed by our loader from a .beton at 128 px: share of the time that they wait."""
     task = TASKS["S224" if device.type == "cuda" else "S112"]._replace(resolution=128)
-    job = job_of(task, drop_path="subset", compiles=options.compile, device=device)
-    stage, data = job.run.stages[0], describe(path)
-    step = OurStep(job, stage, device=device, mark=lambda phase: None)
+    run = job_of(task, drop_path="subset", compiles=options.compile, device=device)
+    stage, data = run.recipe.stages[0], describe(path)
+    step = OurStep(run, stage, device=device, mark=lambda phase: None)
     loader = train_loader(data.path, data.samples, stage, seed=0, rank=0, world=1, workers="auto", device=device)
     shares, rates = [], []
     for turn in range(options.repeats + 1):

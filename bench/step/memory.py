@@ -34,10 +34,10 @@ def in_its_own_process(who, task, compiles) -> int:
 def _peak(who, task, compiles):
     cpu = torch.device("cpu")
     torch.set_num_threads(distributed.threads())
-    job = job_of(task, drop_path="exact", compiles=False, device=cpu)
+    run = job_of(task, drop_path="exact", compiles=False, device=cpu)
     before = _peak_resident()
     step = contender(who, task, compiles=compiles, device=cpu, mark=lambda phase: None)
-    warm(step, step.prepare(*random_batch(job, job.run.stages[0], task.batch)), cpu)
+    warm(step, step.prepare(*random_batch(run, run.recipe.stages[0], task.batch)), cpu)
     return _peak_resident() - before
 
 

@@ -16,9 +16,9 @@ from training.step import random_batch
 
 def measure_parts(task: Task, options, device) -> list[dict]:
     """Each beside its peers, in turns. Returns rows."""
-    job = job_of(task, drop_path="exact", compiles=False, device=device)
-    stage = job.run.stages[0]
-    state, rows = train_imagenet.begin_stage(job, 0, None, 0), []
+    run = job_of(task, drop_path="exact", compiles=False, device=device)
+    stage = run.recipe.stages[0]
+    state, rows = train_imagenet.begin_stage(run, 0, None, 0), []
     for parameter in state.model.parameters():
         parameter.grad = 1e-3 * torch.randn_like(parameter)
     groups = functools.partial(optim.parameter_groups, state.model, stage.weight_decay)
@@ -35,7 +35,7 @@ def measure_parts(task: Task, options, device) -> list[dict]:
         "ours": lambda: optim.average(state.average, state.model, stage.ema, skipped=none),
         "timm-foreach": lambda: timms.update(state.model),
     }
-    images, labels = random_batch(job, stage, stage.batch)
+    images, labels = random_batch(run, stage, stage.batch)
     plan = mixing.plan(0, 0, stage, offset=0, count=stage.batch).to(device)
     law = {"classes": 1000, "smoothing": 0.0}
     mix = {"eager": lambda: mixing.mix(images, labels, plan, **law)}

@@ -22,11 +22,14 @@ from training.optim import parameter_groups
 class ReferenceStep:
     """`mark(phase)` is called where a phase ends: data, forward, backward, optimizer."""
 
-    def __init__(self, job, stage, *, device, mark):
-        self.device, self.job, self.mark = device, job, mark
-        classes = job.sets[stage.data].classes
+    def __init__(self, run, stage, *, device, mark):
+        self.device, self.job, self.mark = device, run, mark
+        classes = run.datasets[stage.data].classes
         self.model = timm.create_model(
-            job.run.model.name, num_classes=classes, img_size=stage.resolution, init_values=job.run.model.layer_scale
+            run.recipe.model.name,
+            num_classes=classes,
+            img_size=stage.resolution,
+            init_values=run.recipe.model.layer_scale,
         ).to(device)
         for block in self.model.blocks:
             block.attn.fused_attn = False

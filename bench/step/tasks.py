@@ -6,9 +6,10 @@ from typing import NamedTuple
 import torch
 
 import train_imagenet
-from training import distributed, recipe
+from config.recipe import load_recipe
+from training import distributed
 from training.datasets import DataSet
-from training.step import Job
+from training.step import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,12 +39,12 @@ TASKS = {
 QUICK = TASKS["S112"]._replace(title="quick: 6 blocks, 48 px, batch 16", model="deit3_micro_patch16_224", resolution=48)
 
 
-def job_of(task: Task, *, drop_path: str, compiles: bool, device: torch.device, precision: str = "auto") -> Job:
+def job_of(task: Task, *, drop_path: str, compiles: bool, device: torch.device, precision: str = "auto") -> Run:
     keys = {
         "model.name": task.model, "stage.resolution": task.resolution, "stage.batch": task.batch,
         "stage.mix_chunk": task.batch, "stage.drop_path": task.drop_path, "speed.drop_path": drop_path,
         "speed.compile": compiles, "speed.device": device.type,
     }  # fmt: skip
-    run = recipe.load(ROOT / "recipes/vit_s_800ep.yaml", {key: str(value) for key, value in keys.items()})
+    recipe = load_recipe(ROOT / "recipes/vit_s_800ep.yaml", {key: str(value) for key, value in keys.items()})
     ranks = distributed.Ranks(0, 0, 1, device)
-    return Job(run, ranks, {"main": DataSet(None, None, 1000)}, train_imagenet.precision(precision, device))
+    return Run(recipe, ranks, {"main": DataSet(None, None, 1000)}, train_imagenet.precision(precision, device))

@@ -14,11 +14,14 @@ from training import distributed, mixing, optim
 class TimmStep:
     """`mark(phase)` is called where a phase ends. Images are float, as timm's loader makes them."""
 
-    def __init__(self, job, stage, *, device, mark):
-        self.device, self.job, self.mark = device, job, mark
-        classes = job.sets[stage.data].classes
+    def __init__(self, run, stage, *, device, mark):
+        self.device, self.job, self.mark = device, run, mark
+        classes = run.datasets[stage.data].classes
         network = timm.create_model(
-            job.run.model.name, num_classes=classes, img_size=stage.resolution, init_values=job.run.model.layer_scale
+            run.recipe.model.name,
+            num_classes=classes,
+            img_size=stage.resolution,
+            init_values=run.recipe.model.layer_scale,
         ).to(device)
         for block in network.blocks if stage.drop_path else ():
             block.drop_path1, block.drop_path2 = DropPath(stage.drop_path), DropPath(stage.drop_path)
@@ -32,7 +35,7 @@ class TimmStep:
         return mixing.normalize(images), labels
 
     def __call__(self, images, labels):
-        images, labels = distributed.sent(images, self.device), distributed.sent(labels, self.device)
+        images, labels = distributed.to_device(images, self.device), distributed.to_device(labels, self.device)
         self.mark("data")
         images, targets = self.mixup(images, labels)
         with self.job.autocast():

@@ -10,7 +10,7 @@ import numpy as np
 from conversion.sources import ilsvrc, parquet, synsets, tars, torchvision, webdataset
 from conversion.sources.folder import image_folder
 from conversion.sources.source import Source, Split, read_file, some
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 
 __all__ = ["Source", "Split", "image_folder", "open_source", "output_name", "read_file"]
 
@@ -23,7 +23,7 @@ def open_source(place: str, *, classes: str = synsets.AUTO, label: str = "auto",
     that read the headers of tar files. Classes of a list that have no images in train are named on standard error."""
     kind = _kind_of(place)
     if label != "auto" and kind not in ("WebDataset", "Parquet"):
-        raise BadInput(f"data.label is for WebDataset and Parquet; {place} tells its labels itself")
+        raise UserError(f"data.label is for WebDataset and Parquet; {place} tells its labels itself")
     match kind:
         case "torchvision":
             source = torchvision.torchvision(place, classes)
@@ -59,7 +59,7 @@ def _kind_of(place: str) -> str:
     if tar_files and tar_files[0].is_file():
         return "class tars" if _of_classes(path, tar_files) else "WebDataset"
     if not path.is_dir():
-        raise BadInput(
+        raise UserError(
             f"{path.absolute()} is not a folder, and there are no such files; data.source must be a folder with"
             " train/<class>/<images>, tar or Parquet files, or torchvision:NAME (docs/sources.md)"
         )
@@ -70,7 +70,7 @@ def _of_classes(path, shards):
     """Are these class tars, with nothing but images, and no shards? A single file would be a tar of them."""
     first = list(itertools.islice(tars.members(tars.whole(shards[0])), 8))
     if not first:
-        raise BadInput(f"{shards[0]} is an empty tar file")
+        raise UserError(f"{shards[0]} is an empty tar file")
     if not path.is_dir():
         return first[0].name.endswith(".tar")
     return not any(member.name.endswith((".cls", ".json")) for member in first)

@@ -8,7 +8,7 @@ import numpy as np
 
 from conversion.sources import synsets
 from conversion.sources.source import Source, Split, Strings, read_file, some
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 
@@ -20,9 +20,9 @@ def image_folder(root: str, classes: str = synsets.AUTO) -> Source:
     Without a list, val/ must have the classes of train/. With one, both may lack some of its classes."""
     root = Path(root).absolute()
     if not root.is_dir():
-        raise BadInput(f"{root} is not a folder; data.source must be one with train/<class>/<images>")
+        raise UserError(f"{root} is not a folder; data.source must be one with train/<class>/<images>")
     if not (root / "train").is_dir():
-        raise BadInput(f"{root} has no folder train/; data.source must be one with train/<class>/<images>")
+        raise UserError(f"{root} has no folder train/; data.source must be one with train/<class>/<images>")
     folders = {name: _class_folders(root / name) for name in ("train", "val") if (root / name).is_dir()}
     numbered = synsets.ordered(folders["train"], classes, str(root / "train"))
     if "val" in folders:
@@ -40,7 +40,7 @@ def _class_folders(folder: Path) -> list[str]:
     except OSError as error:
         _refuse(error)
     if not classes:
-        raise BadInput(f"{folder} has no class folders; images belong in {folder}/<class>/")
+        raise UserError(f"{folder} has no class folders; images belong in {folder}/<class>/")
     return classes
 
 
@@ -48,7 +48,7 @@ def _require_same(train, val, root):
     missing, unknown = sorted(set(train) - set(val)), sorted(set(val) - set(train))
     if missing or unknown:
         parts = [f"{name} lacks {some(names)}" for name, names in (("val/", missing), ("train/", unknown)) if names]
-        raise BadInput(f"{root}: train/ and val/ must have the same classes, but {' and '.join(parts)}")
+        raise UserError(f"{root}: train/ and val/ must have the same classes, but {' and '.join(parts)}")
 
 
 def _split(root: Path, name: str, folders, classes) -> Split:
@@ -56,7 +56,7 @@ def _split(root: Path, name: str, folders, classes) -> Split:
     for class_name in folders:
         found = Strings.of(os.path.relpath(path, root) for path in _images(root / name / class_name))
         if not len(found):
-            raise BadInput(f"{root / name / class_name} has no images; known by {' '.join(EXTENSIONS)}")
+            raise UserError(f"{root / name / class_name} has no images; known by {' '.join(EXTENSIONS)}")
         names.append(found)
         counts.append(len(found))
     number = {class_name: k for k, class_name in enumerate(classes)}
@@ -76,9 +76,9 @@ def _images(folder: Path):
         for file in sorted(files):
             if file.lower().endswith(EXTENSIONS):
                 if "\n" in file or "\n" in parent:
-                    raise BadInput(f"{os.path.join(parent, file)!r} has a line break in its name; rename it")
+                    raise UserError(f"{os.path.join(parent, file)!r} has a line break in its name; rename it")
                 yield os.path.join(parent, file)
 
 
 def _refuse(error: OSError):
-    raise BadInput(f"{error.filename} cannot be read: {error.strerror}")
+    raise UserError(f"{error.filename} cannot be read: {error.strerror}")

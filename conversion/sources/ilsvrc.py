@@ -17,7 +17,7 @@ import numpy as np
 from conversion.sources import synsets, tars
 from conversion.sources.folder import EXTENSIONS
 from conversion.sources.source import Prefixed, Source, Spans, Split, Strings, joined, one_line, some
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 
 TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
 TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
@@ -50,7 +50,7 @@ def _inner(path: Path) -> dict[str, tars.Region]:
         class_name, dot, end = one_line(name).rpartition("/")[2].rpartition(".")
         if not dot or end != "tar" or class_name in found:
             reason = "is there twice" if class_name in found else "is not a class's tar file"
-            raise BadInput(f"{path}: {one_line(name)} {reason}; the archive must hold <class>.tar files")
+            raise UserError(f"{path}: {one_line(name)} {reason}; the archive must hold <class>.tar files")
         found[class_name] = tars.Region(str(path), offset, offset + size)
     return found
 
@@ -58,13 +58,13 @@ def _inner(path: Path) -> dict[str, tars.Region]:
 def _of_class_tars(path, regions, classes, workers):
     """(Split, class names) of {class: its tar}."""
     if not regions:
-        raise BadInput(f"{path} holds no class tars")
+        raise UserError(f"{path} holds no class tars")
     numbered = synsets.ordered(list(regions), classes, str(path))
     found = [name for name in numbered if name in regions]
     images = tars.scanned(_class_images, [regions[name] for name in found], path.name, workers)
     for class_name, (names, _, _) in zip(found, images, strict=True):
         if not len(names):
-            raise BadInput(f"{path}: {class_name}.tar has no images; known by {' '.join(EXTENSIONS)}")
+            raise UserError(f"{path}: {class_name}.tar has no images; known by {' '.join(EXTENSIONS)}")
     counts = [len(names) for names, _, _ in images]
     names, offsets, sizes = joined(images)
     items = Spans([regions[name].path for name in found], counts, offsets, sizes)
@@ -97,10 +97,10 @@ def _places(images):
 def _validation(root, classes) -> Split:
     images, truth = _images(tars.whole(root / VAL)), _validation_synsets(root)
     if len(truth) != len(images):
-        raise BadInput(f"{root / VAL} has {len(images):,} images, and the list of their classes {len(truth):,} lines")
+        raise UserError(f"{root / VAL} has {len(images):,} images, and the list of their classes {len(truth):,} lines")
     number = {name: k for k, name in enumerate(classes)}
     if unknown := sorted(set(truth) - set(number)):
-        raise BadInput(f"{root / VAL}: there are images of {some(unknown)}, which {TRAIN} lacks")
+        raise UserError(f"{root / VAL}: there are images of {some(unknown)}, which {TRAIN} lacks")
     labels = np.array([number[synset] for synset in truth], np.int64)
     order = np.argsort(labels, kind="stable")
     images = [images[k] for k in order]
@@ -116,7 +116,7 @@ def _validation_synsets(root) -> list[str]:
     try:
         return [synset[int(line)] for line in _devkit_file(root, TRUTH).split()]
     except (ValueError, KeyError) as error:
-        raise BadInput(f"{TRUTH} of {root}: {one_line(str(error))} is not the number of a class") from None
+        raise UserError(f"{TRUTH} of {root}: {one_line(str(error))} is not the number of a class") from None
 
 
 def _synset_of_number(content, root):
@@ -127,7 +127,7 @@ def _synset_of_number(content, root):
         rows = scipy.io.loadmat(io.BytesIO(content), squeeze_me=True)["synsets"]
         return {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in rows if row["num_children"] == 0}
     except Exception as error:  # scipy raises a different one for each way in which a file can be damaged
-        raise BadInput(f"{META} of {root} cannot be read: {one_line(str(error))}") from None
+        raise UserError(f"{META} of {root} cannot be read: {one_line(str(error))}") from None
 
 
 def _devkit_file(root, name) -> bytes:
@@ -141,7 +141,7 @@ def _devkit_file(root, name) -> bytes:
                 if entry.isreg() and entry.name.endswith(f"/data/{name}") and entry.size <= MOST_DEVKIT_FILE:
                     return archive.extractfile(entry).read()
     except FileNotFoundError:
-        raise BadInput(f"{root} lacks {DEVKIT} (or {SYNSETS}), which tells the classes of {VAL}") from None
+        raise UserError(f"{root} lacks {DEVKIT} (or {SYNSETS}), which tells the classes of {VAL}") from None
     except (OSError, EOFError, tarfile.TarError) as error:
-        raise BadInput(f"{root / DEVKIT} cannot be read: {one_line(str(error))}") from None
-    raise BadInput(f"{root / DEVKIT} has no file data/{name}; get it again")
+        raise UserError(f"{root / DEVKIT} cannot be read: {one_line(str(error))}") from None
+    raise UserError(f"{root / DEVKIT} has no file data/{name}; get it again")

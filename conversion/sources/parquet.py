@@ -15,7 +15,7 @@ import numpy as np
 from conversion.sources import synsets
 from conversion.sources.source import Lazy, Source, Split, Strings, one_line, some
 from conversion.sources.webdataset import split_of
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 
 LABELS = ("label", "labels", "fine_label")  # the column that `auto` takes where there are several
 
@@ -40,21 +40,21 @@ def parquet(place: str, classes: str, label: str) -> Source:
     the column with the labels; auto: the only one that has class names, or label, labels, fine_label."""
     paths = parquet_paths(Path(place).absolute())
     if not paths:
-        raise BadInput(f"{place} holds no .parquet files")
+        raise UserError(f"{place} holds no .parquet files")
     image, label, known = columns = _columns(paths[0], label)
     for path in paths[1:]:
         if _columns(path, label) != columns:
-            raise BadInput(f"{path} has other columns or classes than {paths[0].name}")
+            raise UserError(f"{path} has other columns or classes than {paths[0].name}")
     files = {}
     for path in paths:
         files.setdefault(split_of(path.name), []).append(path)
     splits = {name: _split(files[name], image, label) for name in ("train", "val", "test") if name in files}
     splits = {name: split for name, split in splits.items() if split is not None}
     if not splits:
-        raise BadInput(f"{place}: no split has labels")
+        raise UserError(f"{place}: no split has labels")
     count = 1 + max(int(split.labels.max()) for split in splits.values())
     if known and count > len(known):
-        raise BadInput(f"{place} has the label {count - 1}, but names for {len(known)} classes")
+        raise UserError(f"{place} has the label {count - 1}, but names for {len(known)} classes")
     numbered = synsets.named(count, known, classes, place)
     return Source(str(paths[0].parent), numbered, splits, read_row)
 
@@ -70,7 +70,7 @@ def read_row(item) -> bytes:
     path, column, group, row = item
     image = _row_group(path, column, group)[row].as_py()
     if image is None or image["bytes"] is None:
-        raise BadInput("has no bytes here, only a path; store the data set with its images inside")
+        raise UserError("has no bytes here, only a path; store the data set with its images inside")
     return image["bytes"]
 
 
@@ -82,16 +82,16 @@ def _row_group(path, column, group):
 
 @contextlib.contextmanager
 def _opened(path):
-    """A pyarrow.parquet.ParquetFile; what is wrong with it is a BadInput."""
+    """A pyarrow.parquet.ParquetFile; what is wrong with it is a UserError."""
     try:
         import pyarrow.parquet
     except ImportError:
-        raise BadInput("Parquet files need pyarrow; pip install pyarrow") from None
+        raise UserError("Parquet files need pyarrow; pip install pyarrow") from None
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             yield file
     except (OSError, pyarrow.ArrowException) as error:
-        raise BadInput(f"{path} cannot be read: {one_line(str(error))}") from None
+        raise UserError(f"{path} cannot be read: {one_line(str(error))}") from None
 
 
 def _columns(path, label):
@@ -102,13 +102,13 @@ def _columns(path, label):
     images = [name for name in schema.names if _holds_images(schema.field(name).type)]
     if len(images) != 1:
         what = f"several columns with images: {some(images)}" if images else "no column of structs with `bytes`"
-        raise BadInput(f"{path} has {what}; it needs one column with an image")
+        raise UserError(f"{path} has {what}; it needs one column with an image")
     numbers = [name for name in schema.names if str(schema.field(name).type).startswith(("int", "uint"))]
     if label == "auto":
         of_classes = [name for name in numbers if name in named]
         label = of_classes[0] if len(of_classes) == 1 else next((name for name in LABELS if name in numbers), None)
     if label not in numbers:
-        raise BadInput(f"{path}: data.label must be a column of class numbers; there is {some(numbers) or 'none'}")
+        raise UserError(f"{path}: data.label must be a column of class numbers; there is {some(numbers) or 'none'}")
     return images[0], label, named.get(label)
 
 
@@ -124,7 +124,7 @@ def _class_names(schema, path) -> dict[str, list[str]]:
     except KeyError:
         return {}
     except (ValueError, TypeError, AttributeError, RecursionError):
-        raise BadInput(f"{path}: the metadata `huggingface` cannot be used") from None
+        raise UserError(f"{path}: the metadata `huggingface` cannot be used") from None
 
 
 def _holds_images(kind):
@@ -142,14 +142,14 @@ def _split(paths, image, label) -> Split | None:
             table = file.read([label, f"{image}.path"] if _has_path(file, image) else [label])
         own = table.column(label)
         if own.null_count:
-            raise BadInput(f"{path}: {own.null_count:,} images have no label")
+            raise UserError(f"{path}: {own.null_count:,} images have no label")
         labels.append(own.to_numpy().astype(np.int64))
         names.append(Strings.of(_names(path, table, image)))
     labels = np.concatenate(labels)
     if len(labels) == 0 or (labels == -1).all():
         return None
     if labels.min() < 0:
-        raise BadInput(f"{paths[0]}: some images of its split have no label but {labels.min()}")
+        raise UserError(f"{paths[0]}: some images of its split have no label but {labels.min()}")
     return Split(Rows(groups, np.cumsum(counts), image), Strings.joined(names), labels)
 
 

@@ -30,7 +30,7 @@ def read_file(item: str, root: str = "") -> bytes:
 class Source(NamedTuple):
     """A data set before its conversion: where it is from, its class names by number, its splits by name, and what
     makes of an item the bytes of an image file, or RGB pixels: uint8 (height, width, 3). Workers call it, so it and the
-    items must pickle; it opens what it needs where it is called. BadInput or OSError: this item cannot be read."""
+    items must pickle; it opens what it needs where it is called. UserError or OSError: this item cannot be read."""
 
     origin: str
     classes: tuple[str, ...]

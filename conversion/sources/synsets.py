@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from conversion.sources.source import one_line, some
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 
 AUTO, WINTER21 = "auto", "winter21"
 LISTS = {  # timm's file -> what data.classes calls it
@@ -18,9 +18,9 @@ WINTER21_COUNT = 19_167
 
 
 def class_list(wanted: str) -> tuple[str, ...]:
-    """The classes in the order of the list or file `wanted`. Raises BadInput where there is none."""
+    """The classes in the order of the list or file `wanted`. Raises UserError where there is none."""
     if wanted == WINTER21:
-        raise BadInput(
+        raise UserError(
             f"data.classes=winter21 needs folders, tar files or keys that are named by synset: timm has no list of its"
             f" {WINTER21_COUNT:,} classes; give a file with one class a line"
         )
@@ -30,11 +30,15 @@ def class_list(wanted: str) -> tuple[str, ...]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
         known = ", ".join((AUTO, *LISTS, WINTER21))
-        raise BadInput(f"data.classes={one_line(wanted)} cannot be read: {reason}; a file, or one of {known}") from None
+        raise UserError(
+            f"data.classes={one_line(wanted)} cannot be read: {reason}; a file, or one of {known}"
+        ) from None
     names = tuple(name.strip() for name in names if name.strip())
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if twice or not names:
-        raise BadInput(f"{path}: {f'{some(twice)} appear twice' if twice else 'no classes'}; it needs one class a line")
+        raise UserError(
+            f"{path}: {f'{some(twice)} appear twice' if twice else 'no classes'}; it needs one class a line"
+        )
     return names
 
 
@@ -54,14 +58,14 @@ def _winter21(found, place):
     """The release itself says what its classes are; they must be so many, all of fall11's."""
     _refuse_unknown(found, class_list("imagenet21k"), place, "the 21,841 synsets of ImageNet-21k")
     if len(found) != WINTER21_COUNT:
-        raise BadInput(f"{place} has {len(found):,} classes; winter21 has {WINTER21_COUNT:,}")
+        raise UserError(f"{place} has {len(found):,} classes; winter21 has {WINTER21_COUNT:,}")
     return tuple(sorted(found))
 
 
 def _refuse_unknown(found, classes, place, name):
     unknown = sorted(set(found) - set(classes))
     if unknown:
-        raise BadInput(f"{place} has classes that are not in {name}: {some(unknown)}")
+        raise UserError(f"{place} has classes that are not in {name}: {some(unknown)}")
 
 
 def named(count: int, known: Sequence[str] | None, wanted: str, place: str) -> tuple[str, ...]:
@@ -71,11 +75,11 @@ def named(count: int, known: Sequence[str] | None, wanted: str, place: str) -> t
         return tuple(known) if known else tuple(map(str, range(count)))
     if wanted == WINTER21 and known:
         if tuple(known) != _winter21(known, place):
-            raise BadInput(f"{place} has its classes not in the order of their synsets, as winter21 has")
+            raise UserError(f"{place} has its classes not in the order of their synsets, as winter21 has")
         return tuple(known)
     classes = class_list(wanted)
     if count > len(classes):
-        raise BadInput(f"{place} has the label {count - 1:,}, data.classes={wanted} {len(classes):,} classes")
+        raise UserError(f"{place} has the label {count - 1:,}, data.classes={wanted} {len(classes):,} classes")
     return classes
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from conversion.progress import progress
 from conversion.sources.source import one_line
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 
 BLOCK = tarfile.BLOCKSIZE
 MOST_HEADER = 2**20  # bytes of one long name or one set of pax records
@@ -53,26 +53,26 @@ def whole(path) -> Region:
     try:
         return Region(str(path), 0, os.stat(path).st_size)
     except OSError as error:
-        raise BadInput(f"{path} cannot be read: {error.strerror}") from None
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def members(region: Region) -> Iterator[Member]:
-    """The files in the archive in their order. Raises BadInput at the first fault."""
+    """The files in the archive in their order. Raises UserError at the first fault."""
     try:
         with _Headers(region.path) as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # no read-ahead into the data
             yield from _members(file, region)
     except OSError as error:
-        raise BadInput(f"{region.path} cannot be read: {error.strerror or error}") from None
+        raise UserError(f"{region.path} cannot be read: {error.strerror or error}") from None
     except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
         reason = one_line(str(error)) or type(error).__name__
-        raise BadInput(f"{region.path} is not a whole tar file: {reason}; get it again") from None
+        raise UserError(f"{region.path} is not a whole tar file: {reason}; get it again") from None
 
 
 def _members(file, region):
     file.seek(region.start)
     if file.read(2) == GZIP:
-        raise BadInput(f"{region.path} is compressed, and cannot be read in place; gunzip it first")
+        raise UserError(f"{region.path} is compressed, and cannot be read in place; gunzip it first")
     file.seek(region.start)
     archive = tarfile.TarFile(fileobj=file, format=tarfile.PAX_FORMAT, errors="surrogateescape", encoding="utf-8")
     while (entry := archive.next()) is not None:
@@ -80,7 +80,7 @@ def _members(file, region):
         if entry.size < 0 or entry.offset_data + entry.size > region.end:
             raise tarfile.ReadError(f"{entry.name} lies beyond its end")
         if entry.issparse() or entry.islnk() or entry.issym():
-            raise BadInput(f"{region.path}: {one_line(entry.name)} is a link or a sparse file; pack images themselves")
+            raise UserError(f"{region.path}: {one_line(entry.name)} is a link or a sparse file; pack images themselves")
         if entry.isreg():
             yield Member(entry.name, entry.offset_data, entry.size)
     file.seek(archive.offset)  # tarfile also takes a damaged header for the end
@@ -94,9 +94,9 @@ def read_bytes(span: tuple[str, int, int]) -> bytes:
     try:
         data = os.pread(_open(path).fileno(), size, offset)
     except OSError as error:
-        raise BadInput(f"{path} cannot be read: {error.strerror}") from None
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     if len(data) != size:
-        raise BadInput(f"{path} ends before byte {offset + size:,}")
+        raise UserError(f"{path} ends before byte {offset + size:,}")
     return data
 
 
@@ -119,7 +119,7 @@ def scanned(scan, regions: list[Region], label: str, workers: int) -> list:
                 return [_counted(result, one_more) for result in pool.map(scan, regions, chunksize=4)]
         except concurrent.futures.process.BrokenProcessPool:
             said = "a process that reads the headers of tar files died, for want of memory perhaps"
-            raise BadInput(f"{said}; set data.workers lower") from None
+            raise UserError(f"{said}; set data.workers lower") from None
 
 
 def _counted(result, one_more):

@@ -18,7 +18,7 @@ from conversion.progress import progress
 from conversion.rgb import to_rgb
 from conversion.sources import synsets
 from conversion.sources.source import Lazy, Source, Split, Strings, one_line, read_file
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 
 PREFIX = "torchvision:"
 ROOT = "data/torchvision"
@@ -51,7 +51,7 @@ def torchvision(source: str, classes: str) -> Source:
         given = {"root": ROOT, **given}
     splits = dict(_splits(name, cls, given, parameters))
     if not splits:
-        raise BadInput(f"{source}: torchvision names no split of it as expected; add split=...")
+        raise UserError(f"{source}: torchvision names no split of it as expected; add split=...")
     if "test" in splits and "val" not in splits:
         splits["val"] = splits.pop("test")
     root = os.path.abspath(given.get("root", "."))
@@ -81,7 +81,7 @@ def _class(name):
 
     cls = getattr(datasets, name, None) if name in datasets.__all__ else None
     if not inspect.isclass(cls) or cls is datasets.VisionDataset:
-        raise BadInput(f"torchvision has no data set {one_line(name)}; data.source=torchvision:CIFAR100 would be one")
+        raise UserError(f"torchvision has no data set {one_line(name)}; data.source=torchvision:CIFAR100 would be one")
     return cls
 
 
@@ -101,13 +101,13 @@ def _arguments(source, words):
     for word in words:
         key, equals, text = word.partition("=")
         if not equals:
-            raise BadInput(f"{source}: after the name come arguments such as root=/data, not {one_line(word)!r}")
+            raise UserError(f"{source}: after the name come arguments such as root=/data, not {one_line(word)!r}")
         try:
             given[key] = ast.literal_eval(text)
         except (ValueError, SyntaxError):
             given[key] = text
         if isinstance(given[key], list | dict | set):
-            raise BadInput(f"{source}: {one_line(word)} can only be a word, a number or a tuple such as (1,2)")
+            raise UserError(f"{source}: {one_line(word)} can only be a word, a number or a tuple such as (1,2)")
     return given
 
 
@@ -155,7 +155,7 @@ def _made(name, cls, arguments, key, parameters):
 
 def _refuse(name, error):
     reason = " ".join(str(error).split()) or type(error).__name__
-    raise BadInput(f"torchvision:{name} cannot be had: {one_line(reason)}") from None
+    raise UserError(f"torchvision:{name} cannot be had: {one_line(reason)}") from None
 
 
 def _split(source, split, arguments, dataset, root) -> Split:
@@ -167,18 +167,18 @@ def _split(source, split, arguments, dataset, root) -> Split:
             try:
                 labels[number] = operator.index(sample[1])
             except (TypeError, IndexError):
-                raise BadInput(f"{source}: a sample of {split} has no single class number") from None
+                raise UserError(f"{source}: a sample of {split} has no single class number") from None
             if root is not None:
                 names.append(os.path.relpath(sample[0], root))
             one_more()
     if not len(labels) or labels.min() < 0:
-        raise BadInput(f"{source}: {split} is empty or has images without a label")
+        raise UserError(f"{source}: {split} is empty or has images without a label")
     if root is None:
         name = source.removeprefix(PREFIX).partition(",")[0]
         names = Strings.of(f"{split}/{number}" for number in range(len(labels)))
         return Split(Numbers(name, arguments, len(labels)), names, labels)
     if bad := [name for name in names if one_line(name) != name]:
-        raise BadInput(f"{source}: {bad[0]!r} has a line break in its name; rename it")
+        raise UserError(f"{source}: {bad[0]!r} has a line break in its name; rename it")
     names = Strings.of(names)
     return Split(names, names, labels)
 

@@ -14,7 +14,7 @@ import numpy as np
 from conversion.sources import synsets, tars
 from conversion.sources.folder import EXTENSIONS
 from conversion.sources.source import Prefixed, Source, Spans, Split, Strings, joined, one_line, some
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 
 INFO = "_info.json"
 WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -33,7 +33,7 @@ def webdataset(place: str, classes: str, label: str, workers: int) -> Source:
     numbered = synsets.named(1 + int(labels.max()), known, classes, place)
     for number, (name, told) in enumerate(zip(numbered, known or (), strict=False)):
         if told != name and told in numbered:
-            raise BadInput(
+            raise UserError(
                 f"{place}: the images of label {number} are called {told}_..., but data.classes={classes} has {name}"
                 " there; the labels follow another list"
             )
@@ -65,7 +65,7 @@ def _shards(place: Path, label):
         return _listed(place, label)
     found = tars.tar_paths(place) if place.is_dir() else sorted(place.parent.glob(place.name))
     if not found:
-        raise BadInput(f"{place} holds no .tar files")
+        raise UserError(f"{place} holds no .tar files")
     paths = {}
     for path in found:
         paths.setdefault(split_of(path.name), []).append(path)
@@ -88,12 +88,14 @@ def _listed(folder, label):
         }
         inside = all(Path(file).name == file for names in files.values() for file in names)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadInput(f"{folder / INFO} cannot be used: {one_line(repr(error))}; without it file names tell") from None
+        raise UserError(
+            f"{folder / INFO} cannot be used: {one_line(repr(error))}; without it file names tell"
+        ) from None
     if not inside or not files:
-        raise BadInput(f"{folder / INFO} must name files of its own folder")
+        raise UserError(f"{folder / INFO} must name files of its own folder")
     missing = [path.name for path in lengths if not path.exists()]
     if missing:
-        raise BadInput(f"{folder} lacks {some(missing)} of the {len(lengths):,} shards in {INFO}; get them")
+        raise UserError(f"{folder} lacks {some(missing)} of the {len(lengths):,} shards in {INFO}; get them")
     return {name: [folder / file for file in names] for name, names in files.items()}, lengths
 
 
@@ -103,9 +105,13 @@ def _check_names(info, names):
     for name in names:
         split, shown = split_of(name, None), one_line(name)
         if split is None:
-            raise BadInput(f"{info}: the split {shown} is neither train, val nor test; take it out there, or rename it")
+            raise UserError(
+                f"{info}: the split {shown} is neither train, val nor test; take it out there, or rename it"
+            )
         if split in known:
-            raise BadInput(f"{info}: {one_line(known[split])} and {shown} are both {split}; take one of them out there")
+            raise UserError(
+                f"{info}: {one_line(known[split])} and {shown} are both {split}; take one of them out there"
+            )
         known[split] = name
 
 
@@ -116,9 +122,9 @@ def _split(name, paths, expected, label, workers) -> tuple[Split, np.ndarray]:
     counts = [len(names) for names, *_ in parts]
     for path, count in zip(paths, counts, strict=True):
         if expected.get(path, count) != count:
-            raise BadInput(f"{path} has {count:,} samples, {INFO} says {expected[path]:,}; get it again")
+            raise UserError(f"{path} has {count:,} samples, {INFO} says {expected[path]:,}; get it again")
     if not sum(counts):
-        raise BadInput(f"{paths[0]}: no images in the split {name}; known by {' '.join(EXTENSIONS)}")
+        raise UserError(f"{paths[0]}: no images in the split {name}; known by {' '.join(EXTENSIONS)}")
     names, offsets, sizes, labels, synsets_of = joined(parts)
     items = Spans([str(path) for path in paths], counts, offsets, sizes)
     names = Prefixed([f"{one_line(path.name)}/" for path in paths], counts, names)
@@ -134,7 +140,7 @@ def _samples(region, label):
         if not images:
             return
         if len(images) > 1:
-            raise BadInput(f"{region.path}: {one_line(key)} has several images: {', '.join(images)}")
+            raise UserError(f"{region.path}: {one_line(key)} has several images: {', '.join(images)}")
         image = parts[images[0]]
         names.append(one_line(image.name))
         offsets.append(image.offset)
@@ -152,7 +158,7 @@ def _samples(region, label):
             close(key, parts)
             key, parts = own_key, {}
         if end in parts:
-            raise BadInput(f"{region.path}: {one_line(member.name)} is there twice")
+            raise UserError(f"{region.path}: {one_line(member.name)} is there twice")
         parts[end] = member
     close(key, parts)
     columns = (np.array(column, np.int64) for column in (offsets, sizes, labels))
@@ -165,10 +171,12 @@ def _label(region, key, parts, label):
         end, field = "cls", None
     place = f"{region.path}: {one_line(key)}"
     if end not in parts:
-        raise BadInput(f"{place} has no .cls and no .json with a label" if label == "auto" else f"{place} has no .json")
+        raise UserError(
+            f"{place} has no .cls and no .json with a label" if label == "auto" else f"{place} has no .json"
+        )
     member = parts[end]
     if member.size > MOST_LABEL:
-        raise BadInput(f"{place}.{end} has {member.size:,} bytes; that is no label")
+        raise UserError(f"{place}.{end} has {member.size:,} bytes; that is no label")
     text = tars.read_bytes((region.path, member.offset, member.size))
     try:
         number = int(text) if field is None else json.loads(text)[field]
@@ -176,5 +184,5 @@ def _label(region, key, parts, label):
         number = None
     if type(number) is not int or not 0 <= number < 2**31:
         what = f"the field {one_line(field)}" if field else "the content"
-        raise BadInput(f"{place}.{end}: {what} is no class number")
+        raise UserError(f"{place}.{end}: {what} is no class number")
     return number

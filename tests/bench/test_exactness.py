@@ -7,15 +7,17 @@ import torch
 from safetensors.torch import save_file
 
 from bench import exactness
-from training import export, model, recipe
+from config.recipe import load_recipe, render_recipe
+from tools import export
+from training import model
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run's folder with random weights, far enough from zero for logits to differ; it evaluates at crop .9."""
     folder = tmp_path_factory.mktemp("run")
-    run = recipe.load("recipes/smoke.yaml", {"stage.resolution": "64", "stage.eval_crop": "0.9"})
-    (folder / "recipe.yaml").write_text(recipe.render(run))
+    run = load_recipe("recipes/smoke.yaml", {"stage.resolution": "64", "stage.eval_crop": "0.9"})
+    (folder / "recipe.yaml").write_text(render_recipe(run))
     torch.manual_seed(0)
     network = model.create(run.model.name, resolution=64, classes=15, drop_path=0.0, layer_scale=1e-4)
     for value in network.parameters():

@@ -61,8 +61,8 @@ def test_every_damage_damages(tmp_path):
     good = betons.write(tmp_path).read_bytes()
     assert len(damage.BY_HAND) + len(betons.WHILE_OPEN) == 65
     for name in damage.BY_HAND:
-        assert damage.by_hand(damage.Beton(good), name) != good, name
-    file = damage.Beton(good)
+        assert damage.by_hand(damage.DatasetInfo(good), name) != good, name
+    file = damage.DatasetInfo(good)
     assert sum(betons.FLIPS.values()) >= 500
     for region, (begin, end) in file.regions().items():
         places = damage.flips(file, region, 50)

@@ -20,7 +20,7 @@ from bench.ffcv_tuned_ops import TUNED
 from bench.ffcv_user_ops import STRAIGHTFORWARD, get_simple_random_crop
 from bench.peers import CONTENDERS, ours, reference_pillow, takes_part, torchvision_v2
 from bench.tasks import TASKS
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 FEW = {"train": 40, "val": 10}
@@ -286,7 +286,7 @@ def test_markdown_goes_between_its_markers(tmp_path):
     assert file.read_text() == (
         "before\n<!-- x -->\n| name | value |\n| ---- | ----: |\n| ours |     1 |\n<!-- /x -->\nafter\n"
     )
-    with pytest.raises(BadInput, match="needs one line <!-- y -->"):
+    with pytest.raises(UserError, match="needs one line <!-- y -->"):
         report.replace_between(file, "y", table)
 
 

@@ -7,7 +7,7 @@ import pytest
 from ffcv.reader import Reader
 
 from bench import startup
-from ffcv_ops.fields import opened
+from ffcv_ops.fields import open_index
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.timeout(240)
 def test_the_hole_is_a_data_set(tmp_path):
     path = tmp_path / "hole.beton"
     startup.write_hole(path, 1000)
-    known, stock = opened(path), Reader(str(path))
+    known, stock = open_index(path), Reader(str(path))
     np.testing.assert_array_equal(known.metadata, stock.metadata)
     assert (stock.num_samples, known.sizes[7], known.checksums[7]) == (1000, startup.IMAGE_BYTES, 7)
     assert path.stat().st_blocks * 512 < 2e6 < path.stat().st_size

@@ -14,7 +14,7 @@ from PIL import Image
 from conversion import beton
 from conversion.direct import open_direct
 from conversion.encode import Encoded, encode_rgb
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 
 PAGE = beton.MIN_PAGE_SIZE
 
@@ -138,7 +138,7 @@ def test_check_sees_every_flipped_bit_that_matters(good, tmp_path):
         for place in places:
             file.seek(place)
             file.write(bytes([content[place] ^ (1 << place % 8)]))
-            with pytest.raises(BadInput, match="did not read back"):
+            with pytest.raises(UserError, match="did not read back"):
                 check(damaged, *expected, classes=16)
             file.seek(place)
             file.write(content[place : place + 1])
@@ -149,9 +149,9 @@ def test_check_sees_a_cut_file_and_a_label_out_of_range(good, tmp_path):
     path, *expected = good
     for length in (len(path.read_bytes()) - 1, PAGE + 100, 1000, 24):
         (tmp_path / "cut.beton").write_bytes(path.read_bytes()[:length])
-        with pytest.raises(BadInput, match="did not read back"):
+        with pytest.raises(UserError, match="did not read back"):
             check(tmp_path / "cut.beton", *expected, classes=16)
-    with pytest.raises(BadInput, match="sample 15: the label"):
+    with pytest.raises(UserError, match="sample 15: the label"):
         check(path, *expected, classes=15)
 
 
@@ -161,7 +161,7 @@ def test_check_compares_a_jpeg_with_its_metadata(tmp_path, squares):
     path = tmp_path / "x.beton"
     for lie in (honest._replace(width=63), honest._replace(height=65), Encoded.of(*honest[:3], honest.data[2:])):
         expected = written(path, [(honest, 0), (lie, 1)])
-        with pytest.raises(BadInput, match="sample 1: the size in the JPEG"):
+        with pytest.raises(UserError, match="sample 1: the size in the JPEG"):
             check(path, *expected, classes=2)
 
 
@@ -286,7 +286,7 @@ def test_check_of_a_pyramid(pyramid, tmp_path):
         for place in places:
             file.seek(place)
             file.write(bytes([content[place] ^ 1]))
-            with pytest.raises(BadInput, match="did not read back"):
+            with pytest.raises(UserError, match="did not read back"):
                 check(damaged, *expected, classes=700)
             file.seek(place)
             file.write(content[place : place + 1])
@@ -303,7 +303,7 @@ def test_check_of_levels_that_point_to_each_other(pyramid, tmp_path):
         start = beton.metadata_start(NAMES)
         content[start : start + lie.nbytes] = lie.tobytes()
         (tmp_path / "x.beton").write_bytes(content)
-        with pytest.raises(BadInput, match=f"sample 1: .*({wrong}|raw pixels)"):
+        with pytest.raises(UserError, match=f"sample 1: .*({wrong}|raw pixels)"):
             check(tmp_path / "x.beton", lie, checksums, classes=700)
 
 

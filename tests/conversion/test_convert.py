@@ -18,7 +18,7 @@ from conversion import beton
 from conversion.convert import convert
 from conversion.encode import encode_item
 from conversion.sources import Source, Split, image_folder
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 
 ENCODING = {"max_side": 40, "min_side": None, "mode": "jpg", "quality": 90}
 OPTIONS = {"on_error": "stop", "workers": 1, "page_size": beton.MIN_PAGE_SIZE}
@@ -149,7 +149,7 @@ def damaged(pictures, tmp_path):
 def test_stop_names_the_first_bad_file(damaged, tmp_path):
     out = tmp_path / "out"
     bad = os.path.join(damaged.origin, "train/class/b.jpg")
-    with pytest.raises(BadInput, match=f"^{re.escape(bad)}: is not an image that Pillow knows; ") as caught:
+    with pytest.raises(UserError, match=f"^{re.escape(bad)}: is not an image that Pillow knows; ") as caught:
         run(damaged, out / "x_train.beton", workers=2)
     assert "\n" not in str(caught.value)
     assert files(out) == {}
@@ -182,7 +182,7 @@ def test_the_list_of_an_earlier_run_does_not_stay(pictures, damaged, tmp_path):
 def test_nothing_to_store(damaged, tmp_path):
     split = damaged.splits["train"]
     only_bad = Split(*[[part[k] for k in (1, 3)] for part in split[:2]], split.labels[:2])
-    with pytest.raises(BadInput, match=r"none of the 2 images of train in it can be stored$"):
+    with pytest.raises(UserError, match=r"none of the 2 images of train in it can be stored$"):
         run(damaged._replace(splits={"train": only_bad}), tmp_path / "out" / "x_train.beton", on_error="skip")
     assert files(tmp_path / "out") == {}
 
@@ -194,7 +194,7 @@ def test_larger_than_a_page(pictures, tmp_path):
     Image.new("RGB", (1000, 1000)).save(folder / "a.png")
     source = image_folder(str(tmp_path / "in"))
     encode = functools.partial(encode_item, max_side=None, min_side=None, mode="raw", quality=90)
-    with pytest.raises(BadInput, match=r"a\.png: takes 3,000,000 bytes, .*page.* set image\.max_side lower"):
+    with pytest.raises(UserError, match=r"a\.png: takes 3,000,000 bytes, .*page.* set image\.max_side lower"):
         convert(source, "train", tmp_path / "x_train.beton", encode, **OPTIONS)
 
 
@@ -207,7 +207,7 @@ def test_a_jpeg_whose_metadata_are_larger_than_a_page(tmp_path):
     comment = b"\xff\xfe\xff\xff" + bytes(65533)
     (folder / "a.jpg").write_bytes(buffer.getvalue()[:2] + 40 * comment + buffer.getvalue()[2:])
     source = image_folder(str(tmp_path / "in"))
-    with pytest.raises(BadInput, match=r"a\.jpg: takes 2,6\d\d,\d\d\d bytes, .* or image\.passthrough=false"):
+    with pytest.raises(UserError, match=r"a\.jpg: takes 2,6\d\d,\d\d\d bytes, .* or image\.passthrough=false"):
         run(source, tmp_path / "x_train.beton")
     encode = functools.partial(encode_item, **ENCODING, passthrough=False)
     convert(source, "train", tmp_path / "x_train.beton", encode, **OPTIONS)
@@ -217,7 +217,7 @@ def test_a_shard_without_an_image_that_can_be_stored(damaged, tmp_path):
     """The message tells the way out: fewer shards."""
     path = tmp_path / "out" / "x_train.beton"
     line = r"x_train-00001-of-00009\.beton is not written, .* give fewer --data\.shards$"
-    with pytest.raises(BadInput, match=line) as caught:
+    with pytest.raises(UserError, match=line) as caught:
         run(damaged, path, on_error="skip", shards=9)
     assert f"; remove {tmp_path}/out/x_train.unfinished and its shards" in str(caught.value)
     for file in (path.with_suffix(".unfinished"), *path.parent.glob("*.beton")):
@@ -248,7 +248,7 @@ def test_a_full_disk_leaves_the_earlier_file(pictures, earlier, monkeypatch, cal
 
     path, before = earlier
     line = r"x_train\.beton cannot be written: No space left on device$"
-    with monkeypatch.context() as patched, pytest.raises(BadInput, match=line):
+    with monkeypatch.context() as patched, pytest.raises(UserError, match=line):
         patched.setattr(os, call, full)
         run(pictures, path)
     assert finished(path.parent) == before
@@ -277,7 +277,7 @@ def test_a_failed_check_leaves_the_earlier_file(pictures, earlier, monkeypatch, 
             original(*args, **options)
 
     monkeypatch.setattr(module, call, bit_rot)
-    with pytest.raises(BadInput, match="did not read back"):
+    with pytest.raises(UserError, match="did not read back"):
         run(pictures, path)
     assert files(path.parent) == before
 
@@ -293,7 +293,7 @@ def test_a_worker_that_dies_leaves_the_earlier_file(earlier):
     items = [7] * 50
     split = Split(items, [str(item) for item in items], np.zeros(50, int))
     source = Source("nowhere", ("a",), {"train": split}, read=os._exit)
-    with pytest.raises(BadInput, match="a worker process died"):
+    with pytest.raises(UserError, match="a worker process died"):
         run(source, path)
     assert files(path.parent) == before
 

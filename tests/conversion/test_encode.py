@@ -11,7 +11,7 @@ from PIL import Image
 from conversion import jpeg
 from conversion.encode import LEAST_SCALE, Encoded, encode_item, encode_rgb
 from conversion.sources import read_file
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 
 KEYS = {"max_side": None, "min_side": None, "mode": "jpg", "quality": 90}
 
@@ -147,7 +147,7 @@ def test_other_jpegs_are_encoded_again(photos, encode, change):
 def test_a_cut_jpeg_is_refused(photos):
     data = as_jpeg(photos["cat"])
     for length in (len(data) - 2, len(data) // 2, 700):
-        with pytest.raises(BadInput, match="cannot be decoded: "):
+        with pytest.raises(UserError, match="cannot be decoded: "):
             stored(data[:length])
 
 

@@ -13,7 +13,7 @@ from PIL import Image, features
 from conversion import photos
 from conversion.photos import TILE, Tile, choose, photographs, under_light
 from ffcv_ops.draws import uniform
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 
 SITE = Path(skimage.__file__).parents[1]
 
@@ -108,5 +108,5 @@ def test_the_same_on_every_machine(source):
 def test_missing_wheels(monkeypatch):
     for file in ("skimage/data/no such file.png", "no_such_package/data/brick.png"):
         monkeypatch.setitem(photos.SCENES, "brick", file)
-        with pytest.raises(BadInput, match=r"is missing; .* pip install scikit-image scikit-learn"):
+        with pytest.raises(UserError, match=r"is missing; .* pip install scikit-image scikit-learn"):
             photographs()

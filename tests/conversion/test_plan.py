@@ -16,7 +16,7 @@ from bench.corpus import write_images
 from conversion import plan
 from conversion.plan import Row
 from conversion.sources import open_source
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNT = 200
@@ -117,7 +117,7 @@ def test_sizes_in_words():
     assert plan.bytes_of("500GB", "x") == 5e11 and plan.bytes_of("1.5 tb", "x") == 1.5e12
     assert plan.bytes_of("1000", "x") == 1000
     for text in ("much", "-1GB", "1GiB", "GB"):
-        with pytest.raises(BadInput, match=r"x is .*; it must be a size such as 500GB"):
+        with pytest.raises(UserError, match=r"x is .*; it must be a size such as 500GB"):
             plan.bytes_of(text, "x")
 
 
@@ -143,7 +143,7 @@ def test_nothing_fits_and_nothing_can_be_stored(folder, monkeypatch, capsys, qui
     assert "Nothing fits into 1 MB; the least is " in capsys.readouterr().out
     source = open_source(str(folder))
     broken = source._replace(read=lambda item: b"no image")
-    with pytest.raises(BadInput, match="0 of 8 sampled images can be stored"):
+    with pytest.raises(UserError, match="0 of 8 sampled images can be stored"):
         plan.measured(broken, IMAGE, None, images=8, page_size=2**21)
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from conversion.rgb import MAX_PIXELS, MAX_SIDE, limited_size, read_rgb
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -111,7 +111,7 @@ def test_thirty_two_bit_gray(values, expected):
     ],
 )
 def test_thirty_two_bit_gray_without_a_white(values):
-    with pytest.raises(BadInput, match="no defined white"):
+    with pytest.raises(UserError, match="no defined white"):
         read_rgb(stored(Image.fromarray(values), "TIFF"))
 
 
@@ -201,14 +201,14 @@ def test_unreadable():
     png_bytes = stored(Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)), "PNG").getvalue()
     cut = (jpeg[: len(jpeg) // 2], png_bytes[: len(png_bytes) // 2], jpeg[:20], jpeg[:2], b"")
     for data in (*cut, b"this is text"):
-        with pytest.raises(BadInput, match=r"cannot be decoded|is not an image") as caught:
+        with pytest.raises(UserError, match=r"cannot be decoded|is not an image") as caught:
             read_rgb(io.BytesIO(data))
         assert "\n" not in str(caught.value)
 
 
 def test_missing_file(tmp_path):
     (tmp_path / "a.jpg").symlink_to(tmp_path / "gone")
-    with pytest.raises(BadInput, match="cannot be read: No such file"):
+    with pytest.raises(UserError, match="cannot be read: No such file"):
         read_rgb(tmp_path / "a.jpg")
 
 
@@ -216,12 +216,12 @@ def test_missing_file(tmp_path):
 def test_too_many_pixels(side):
     """A few bytes may claim any size; they are refused by their header, before any memory is taken."""
     assert side * side > MAX_PIXELS
-    with pytest.raises(BadInput, match="pixels"):
+    with pytest.raises(UserError, match="pixels"):
         read_rgb(png(side, side, 8, 2, []))
 
 
 def test_too_wide():
     wide = Image.new("L", (MAX_SIDE + 1, 2), 77)
-    with pytest.raises(BadInput, match=r"65501 x 2 pixels: .* set image.max_side"):
+    with pytest.raises(UserError, match=r"65501 x 2 pixels: .* set image.max_side"):
         read_rgb(stored(wide, "PNG"))
     assert np.array_equal(read_rgb(stored(wide, "PNG"), max_side=500), np.full((1, 500, 3), 77))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from conversion.sources import Source, Split, image_folder
 from conversion.split import with_val
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 
 
 def source(counts, prefix="train"):
@@ -32,7 +32,7 @@ def val_names(counts, share):
 def test_every_image_is_in_one_part_and_each_class_in_both(counts, share):
     whole = source(counts)
     if max(counts) == 1:
-        with pytest.raises(BadInput, match="one image a class"):
+        with pytest.raises(UserError, match="one image a class"):
             with_val(whole, share)
         return
     made = with_val(whole, share)
@@ -70,5 +70,5 @@ def test_a_source_with_val_is_refused(tmp_path):
     for name in ("train/a/1.png", "val/a/1.png"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).touch()
-    with pytest.raises(BadInput, match=r"val_share is 0.1, but .* has a val of its own"):
+    with pytest.raises(UserError, match=r"val_share is 0.1, but .* has a val of its own"):
         with_val(image_folder(str(tmp_path)), 0.1)

@@ -16,7 +16,7 @@ from conversion.convert import convert
 from conversion.encode import encode_item
 from conversion.shards import automatic, parts_of
 from conversion.sources import image_folder
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 
 CHUNK = 10
 OPTIONS = {"on_error": "skip", "workers": 1, "page_size": beton.MIN_PAGE_SIZE}
@@ -183,7 +183,7 @@ def test_changed_images_are_refused(pictures, stopped):
         content = file.read_bytes()
         try:
             Image.new("RGB", (60, 50)).save(file)
-            with pytest.raises(BadInput, match=rf"{file.name} is not what it was when the unfinished"):
+            with pytest.raises(UserError, match=rf"{file.name} is not what it was when the unfinished"):
                 run(pictures, stopped)
         finally:
             file.write_bytes(content)
@@ -193,7 +193,7 @@ def test_changed_images_are_refused(pictures, stopped):
 def test_another_list_of_images_is_refused(pictures, stopped):
     split = pictures.splits["train"]
     fewer = split._replace(items=split.items[:-1], names=split.names[:-1], labels=split.labels[:-1])
-    with pytest.raises(BadInput, match=r"x_train\.unfinished: .* images 75 instead of 74, names "):
+    with pytest.raises(UserError, match=r"x_train\.unfinished: .* images 75 instead of 74, names "):
         run(pictures._replace(splits={"train": fewer}), stopped)
     os.unlink(stopped.with_name("x_train.unfinished"))
     run(pictures._replace(splits={"train": fewer}), stopped)
@@ -215,7 +215,7 @@ def test_finished_shards_are_kept(pictures, whole, tmp_path, monkeypatch, how):
             run(pictures, path, "shards")
     else:
         changes = {"shards": 4} if how == "other shards" else {"page_size": 2 * beton.MIN_PAGE_SIZE}
-        with pytest.raises(BadInput, match=r"remove (those first|this file to begin anew)$"):
+        with pytest.raises(UserError, match=r"remove (those first|this file to begin anew)$"):
             run(pictures, path, "shards", **changes)
     assert files(tmp_path) == before
     written = []
@@ -247,7 +247,7 @@ def test_a_finished_shard_whose_images_have_changed_is_written_again(pictures, t
 def test_the_death_of_the_one_that_reads_back(pictures, tmp_path, monkeypatch):
     """It is told from the workers', and what was finished is kept."""
     monkeypatch.setattr(unfinished, "_check_images", _ends)
-    with pytest.raises(BadInput, match=r"the process that reads .*x_train\.beton\.partial back died"):
+    with pytest.raises(UserError, match=r"the process that reads .*x_train\.beton\.partial back died"):
         run(pictures, tmp_path / "x_train.beton")
 
 
@@ -257,7 +257,7 @@ def _ends(path, arrays):
 
 def test_stop_after_skip(pictures, stopped):
     """Going on with data.on_error=stop finds what was skipped before."""
-    with pytest.raises(BadInput, match=r"03\.png: is not an image that Pillow knows; "):
+    with pytest.raises(UserError, match=r"03\.png: is not an image that Pillow knows; "):
         run(pictures, stopped, on_error="stop")
 
 

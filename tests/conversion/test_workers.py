@@ -14,7 +14,7 @@ import pytest
 from conversion.encode import Refused
 from conversion.rgb import read_rgb
 from conversion.workers import ITEMS_PER_TASK, TASKS_PER_WORKER, encoded
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 
 
 def say(number, *, seconds=0.0):
@@ -74,7 +74,7 @@ def test_a_dying_worker_ends_the_run_quickly(place):
     items = [functools.partial(divmod, number, 1) for number in range(100)]
     items[place] = functools.partial(os._exit, 1)
     began = time.monotonic()
-    with pytest.raises(BadInput, match="a worker process died") as caught:
+    with pytest.raises(UserError, match="a worker process died") as caught:
         list(encoded(items, operator.call, workers=2))
     first, last = map(int, re.search(r"images (\d+) to (\d+)", str(caught.value)).groups())
     assert first <= place + 1 <= last
@@ -87,7 +87,7 @@ def test_a_worker_that_is_killed_while_it_waits():
     items = [functools.partial(os.getpid)] * ITEMS_PER_TASK + [functools.partial(time.sleep, 1)] * ITEMS_PER_TASK
     results = encoded(items, operator.call, workers=2)
     os.kill(next(results), signal.SIGKILL)
-    with pytest.raises(BadInput, match="a worker process that waited was killed"):
+    with pytest.raises(UserError, match="a worker process that waited was killed"):
         list(results)
 
 

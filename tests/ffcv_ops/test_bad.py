@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 
+from config.recipe import BASE_RECIPE, load_recipe
 from ffcv_ops import decoders, loader, order
 from ffcv_ops.bad import BadSamples
 from ffcv_ops.decoders import SampleError
-from ffcv_ops.errors import BadInput
-from ffcv_ops.fields import opened
-from training import recipe
+from ffcv_ops.errors import UserError
+from ffcv_ops.fields import open_index
 
 pytestmark = pytest.mark.timeout(240)
 
 SAMPLES = 96
-STAGE = replace(recipe.load(recipe.BASE).stages[0], resolution=32, batch=16, mix_chunk=8, repeats=1)
+STAGE = replace(load_recipe(BASE_RECIPE).stages[0], resolution=32, batch=16, mix_chunk=8, repeats=1)
 BAD = (3, 17, 64)
 
 
@@ -50,7 +50,7 @@ def test_every_flipped_bit_stops_the_run(tmp_path, tiles, write_beton, flip_bit,
         bit = int(bits.integers(0, 8 * len(samples[sample][0][0].data)))
         flip_bit(path, sample, bit)
         batches = loader.eval_loader(path, 16, STAGE, batch=16, cache=cache)
-        with pytest.raises(BadInput, match=rf"x\.beton: sample {sample} x/{sample}\.jpg is not what was written"):
+        with pytest.raises(UserError, match=rf"x\.beton: sample {sample} x/{sample}\.jpg is not what was written"):
             collected(batches.epoch(0))
         flip_bit(path, sample, bit)
     collected(loader.eval_loader(path, 16, STAGE, batch=16, cache=cache).epoch(0))
@@ -71,14 +71,14 @@ def test_without_checksums_what_libjpeg_warns_of_is_seen(good, encoded):
     good.write_bytes(content[: place + half] + bytes(len(image) - half) + content[place + len(image) :])
     good.with_suffix(".json").unlink()
     good.with_suffix(".xxh64").unlink()
-    with pytest.raises(BadInput, match=r"sample 17 x/17\.jpg could not be decoded"):
+    with pytest.raises(UserError, match=r"sample 17 x/17\.jpg could not be decoded"):
         collected(loader.eval_loader(good, SAMPLES, STAGE, batch=32).epoch(0))
 
 
 def test_stop_is_the_default(damaged):
-    with pytest.raises(BadInput, match=r"sample (3|17|64) x/\d+\.jpg is not what was written"):
+    with pytest.raises(UserError, match=r"sample (3|17|64) x/\d+\.jpg is not what was written"):
         collected(train(damaged).epoch(0))
-    with pytest.raises(BadInput, match=r"sample 3 "):
+    with pytest.raises(UserError, match=r"sample 3 "):
         collected(loader.eval_loader(damaged, SAMPLES, STAGE, batch=8).epoch(0))
 
 
@@ -102,7 +102,7 @@ def test_replaced_by_the_stand_in_and_counted(tmp_path, encoded, good, write_bet
             continue
         assert counts[place // 16] - (counts[place // 16 - 1] if place >= 16 else 0) > 0
         while draw % SAMPLES in BAD:
-            draw = order.stand_in(draw, seed=5, num_samples=SAMPLES)
+            draw = order.replacement(draw, seed=5, num_samples=SAMPLES)
         assert labels[place] == draw % SAMPLES % 5
         assert torch.equal(images[place], shown(good, batches, draw))
 
@@ -147,7 +147,7 @@ def test_over_the_limit_the_run_stops_and_names_the_worst(damaged, limit, stops)
         collected(batches.epoch(0))
         assert "sample 17 x/17.jpg (1x)" in batches.bad.worst()
         return
-    with pytest.raises(BadInput, match=rf"an epoch's 96 showings .* data\.bad_limit {limit:g} allows: sample \d+ x/"):
+    with pytest.raises(UserError, match=rf"an epoch's 96 showings .* data\.bad_limit {limit:g} allows: sample \d+ x/"):
         collected(batches.epoch(0))
 
 
@@ -155,13 +155,13 @@ def test_all_are_bad(good, flip_bit):
     """It ends, even where everything may be replaced."""
     for sample in range(SAMPLES):
         flip_bit(good, sample)
-    with pytest.raises(BadInput, match="64 images that were to stand in for a bad one are bad too"):
+    with pytest.raises(UserError, match="64 images that were to stand in for a bad one are bad too"):
         collected(train(good, bad_limit=1.0).epoch(0))
 
 
 def test_a_stand_in_that_is_bad_is_no_further_showing(good):
     """Two showings of a batch, one of which needs three stand-ins: 2 of 96, and the limit is 2."""
-    policy = BadSamples(opened(good), seed=5, limit=0.02)
+    policy = BadSamples(open_index(good), seed=5, limit=0.02)
     policy.begin(96)
     draws = np.arange(16)
     for places in ([3, 7], [7], [7]):
@@ -169,12 +169,12 @@ def test_a_stand_in_that_is_bad_is_no_further_showing(good):
     assert (policy.replaced, policy.times.total()) == (0, 4)
     policy.seen(0)
     assert policy.replaced == 2
-    with pytest.raises(BadInput, match="3 of an epoch's 96 showings had to be replaced"):
+    with pytest.raises(UserError, match="3 of an epoch's 96 showings had to be replaced"):
         policy.replace(1, np.arange(16, 32), SampleError(np.array([0]), np.array([decoders.CHANGED])))
 
 
 def test_stand_ins_are_spread_over_the_images():
-    stand_ins = [order.stand_in(7 * 1000 + 3, seed=seed, num_samples=1000) for seed in range(2000)]
+    stand_ins = [order.replacement(7 * 1000 + 3, seed=seed, num_samples=1000) for seed in range(2000)]
     assert all(draw // 1000 == 7 for draw in stand_ins)
     counts = np.histogram(np.array(stand_ins) % 1000, 10)[0]
     assert abs(counts - 200).max() < 60  # 4 sigma

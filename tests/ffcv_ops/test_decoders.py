@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from ffcv_ops import crops, decoders, draws, erasing, policies, randaugment, resample
-from ffcv_ops.decoders import Plan
+from ffcv_ops.decoders import TransformParams
 
 BICUBIC = Image.Resampling.BICUBIC
 SEED, SIZE = 11, 96
@@ -55,15 +55,15 @@ def pillow_transform(array, plan, draw, pillow_zoo):
 
 
 PLANS = {
-    "evaluation": Plan(crop=crops.CENTRE, ratio=0.875),
-    "rrc and flip": Plan(crop=crops.RRC, flip=0.5),
-    "rrc and 3-Augment": Plan(crop=crops.RRC, flip=0.5, augment=policies.THREE, jitter=0.3),
-    "src and 3-Augment": Plan(crop=crops.SRC, flip=0.5, augment=policies.THREE, jitter=0.3),
-    "official fine-tune": Plan(
+    "evaluation": TransformParams(crop=crops.CENTRE, ratio=0.875),
+    "rrc and flip": TransformParams(crop=crops.RRC, flip=0.5),
+    "rrc and 3-Augment": TransformParams(crop=crops.RRC, flip=0.5, augment=policies.THREE, jitter=0.3),
+    "src and 3-Augment": TransformParams(crop=crops.SRC, flip=0.5, augment=policies.THREE, jitter=0.3),
+    "official fine-tune": TransformParams(
         flip=0.5, augment=policies.RAND, **{f"rand_{name}": value for name, value in RAND._asdict().items()}
     ),
-    "auto-v0 and erasing": Plan(flip=0.5, augment=policies.AUTO_V0, erase=0.5),
-    "trivial, jitter, const erasing": Plan(
+    "auto-v0 and erasing": TransformParams(flip=0.5, augment=policies.AUTO_V0, erase=0.5),
+    "trivial, jitter, const erasing": TransformParams(
         crop=crops.SRC, augment=policies.TRIVIAL, jitter=0.2, erase=1.0, erase_mode=erasing.CONST
     ),
 }
@@ -80,7 +80,7 @@ def test_equal_to_the_transform_made_of_pillow_calls(photos, pillow_zoo, plan):
 @pytest.mark.parametrize("augment", policies.NAMES.values(), ids=policies.NAMES)
 @pytest.mark.parametrize("crop", [crops.RRC, crops.SRC, crops.CENTRE])
 def test_odd_images_do_not_break_it(odd_images, crop, augment):
-    plan = Plan(crop=crop, flip=0.5, augment=augment, jitter=0.3)
+    plan = TransformParams(crop=crop, flip=0.5, augment=augment, jitter=0.3)
     for image in odd_images.values():
         for draw in range(6):
             out = decoders.show(image, plan=plan, resolution=32, seed=0, draw=draw)
@@ -89,7 +89,7 @@ def test_odd_images_do_not_break_it(odd_images, crop, augment):
 
 
 def test_flip_frequency(photos):
-    plan = Plan(crop=crops.CENTRE, flip=0.25)
+    plan = TransformParams(crop=crops.CENTRE, flip=0.25)
     image = photos["cat"]
     upright = decoders.show(image, plan=plan._replace(flip=0.0), resolution=32, seed=0, draw=0)
     flips = 0
@@ -103,7 +103,7 @@ def test_flip_frequency(photos):
 
 def test_interpolation_is_a_choice(photos):
     image = photos["china"]
-    plan = Plan(crop=crops.CENTRE, interpolation=resample.BILINEAR)
+    plan = TransformParams(crop=crops.CENTRE, interpolation=resample.BILINEAR)
     resized = Image.fromarray(image).resize((143, 96), Image.Resampling.BILINEAR)
     ours = decoders.show(image, plan=plan, resolution=SIZE, seed=0, draw=0)
     np.testing.assert_array_equal(ours, np.asarray(resized)[:, 24:120])

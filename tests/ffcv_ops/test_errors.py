@@ -27,7 +27,7 @@ def test_another_broken_pipe_is_not_hidden():
 
 
 def test_bad_input_is_one_line_and_status_2():
-    ended = run("from ffcv_ops.errors import BadInput; raise BadInput('x: no such file')")
+    ended = run("from ffcv_ops.errors import UserError; raise UserError('x: no such file')")
     assert (ended.returncode, ended.stderr) == (2, "error: x: no such file\n")
 
 

@@ -9,13 +9,13 @@ from ffcv.writer import DatasetWriter
 
 from conversion import beton as layout
 from conversion.encode import Encoded
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 from ffcv_ops.fields import describe
 from ffcv_ops.index import sidecar
 
 
 def refused(path, *words):
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(UserError) as caught:
         describe(path)
     message = str(caught.value)
     assert "\n" not in message

@@ -9,16 +9,16 @@ import pytest
 from ffcv.reader import Reader
 
 from bench.startup import write_hole
+from config.recipe import BASE_RECIPE, load_recipe
 from ffcv_ops import index, loader
-from ffcv_ops.errors import BadInput
-from ffcv_ops.fields import describe, opened
-from training import recipe
+from ffcv_ops.errors import UserError
+from ffcv_ops.fields import describe, open_index
 
 COUNTS = (40, 1, 35, 20)
 
 
 def refused(path, *words):
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(UserError) as caught:
         describe(path)
     assert "\n" not in str(caught.value)
     for word in words:
@@ -52,7 +52,7 @@ def test_shards_are_one_row(request, tmp_path, write_shards, write_beton, fixtur
     """Every record of the shards is the whole file's, and its place the right one of the right shard."""
     samples = request.getfixturevalue(fixture)
     pattern = write_shards(tmp_path, samples, COUNTS)
-    known, whole = opened(pattern), opened(write_beton(tmp_path / "whole.beton", samples))
+    known, whole = open_index(pattern), open_index(write_beton(tmp_path / "whole.beton", samples))
     assert describe(pattern)._replace(path=None) == describe(tmp_path / "whole.beton")._replace(path=None)
     np.testing.assert_array_equal(index.column(known, "label"), index.column(whole, "label"))
     for level, name in enumerate(index.levels_of(known)):
@@ -179,7 +179,7 @@ def test_checksums_must_be_there_and_the_right_ones(whole):
 @pytest.mark.timeout(120)
 def test_no_object_and_few_bytes_per_sample(tmp_path):
     """Checking, loader and first order of 200,000 samples: what 14 million would take (bench.startup measures it)."""
-    samples, stage = 200_000, recipe.load(recipe.BASE).stages[0]
+    samples, stage = 200_000, load_recipe(BASE_RECIPE).stages[0]
     write_hole(tmp_path / "hole.beton", samples)
 
     def start():

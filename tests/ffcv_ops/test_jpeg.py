@@ -157,9 +157,7 @@ def test_damage_is_reported(run, photos, encode):
 def run_all_with_one_decoder(streams, height, width, out):
     decoder, statuses = jpeg.open_decoder(), [0 for _ in range(0)]
     for data in streams:
-        status = jpeg.begin(
-            decoder, data.ctypes.data, data.size, height, width, 8, 0, (0, height), (0, width), out
-        )
+        status = jpeg.begin(decoder, data.ctypes.data, data.size, height, width, 8, 0, (0, height), (0, width), out)
         if status == jpeg.OK:
             status = jpeg.rows(decoder, out, width, height)
         if status == jpeg.OK:

@@ -16,7 +16,7 @@ from conversion.convert import convert
 from conversion.encode import encode_item, encode_rgb
 from conversion.sources import image_folder
 from ffcv_ops import decoders, loader, order
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 from ffcv_ops.fields import describe
 from ffcv_ops.index import column, pages_of
 
@@ -89,9 +89,7 @@ def pyramid_beton(tmp_path_factory, photos):
                 Image.fromarray(part).save(folder / "images" / split / name / f"{number}.png")
     for out, levels in (("plain", None), ("pyramid", (500, 200, 120))):
         root = folder / "images"
-        encode = functools.partial(
-            encode_item, max_side=500, min_side=None, levels=levels, mode="jpg", quality=90
-        )
+        encode = functools.partial(encode_item, max_side=500, min_side=None, levels=levels, mode="jpg", quality=90)
         convert(
             image_folder(str(root)), "train", folder / f"{out}.beton", encode,
             on_error="stop", workers=1, page_size=2**21, images=beton.level_fields(levels or ()),
@@ -191,7 +189,7 @@ def test_less_is_decoded_where_it_suffices(pyramid_beton, levels, words):
     assert_same(small, epoch(path, less, workers=1))
     if levels:
         assert_same(whole, epoch(path, exact, cache="process"))
-        with pytest.raises(BadInput, match=r"data\.cache process .* image, image_200, image_120 .* data\.cache=os"):
+        with pytest.raises(UserError, match=r"data\.cache process .* image, image_200, image_120 .* data\.cache=os"):
             epoch(path, less, cache="process")
     else:
         assert_same(small, epoch(path, less, cache="process"))
@@ -270,7 +268,7 @@ def test_the_stages_words_reach_the_samples(jpg_beton, reference):
 
 
 def test_a_bad_rand_config_is_refused(jpg_beton):
-    with pytest.raises(BadInput, match=r"rand_config 'rand-m9-x1': 'x1' is none of"):
+    with pytest.raises(UserError, match=r"rand_config 'rand-m9-x1': 'x1' is none of"):
         train(jpg_beton, replace(STAGE, augment="rand", rand_config="rand-m9-x1"))
 
 
@@ -297,9 +295,9 @@ def test_a_sample_that_does_not_decode_is_named(jpg_beton, tmp_path):
     path = damaged(jpg_beton, tmp_path, 17)
     path.with_suffix(".files.txt").write_text("".join(f"folder/{k}.jpg\n" for k in range(SAMPLES)))
     batches = loader.eval_loader(path, SAMPLES, STAGE, batch=16)
-    with pytest.raises(BadInput, match=r"damaged\.beton: sample 17 folder/17\.jpg could not be decoded"):
+    with pytest.raises(UserError, match=r"damaged\.beton: sample 17 folder/17\.jpg could not be decoded"):
         collected(batches.epoch(0))
-    with pytest.raises(BadInput, match="sample 17"):
+    with pytest.raises(UserError, match="sample 17"):
         collected(train(path, replace(STAGE, repeats=1)).epoch(2))
 
 
@@ -338,7 +336,7 @@ def test_workers_do_not_change_torchs_threads(jpg_beton):
     ],
 )
 def test_impossible_batches_are_refused(jpg_beton, stage, world, message):
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(UserError, match=message):
         train(jpg_beton, stage, world=world)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 from ffcv_ops.lock import alone
 
 HOLDS = "import sys, time\nfrom pathlib import Path\nfrom ffcv_ops.lock import alone\n" + (
@@ -16,7 +16,7 @@ def test_one_process_at_a_time_and_none_that_was_killed(tmp_path):
     path = tmp_path / "new" / "lock"
     other = subprocess.Popen([sys.executable, "-c", HOLDS, path], stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "held\n"
-    with pytest.raises(BadInput, match="runs/x is being written by another process"), alone(path, "runs/x"):
+    with pytest.raises(UserError, match="runs/x is being written by another process"), alone(path, "runs/x"):
         raise AssertionError("two hold it")
     other.kill()
     other.wait()
@@ -27,7 +27,7 @@ def test_one_process_at_a_time_and_none_that_was_killed(tmp_path):
 
 def test_a_place_that_takes_no_file():
     words = "the run cannot be written: No such file"
-    with pytest.raises(BadInput, match=words), alone(Path("/proc/no/x"), "the run"):
+    with pytest.raises(UserError, match=words), alone(Path("/proc/no/x"), "the run"):
         pass
 
 

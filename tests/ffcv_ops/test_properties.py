@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from config.recipe import BASE_RECIPE, load_recipe
 from ffcv_ops import crops, draws, loader, order
-from training import recipe
 
 SEEDS, DRAWS, SLOTS = st.integers(0, 2**62), st.integers(0, 2**55), st.integers(0, 2**20)
 SAMPLES = 96  # of jpg_beton
@@ -144,7 +144,7 @@ def test_a_shuffle_is_one_and_its_own(samples, epoch, seed):
 @pytest.fixture(scope="module")
 def stages(jpg_beton):
     """Loaders of three unlike stages with a seed of each, and all that they show in epochs 0 and 1."""
-    stage = recipe.load(recipe.BASE, {"stage.batch": "16", "stage.mix_chunk": "8", "stage.resolution": "16"}).stages[0]
+    stage = load_recipe(BASE_RECIPE, {"stage.batch": "16", "stage.mix_chunk": "8", "stage.resolution": "16"}).stages[0]
     others = {"repeats": 1, "augment": "rand"}, {"crop": "src", "mixup": 0}
     kinds = [stage, *(dataclasses.replace(stage, **other) for other in others)]
     loaders = [loader.train_loader(jpg_beton, SAMPLES, kind, seed=k, workers=2) for k, kind in enumerate(kinds)]

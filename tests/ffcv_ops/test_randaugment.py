@@ -9,7 +9,7 @@ from scipy import stats
 from timm.data.auto_augment import rand_augment_transform
 
 from ffcv_ops import operations, randaugment
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 from ffcv_ops.randaugment import Strength
 
 OFFICIAL = "rand-m9-mstd0.5-inc1"
@@ -59,7 +59,7 @@ def test_the_official_string():
     ],
 )
 def test_nonsense_is_refused(config, reason):
-    with pytest.raises(BadInput, match=reason):
+    with pytest.raises(UserError, match=reason):
         randaugment.parse(config)
 
 

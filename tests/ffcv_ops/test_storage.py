@@ -9,16 +9,16 @@ import psutil
 import pytest
 import torch
 
+from config.recipe import BASE_RECIPE, load_recipe
 from ffcv_ops import loader, storage
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 from ffcv_ops.index import pages_of
-from training import recipe
 
 pytestmark = pytest.mark.timeout(240)
 
 COUNTS = (40, 1, 35, 20)
 SAMPLES = 96
-STAGE = replace(recipe.load(recipe.BASE).stages[0], resolution=48, batch=16, mix_chunk=8)
+STAGE = replace(load_recipe(BASE_RECIPE).stages[0], resolution=48, batch=16, mix_chunk=8)
 
 
 def train(path, stage=STAGE, **options):
@@ -116,7 +116,7 @@ def test_pages_of_shards_are_shuffled_together(flat):
 
 
 def test_another_number_of_samples_than_was_found(flat):
-    with pytest.raises(BadInput, match="holds 96 samples, no longer 95"):
+    with pytest.raises(UserError, match="holds 96 samples, no longer 95"):
         loader.train_loader(flat[0], 95, STAGE, seed=5)
 
 
@@ -159,7 +159,7 @@ def test_a_file_that_changes_between_epochs(tmp_path, encoded, write_shards, cha
     collected(batches.epoch(0))
     second = sorted(tmp_path.glob("*.beton"))[2]
     change(second)
-    with pytest.raises(BadInput, match=rf"{second}: was cut, replaced or written to") as caught:
+    with pytest.raises(UserError, match=rf"{second}: was cut, replaced or written to") as caught:
         next(batches.epoch(1))
     assert "\n" not in str(caught.value)
 
@@ -173,7 +173,7 @@ def test_a_file_that_changes_within_an_epoch(tmp_path, encoded, write_beton, cha
     batches = loader.train_loader(path, 1920, STAGE, seed=5, cache=cache).epoch(0)
     got = [tuple(part.clone() for part in next(batches))]
     change(path)
-    with pytest.raises(BadInput, match="was cut"):
+    with pytest.raises(UserError, match="was cut"):
         got += [tuple(part.clone() for part in batch) for batch in batches]
     assert len(got) <= 8
     assert_same(good[: len(got)], got)
@@ -186,7 +186,7 @@ def test_a_file_that_is_gone(tmp_path, encoded, write_beton):
     next(epoch)
     path.unlink()
     assert len(collected(epoch)) == 5  # it is open, and whole
-    with pytest.raises(BadInput, match=r"x\.beton: cannot be opened any more: No such file"):
+    with pytest.raises(UserError, match=r"x\.beton: cannot be opened any more: No such file"):
         next(batches.epoch(1))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 from rn_vs_vit import grid
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,11 +105,11 @@ BAD = {
 
 @pytest.mark.parametrize(("text", "complaint"), BAD.items(), ids=BAD.values())
 def test_what_would_not_be_fair_is_refused(text, complaint, write):
-    with pytest.raises(BadInput, match=complaint.replace("(", r"\(")):
+    with pytest.raises(UserError, match=complaint.replace("(", r"\(")):
         grid.read(write(text))
 
 
 def test_the_command_line_cannot_set_what_cells_differ_in(write):
     for name in ("seed", "stage.augment", "stage.lr", "log.name"):
-        with pytest.raises(BadInput, match=f"{name} is what cells differ in"):
+        with pytest.raises(UserError, match=f"{name} is what cells differ in"):
             grid.read(write(SMALL), {name: "1"})

@@ -18,7 +18,7 @@ import torch
 import xxhash
 
 from bench import endless_saves
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 from training import checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,7 +72,7 @@ def test_what_cannot_be_read_now_is_not_taken_for_damaged(fault, words, folder, 
         raise fault
 
     monkeypatch.setattr(checkpoints.torch, "load", load)
-    with pytest.raises(BadInput, match=rf"000000010\.pt cannot be read now \({words}\); nothing is changed"):
+    with pytest.raises(UserError, match=rf"000000010\.pt cannot be read now \({words}\); nothing is changed"):
         checkpoints.newest(folder, pytest.fail)
     assert names(folder) == ["000000005.pt", "000000010.pt"]
 
@@ -125,7 +125,9 @@ def test_nothing_starts_anew_where_all_are_damaged(folder):
     for path in folder.iterdir():
         path.write_bytes(path.read_bytes()[:-1])
     for _ in range(2):  # the second time as well
-        with pytest.raises(BadInput, match=r"000000010.pt is no checkpoint .* no older one is whole; delete") as caught:
+        with pytest.raises(
+            UserError, match=r"000000010.pt is no checkpoint .* no older one is whole; delete"
+        ) as caught:
             checkpoints.newest(folder, pytest.fail)
         assert "\n" not in str(caught.value)
 

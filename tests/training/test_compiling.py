@@ -8,8 +8,9 @@ from timm.layers import use_fused_attn
 from torch._dynamo.utils import counters
 
 import train_imagenet
-from training import compiling, datasets, distributed, recipe
-from training.step import Job, gradients, random_batch, update
+from config.recipe import load_recipe
+from training import compiling, datasets, distributed
+from training.step import Run, gradients, random_batch, update
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,19 +28,19 @@ def fresh():
 def begun(resolution=32, **keys):
     keys = {"stage.resolution": str(resolution), "stage.batch": "32", "stage.drop_path": "0.3",
             "speed.compile": "true"} | keys  # fmt: skip
-    run = recipe.load(ROOT / "recipes/smoke.yaml", keys)
+    recipe = load_recipe(ROOT / "recipes/smoke.yaml", keys)
     ranks = distributed.Ranks(0, 0, 1, torch.device("cpu"))
-    job = Job(run, ranks, {"main": datasets.DataSet(None, None, 5)}, torch.float32)
-    return job, train_imagenet.begin_stage(job, 0, None, 0), run.stages[0]
+    run = Run(recipe, ranks, {"main": datasets.DataSet(None, None, 5)}, torch.float32)
+    return run, train_imagenet.begin_stage(run, 0, None, 0), recipe.stages[0]
 
 
-def train(job, state, stage, steps):
+def train(run, state, stage, steps):
     losses = []
     state.model.train()
     for step in range(steps):
         torch.manual_seed(step)
-        loss = gradients(job, state, stage, state.model, *random_batch(job, stage, 32), step=step, seed=0, piece=16)
-        update(job, state, stage, loss)
+        loss = gradients(run, state, stage, state.model, *random_batch(run, stage, 32), step=step, seed=0, piece=16)
+        update(run, state, stage, loss)
         losses.append(loss.item())
     return losses
 
@@ -61,14 +62,14 @@ def test_only_another_resolution_compiles_anew_and_the_numbers_stay(law):
     graphs = []
     for resolution in (32, 48):
         expected = train(*begun(resolution, **{"speed.compile": "false", "speed.drop_path": law}), steps=4)
-        job, state, stage = begun(resolution, **{"speed.drop_path": law})
+        run, state, stage = begun(resolution, **{"speed.drop_path": law})
         said = []
-        compiling.compile_stage(job, state, stage, 16, say=said.append)
+        compiling.compile_stage(run, state, stage, 16, say=said.append)
         assert said == []
         graphs.append(counters["stats"]["unique_graphs"])
-        assert train(job, state, stage, 4) == pytest.approx(expected, abs=1e-5)
-        train_imagenet.evaluated(job, stage, [state.model], Uncompiled(resolution))
-        train(job, state, stage, 2)
+        assert train(run, state, stage, 4) == pytest.approx(expected, abs=1e-5)
+        train_imagenet.evaluated(run, stage, [state.model], Uncompiled(resolution))
+        train(run, state, stage, 2)
         assert counters["stats"]["unique_graphs"] == graphs[-1], "something was compiled again"
     assert graphs == [2, 4]
     assert counters["graph_break"] == {}
@@ -76,25 +77,25 @@ def test_only_another_resolution_compiles_anew_and_the_numbers_stay(law):
 
 def test_where_it_cannot_compile_one_line_says_so():
     """A C++ compiler that is not there, as on a machine without one."""
-    job, state, stage = begun()
+    run, state, stage = begun()
     expected = train(*begun(**{"speed.compile": "false"}), steps=2)
     said = []
     with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",), "fx_graph_cache": False}):
-        compiling.compile_stage(job, state, stage, 16, say=said.append)
+        compiling.compile_stage(run, state, stage, 16, say=said.append)
     assert len(said) == 1
     assert said[0].startswith("speed.compile: this platform cannot (")
     assert "\n" not in said[0]
-    assert train(job, state, stage, 2) == expected
+    assert train(run, state, stage, 2) == expected
     assert all(parameter.grad is None for parameter in state.model.parameters())
 
 
 def test_attention_is_fused():
     """One operation, in timm's blocks and on this platform."""
-    job, state, stage = begun()
+    run, state, stage = begun()
     assert use_fused_attn()
     assert all(block.attn.fused_attn for block in state.model.blocks)
     with torch.profiler.profile() as profile:
-        train(job, state, stage, 1)
+        train(run, state, stage, 1)
     names = {event.key for event in profile.key_averages()}
     assert any("scaled_dot_product" in name for name in names)
     assert "aten::softmax" not in names

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from ffcv_ops.errors import BadInput
-from training import datasets, recipe
+from config.recipe import load_recipe
+from ffcv_ops.errors import UserError
+from training import datasets
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,7 +22,7 @@ def run(tmp_path, jpg_beton, raw_beton):
 
     def load(**changes):
         overrides = {key: str(path) for key, path in files.items()} | changes
-        return recipe.load(ROOT / "recipes/in21k_s_90ep.yaml", overrides)
+        return load_recipe(ROOT / "recipes/in21k_s_90ep.yaml", overrides)
 
     return load
 
@@ -38,7 +39,7 @@ def test_each_word_has_its_files_and_classes(run, jpg_beton, raw_beton):
 def test_only_the_stages_that_will_run_need_their_files(run):
     missing = run(**{"data.train": "nothing.beton"})
     assert list(datasets.open_sets(missing, first=1)) == ["finetune"]
-    with pytest.raises(BadInput, match=r"nothing\.beton: no such file"):
+    with pytest.raises(UserError, match=r"nothing\.beton: no such file"):
         datasets.open_sets(missing)
 
 
@@ -56,13 +57,13 @@ def test_labels_mean_the_same_classes_in_training_and_validation(names, words, r
     if words is None:
         assert datasets.open_sets(given)["main"].classes == 8
     else:
-        with pytest.raises(BadInput, match=words):
+        with pytest.raises(UserError, match=words):
             datasets.open_sets(given)
 
 
 def test_classes_of_the_run_must_hold_all_labels(run):
     assert datasets.open_sets(run(**{"model.classes": "9"}))["finetune"].classes == 9
-    with pytest.raises(BadInput, match=r"model\.classes is 7, but labels go up to 7"):
+    with pytest.raises(UserError, match=r"model\.classes is 7, but labels go up to 7"):
         datasets.open_sets(run(**{"model.classes": "7"}))
 
 
@@ -76,7 +77,7 @@ def test_plans_do_without_files(run):
 
 def test_every_recipes_files_are_known_or_bundled():
     for path in (ROOT / "recipes").glob("**/*.yaml"):
-        data = recipe.load(path).data
+        data = load_recipe(path).data
         for file in (data.train, data.val, data.finetune_train, data.finetune_val):
             name = None if file is None else Path(file).stem.rpartition("_")[0]
             assert name in (None, "photos", "own", *datasets.PUBLIC), path

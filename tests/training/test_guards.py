@@ -8,9 +8,10 @@ import re
 import pytest
 import torch
 
-from ffcv_ops.errors import BadInput
-from training import distributed, guards, micro, recipe
-from training.step import Job
+from config.recipe import BASE_RECIPE, load_recipe
+from ffcv_ops.errors import UserError
+from training import distributed, guards, micro
+from training.step import Run
 
 
 def spikes_in(losses):
@@ -53,14 +54,14 @@ def test_a_run_that_stays_high_is_reported_until_it_is_the_usual():
     (64, 2, "for 2 samples at once (speed.micro_batch); use a smaller model or --speed.parallel=fsdp,"),
 ])  # fmt: skip
 def test_too_little_memory_names_a_micro_batch_that_is_possible(share, piece, words):
-    run = recipe.load(recipe.BASE, {"stage.batch": str(2 * share), "stage.mix_chunk": str(share)})
-    job = Job(run, distributed.Ranks(0, 0, 2, torch.device("cpu")), {}, torch.float32)
-    with pytest.raises(BadInput) as caught, guards.explained_memory(job, run.stages[0], piece):
+    recipe = load_recipe(BASE_RECIPE, {"stage.batch": str(2 * share), "stage.mix_chunk": str(share)})
+    run = Run(recipe, distributed.Ranks(0, 0, 2, torch.device("cpu")), {}, torch.float32)
+    with pytest.raises(UserError) as caught, guards.explained_memory(run, recipe.stages[0], piece):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has ...")
     said = str(caught.value)
     assert f"stage train: cpu has too little memory {words}" in said
     assert "\n" not in said
-    with pytest.raises(RuntimeError, match="another"), guards.explained_memory(job, run.stages[0], piece):
+    with pytest.raises(RuntimeError, match="another"), guards.explained_memory(run, recipe.stages[0], piece):
         raise RuntimeError("another")
 
 
@@ -72,9 +73,9 @@ def test_too_little_memory_names_a_micro_batch_that_is_possible(share, piece, wo
 ])  # fmt: skip
 def test_so_does_an_evaluation(share, batch, piece, words):
     """And with the number that it names, an evaluation takes no more than that at once."""
-    run = recipe.load(recipe.BASE, {"stage.batch": str(2 * share), "stage.mix_chunk": str(share)})
-    job = Job(run, distributed.Ranks(0, 0, 2, torch.device("cpu")), {}, torch.float32)
-    with pytest.raises(BadInput) as caught, guards.explained_evaluation(job, run.stages[0], batch, piece=piece):
+    recipe = load_recipe(BASE_RECIPE, {"stage.batch": str(2 * share), "stage.mix_chunk": str(share)})
+    run = Run(recipe, distributed.Ranks(0, 0, 2, torch.device("cpu")), {}, torch.float32)
+    with pytest.raises(UserError) as caught, guards.explained_evaluation(run, recipe.stages[0], batch, piece=piece):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has ...")
     said = str(caught.value)
     assert f"stage train: cpu has too little memory to evaluate {words}" in said
@@ -83,5 +84,5 @@ def test_so_does_an_evaluation(share, batch, piece, words):
     if found := re.search(r"micro_batch=(\d+)", said):
         assert micro.in_evaluation(int(found[1]), int(found[1])) == int(found[1]) < batch
         assert micro.in_evaluation(int(found[1])) == int(found[1])
-    with pytest.raises(RuntimeError, match="another"), guards.explained_evaluation(job, run.stages[0], batch):
+    with pytest.raises(RuntimeError, match="another"), guards.explained_evaluation(run, recipe.stages[0], batch):
         raise RuntimeError("another")

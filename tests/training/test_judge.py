@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 import train_imagenet
-from ffcv_ops.errors import BadInput
+from config.recipe import load_recipe
+from ffcv_ops.errors import UserError
 from ffcv_ops.fields import describe
 from ffcv_ops.loader import eval_loader
-from training import judge, recipe, weights
+from training import judge, weights
 from training.state import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,7 +48,7 @@ def named(tmp_path, beton, classes=None, files=None):
 
 @torch.inference_mode()
 def logits_of(network, beton, side=32):
-    stage = recipe.load(ROOT / "recipes/smoke.yaml", {"stage.resolution": str(side)}).stages[-1]
+    stage = load_recipe(ROOT / "recipes/smoke.yaml", {"stage.resolution": str(side)}).stages[-1]
     images, labels = next(iter(eval_loader(beton, 96, stage, batch=96).epoch(0)))
     mean, std = (torch.tensor(values) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
     return network(((images / 255 - mean) / std).permute(0, 3, 1, 2)).double().numpy(), labels.numpy().copy()
@@ -160,7 +161,7 @@ def test_a_run_remembers_its_evaluations_raw_and_averaged(tmp_path, jpg_beton):
     run = tmp_path / "run"
     train_imagenet.main([*SMOKE, *data, f"--log.out={tmp_path}", "--log.name=run"])
     epochs = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines() if '"epoch"' in line]
-    average = RunFolder(recipe.load(run / "recipe.yaml")).load()["average"]
+    average = RunFolder(load_recipe(run / "recipe.yaml")).load()["average"]
     saved = load_file(run / "model_ema.safetensors")
     assert all(torch.equal(saved[key], value) for key, value in average.items())
     for source in (run, run / "model_ema.safetensors", run):
@@ -242,9 +243,9 @@ def test_too_little_memory_is_one_line_that_names_the_key(tmp_path, jpg_beton, m
 def test_what_cannot_be_matched_is_refused(tmp_path, jpg_beton):
     known = judge.Names(tuple("abcdefg"), True)
     beton = describe(jpg_beton)._replace(class_names=tuple("abxyz"))
-    with pytest.raises(BadInput, match="3 of its 5 classes are none of the model's 7: x, y, z"):
+    with pytest.raises(UserError, match="3 of its 5 classes are none of the model's 7: x, y, z"):
         judge.columns(beton, known, 7)
-    with pytest.raises(BadInput, match="labels go up to 4"):
+    with pytest.raises(UserError, match="labels go up to 4"):
         judge.columns(beton._replace(class_names=None), judge.Names(None, False), 4)
     assert judge.columns(beton, judge.Names(None, False), 5) is None
     guessed = judge.names_of_outputs(1000, None, "missing.beton")
@@ -255,5 +256,5 @@ def test_what_cannot_be_matched_is_refused(tmp_path, jpg_beton):
 
 def test_record_that_is_none(tmp_path):
     (tmp_path / "evaluations.json").write_text("{")
-    with pytest.raises(BadInput, match="delete it"):
+    with pytest.raises(UserError, match="delete it"):
         judge.record(tmp_path, [])

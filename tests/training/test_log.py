@@ -5,8 +5,8 @@ import re
 
 import pytest
 
+from config.recipe import BASE_RECIPE, load_recipe
 from training import log as logging
-from training import recipe
 from training.progress import Part
 from training.state import RunFolder
 
@@ -17,14 +17,14 @@ def begin(tmp_path, monkeypatch):
     now = [500.0]
     monkeypatch.setattr(logging.time, "monotonic", lambda: now[0])
     overrides = {"log.out": str(tmp_path), "log.name": "run", "log.tensorboard": "false"}
-    run = recipe.load(recipe.BASE.parent / "vit_s_800ep.yaml", overrides)
+    run = load_recipe(BASE_RECIPE.parent / "vit_s_800ep.yaml", overrides)
     folder = RunFolder(run)
     folder.prepare(run)
     parts = [Part(stage.name, 10, (1.0,) * stage.epochs, 1_281_167, 50_000, 1000) for stage in run.stages]
 
     def begin(step=None, first=True, batch=0):
         saved = None if step is None else {"step": step, "batch": batch}
-        return logging.Log(folder, run, parts, first=first, world=3, saved=saved), now
+        return logging.Log(folder, run, parts, is_main=first, world=3, saved=saved), now
 
     begin.folder, begin.stage = folder, run.stages[0]
     return begin

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ffcv_ops.errors import BadInput
-from training import datasets, distributed, micro, model, optim, recipe
+from config.recipe import load_recipe
+from ffcv_ops.errors import UserError
+from training import datasets, distributed, micro, model, optim
 from training.state import State
-from training.step import Job, gradients, random_batch
+from training.step import Run, gradients, random_batch
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -61,7 +62,7 @@ def test_a_model_that_never_fits_is_said_in_one_line():
     def attempt(samples):
         raise torch.OutOfMemoryError("out of memory")
 
-    with pytest.raises(BadInput, match="not even 2 samples"):
+    with pytest.raises(UserError, match="not even 2 samples"):
         micro.by_trial(network(), attempt, micro.choices(8, even=True), reserved=0)
     with pytest.raises(ValueError, match="another"):
         micro.by_trial(network(), lambda samples: int("another"), [8], reserved=0)
@@ -73,18 +74,18 @@ class FakeGPU:
 
 def test_a_trial_is_a_pass_of_the_real_step(monkeypatch):
     """From the recipe to the trial, on a CPU that is taken for a GPU with room for 20 samples."""
-    run = recipe.load(ROOT / "recipes/smoke.yaml", {"stage.resolution": "32", "stage.drop_path": "0.2"})
-    stage, ranks = run.stages[0], distributed.Ranks(0, 0, 1, torch.device("cpu"))
-    job = Job(run, ranks, {"main": datasets.DataSet(None, None, 5)}, torch.float32)
+    recipe = load_recipe(ROOT / "recipes/smoke.yaml", {"stage.resolution": "32", "stage.drop_path": "0.2"})
+    stage, ranks = recipe.stages[0], distributed.Ranks(0, 0, 1, torch.device("cpu"))
+    run = Run(recipe, ranks, {"main": datasets.DataSet(None, None, 5)}, torch.float32)
     made = model.create("deit3_micro_patch16_224", resolution=32, classes=5, drop_path=0.2, layer_scale=1e-4)
     state = State(0, 0, 0, made, None, optim.build(made, stage), torch.amp.GradScaler("cpu", enabled=False))
-    assert micro.find(job, state, stage) == 64
+    assert micro.find(run, state, stage) == 64
 
     pieces, reserves, by_trial = [], [], micro.by_trial
 
     def crowded(_, *given, piece, **named):
         pieces.append(piece)
-        assert gradients(job, *given, piece=piece, **named) > 0
+        assert gradients(run, *given, piece=piece, **named) > 0
         if piece > 20:
             raise torch.OutOfMemoryError("out of memory")
 
@@ -93,9 +94,9 @@ def test_a_trial_is_a_pass_of_the_real_step(monkeypatch):
         return by_trial(*given, reserved=reserved)
 
     monkeypatch.setattr(micro, "gradients", crowded)
-    monkeypatch.setattr(micro, "random_batch", lambda _, *given: random_batch(job, *given))
+    monkeypatch.setattr(micro, "random_batch", lambda _, *given: random_batch(run, *given))
     monkeypatch.setattr(micro, "by_trial", noting)
-    assert micro.find(job._replace(ranks=ranks._replace(device=FakeGPU())), state, stage) == 16
+    assert micro.find(run._replace(ranks=ranks._replace(device=FakeGPU())), state, stage) == 16
     assert pieces == [64, 32, 16]
     moments_and_update = 4 * model.count(made) * 3
     assert reserves == [moments_and_update + 4 * 64 * 3 * 32 * 32]  # and four batches of uint8 images
@@ -106,13 +107,13 @@ import sys
 sys.path.insert(0, {root!r})
 import torch
 from training import distributed, micro
-ranks = distributed.join("cpu")
+ranks = distributed.init_process_group("cpu")
 def attempt(samples):
-    if samples > (64 if ranks.first else 17):
+    if samples > (64 if ranks.is_main else 17):
         raise torch.OutOfMemoryError("out of memory")
 found = micro.by_trial(torch.nn.Linear(2, 2), attempt, micro.choices(64, even=True), reserved=0)
 print("found", found)
-distributed.leave()
+distributed.destroy_process_group()
 """
 
 

@@ -13,16 +13,14 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models import ResNet50_Weights
 
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 from training import model
 from training.depth import StochasticDepth
 
 
 def create(name="deit3_micro_patch16_224", *, resolution=48, classes=10, drop_path=0.0, layer_scale=1e-4):
     torch.manual_seed(0)
-    return model.create(
-        name, resolution=resolution, classes=classes, drop_path=drop_path, layer_scale=layer_scale
-    )
+    return model.create(name, resolution=resolution, classes=classes, drop_path=drop_path, layer_scale=layer_scale)
 
 
 # --- size and cost -------------------------------------------------------------------------------------------------
@@ -244,7 +242,7 @@ def test_blur_pool_blurs_before_the_six_strided_convolutions():
     assert found == {f"layer{k}.0.{part}" for k in (2, 3, 4) for part in ("conv2", "downsample.0")}
     own = dict(blurred.state_dict())
     assert own.keys() - plain.state_dict().keys() == {f"{name}.blur" for name in found}
-    with pytest.raises(BadInput, match="6 of the weights do not fit"):
+    with pytest.raises(UserError, match="6 of the weights do not fit"):
         model.load(plain, own)
     x = torch.randn(2, 128, 9, 12, generator=torch.Generator().manual_seed(0))
     kernel = np.outer([1, 2, 1], [1, 2, 1]) / 16
@@ -258,14 +256,14 @@ def test_blur_pool_blurs_before_the_six_strided_convolutions():
 
 
 def test_an_unknown_name_is_answered_with_near_ones():
-    with pytest.raises(BadInput, match=r"deit3_smal_patch16_224.*deit3_small_patch16_224"):
+    with pytest.raises(UserError, match=r"deit3_smal_patch16_224.*deit3_small_patch16_224"):
         create("deit3_smal_patch16_224")
 
 
 def test_a_model_without_stochastic_depth_refuses_a_rate():
     with torch.device("meta"):
         assert create("vgg11", resolution=224, drop_path=0.0).num_classes == 10
-        with pytest.raises(BadInput, match=r"vgg11.*drop_path"):
+        with pytest.raises(UserError, match=r"vgg11.*drop_path"):
             create("vgg11", resolution=224, drop_path=0.1)
 
 
@@ -320,14 +318,14 @@ def test_tokens_without_a_place_keep_their_embedding():
 def test_a_grid_that_is_no_square_is_refused():
     weights = dict(create().state_dict())
     weights["pos_embed"] = torch.zeros(1, 12, 128)
-    with pytest.raises(BadInput, match="12 places"):
+    with pytest.raises(UserError, match="12 places"):
         model.grow(weights, create(resolution=96))
 
 
 @pytest.mark.parametrize("name", ["deit3_micro_patch16_224", "resnet18"])
 def test_a_new_head_is_the_models_own(name):
     weights, network = create(name, classes=7).state_dict(), create(name, classes=10)
-    with pytest.raises(BadInput, match=r"2 of the weights.*\(7,.*\(10,.*set stage.head: new"):
+    with pytest.raises(UserError, match=r"2 of the weights.*\(7,.*\(10,.*set stage.head: new"):
         model.load(network, model.grow(weights, network))
     fresh = {key: value.clone() for key, value in network.get_classifier().state_dict().items()}
     nn.init.ones_(next(iter(network.parameters())))
@@ -356,7 +354,7 @@ def test_weights_that_do_not_fit_are_listed_and_nothing_is_copied():
     del weights["norm.bias"]
     weights["dist_token"] = torch.zeros(1)
     weights["head.bias"] = torch.zeros(11)
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(UserError) as caught:
         model.load(network, weights)
     message = str(caught.value)
     for part in ("3 of the weights", "norm.bias: missing", "dist_token: not in", "head.bias: (11,)", "(10,)"):

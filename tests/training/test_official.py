@@ -4,15 +4,16 @@ import json
 
 import pytest
 
-from training import official, recipe
+from config.recipe import BASE_RECIPE, load_recipe
+from training import official
 from training.progress import Part
 
-RECIPES = recipe.BASE.parent
+RECIPES = BASE_RECIPE.parent
 POINTS = json.loads((RECIPES / "official_curves.json").read_text())
 
 
 def courses(cfg, val_images=50_000, **overrides):
-    run = recipe.load(RECIPES / f"{cfg}.yaml", {f"stage.{key}": value for key, value in overrides.items()})
+    run = load_recipe(RECIPES / f"{cfg}.yaml", {f"stage.{key}": value for key, value in overrides.items()})
     parts = [Part(stage.name, 10, (1.0,) * stage.epochs, 1000, val_images, 1000) for stage in run.stages]
     return official.courses(run, parts)
 

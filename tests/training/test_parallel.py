@@ -12,20 +12,21 @@ import copy, json, sys
 sys.path.insert(0, {root!r})
 import torch
 import train_imagenet
-from training import datasets, distributed, parallel, recipe
-from training.state import Means, RunFolder, restore
-from training.step import Job, gradients, random_batch, update
+from training import datasets, distributed, parallel
+from config.recipe import load_recipe
+from training.state import StepStats, RunFolder, restore
+from training.step import Run, gradients, random_batch, update
 
-ranks = distributed.join("cpu")
+ranks = distributed.init_process_group("cpu")
 
 
-def run(how, optimizer, *, steps, law="exact", piece=8, saved=None):
+def train(how, optimizer, *, steps, law="exact", piece=8, saved=None):
     keys = {{"stage.resolution": "32", "stage.batch": "32", "stage.drop_path": "0.3", "stage.optimizer": optimizer,
              "stage.lr": "1e-3", "stage.clip_norm": "1.0", "speed.drop_path": law, "speed.parallel": how,
              "log.out": sys.argv[1]}}
-    job = Job(recipe.load({root!r} + "/recipes/smoke.yaml", keys), ranks, {{"main": datasets.DataSet(None, None, 5)}},
+    run = Run(load_recipe({root!r} + "/recipes/smoke.yaml", keys), ranks, {{"main": datasets.DataSet(None, None, 5)}},
               torch.float32)
-    stage, (share, state) = job.run.stages[0], (32 // ranks.world, train_imagenet.begin_stage(job, 0, None, 0))
+    stage, (share, state) = run.recipe.stages[0], (32 // ranks.world, train_imagenet.begin_stage(run, 0, None, 0))
     if saved:
         restore(state, copy.deepcopy(saved))
     forward = parallel.distribute(state, stage, ranks, how, accumulates=piece < share)
@@ -33,16 +34,16 @@ def run(how, optimizer, *, steps, law="exact", piece=8, saved=None):
     means = []
     for k in steps:
         torch.manual_seed(k)
-        images, labels = (part[ranks.rank * share :][:share] for part in random_batch(job, stage, 32))
-        loss = gradients(job, state, stage, forward, images, labels, step=k, seed=0, piece=piece)
-        norm, _ = update(job, state, stage, loss)
-        means.append([(distributed.sum_over_ranks(loss.clone()) / ranks.world).item(), norm.item()])
-    return job, state, means
+        images, labels = (part[ranks.rank * share :][:share] for part in random_batch(run, stage, 32))
+        loss = gradients(run, state, stage, forward, images, labels, step=k, seed=0, piece=piece)
+        norm, _ = update(run, state, stage, loss)
+        means.append([(distributed.all_reduce_sum(loss.clone()) / ranks.world).item(), norm.item()])
+    return run, state, means
 
 
 class Uneven:  # more batches in one rank than in the other; together always the same images
     def epoch(self, _):
-        every = [random_batch(job, job.run.stages[0], 8) for k in range(5) if torch.manual_seed(k)]
+        every = [random_batch(run, run.recipe.stages[0], 8) for k in range(5) if torch.manual_seed(k)]
         yield from every[ranks.rank * 2 :][: 5 if ranks.world == 1 else 2 + ranks.rank]
 
 
@@ -50,24 +51,24 @@ ways = ("ddp", "fsdp") if ranks.world > 1 else ("ddp",)
 found = {{}}
 for law in ("exact", "subset"):
     for how in ways:
-        found[f"{{how}} {{law}}"] = run(how, "lamb", steps=range(20), law=law)[2]
+        found[f"{{how}} {{law}}"] = train(how, "lamb", steps=range(20), law=law)[2]
 if ranks.world > 1:
-    found["one piece"] = run("ddp", "lamb", steps=range(20), piece=32 // ranks.world)[2]
+    found["one piece"] = train("ddp", "lamb", steps=range(20), piece=32 // ranks.world)[2]
 for optimizer in ("lamb", "adamw", "sgd"):
     for how in ways:
-        job, state, means = run(how, optimizer, steps=range(3))
-        folder = RunFolder(job.run)
-        folder.save(state, Means(), first=ranks.first)
-        distributed.wait_for_all()
-        saved = folder.load(first=ranks.first)
+        run, state, means = train(how, optimizer, steps=range(3))
+        folder = RunFolder(run.recipe)
+        folder.save(state, StepStats(), is_main=ranks.is_main)
+        distributed.barrier()
+        saved = folder.load(is_main=ranks.is_main)
         for then in ways:
-            found[f"{{optimizer}} {{how}} {{then}}"] = means + run(then, optimizer, steps=range(3, 6), saved=saved)[2]
-        distributed.wait_for_all()
-stage, networks = job.run.stages[0], (state.model, state.average)
-found["evaluation"] = train_imagenet.evaluated(job, stage, networks, Uneven())
-if ranks.first:
+            found[f"{{optimizer}} {{how}} {{then}}"] = means + train(then, optimizer, steps=range(3, 6), saved=saved)[2]
+        distributed.barrier()
+stage, networks = run.recipe.stages[0], (state.model, state.average)
+found["evaluation"] = train_imagenet.evaluated(run, stage, networks, Uneven())
+if ranks.is_main:
     print(json.dumps(found), flush=True)
-distributed.leave()
+distributed.destroy_process_group()
 """
 
 

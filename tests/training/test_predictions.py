@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 from torch import nn
 
+from config.recipe import BASE_RECIPE, load_recipe
 from ffcv_ops import order
-from training import distributed, predictions, recipe
-from training.step import Job
+from training import distributed, predictions
+from training.step import Run
 
-STAGE = recipe.load(Path(recipe.BASE.parent / "smoke.yaml")).stages[0]  # 32 px
+STAGE = load_recipe(Path(BASE_RECIPE.parent / "smoke.yaml")).stages[0]  # 32 px
 N, CLASSES = 61, 5
 
 
@@ -36,11 +37,11 @@ def labels():
     return torch.from_numpy(np.random.default_rng(1).integers(0, CLASSES, N))
 
 
-def job(rank=0, world=1, names=("a", "b", "c", "d", "e")):
+def run(rank=0, world=1, names=("a", "b", "c", "d", "e")):
     beton = SimpleNamespace(path="x.beton", samples=N, class_names=names)
     data = SimpleNamespace(train=beton, val=beton, classes=CLASSES)
-    run = recipe.load(recipe.BASE.parent / "smoke.yaml")
-    return Job(run, distributed.Ranks(rank, rank, world, torch.device("cpu")), {"main": data}, torch.float32)
+    recipe = load_recipe(BASE_RECIPE.parent / "smoke.yaml")
+    return Run(recipe, distributed.Ranks(rank, rank, world, torch.device("cpu")), {"main": data}, torch.float32)
 
 
 def batches(images, labels, rank=0, world=1, size=8):
@@ -76,7 +77,7 @@ def check(made, images, labels):
 @pytest.mark.parametrize("size", [1, 8, 64])
 def test_one_rank(images, labels, size):
     network = Reddest().train()
-    check(predictions.collect(job(), STAGE, network, batches(images, labels, size=size)), images, labels)
+    check(predictions.collect(run(), STAGE, network, batches(images, labels, size=size)), images, labels)
     assert network.training
 
 
@@ -93,15 +94,13 @@ def test_several_ranks_see_each_image_once(images, labels, world, monkeypatch):
         meet.wait(60)
         return total
 
-    monkeypatch.setattr(predictions.distributed, "sum_over_ranks", summed)
+    monkeypatch.setattr(predictions.distributed, "all_reduce_sum", summed)
     made = [None] * world
 
     def work(rank):
         rank_of.number = rank
         with torch.inference_mode():
-            made[rank] = predictions.collect(
-                job(rank, world), STAGE, Reddest(), batches(images, labels, rank, world)
-            )
+            made[rank] = predictions.collect(run(rank, world), STAGE, Reddest(), batches(images, labels, rank, world))
 
     threads = [threading.Thread(target=work, args=(rank,), daemon=True) for rank in range(world)]
     for thread in threads:
@@ -113,7 +112,7 @@ def test_several_ranks_see_each_image_once(images, labels, world, monkeypatch):
 
 
 def test_what_is_saved_is_read_again(images, labels, tmp_path):
-    made = predictions.collect(job(names=None), STAGE, Reddest(), batches(images, labels))
+    made = predictions.collect(run(names=None), STAGE, Reddest(), batches(images, labels))
     assert made.classes[-1] == "class 4"
     large = made._replace(pictures=np.repeat(np.repeat(made.pictures, 10, 1), 10, 2))
     predictions.save(tmp_path / "x.npz", large)
@@ -128,7 +127,7 @@ def test_what_is_saved_is_read_again(images, labels, tmp_path):
 
 def test_without_mistakes_nothing_is_shown(images, tmp_path):
     right = torch.from_numpy(expected(images, torch.zeros(N))[0])
-    made = predictions.collect(job(), STAGE, Reddest(), batches(images, right))
+    made = predictions.collect(run(), STAGE, Reddest(), batches(images, right))
     assert made.shown.size == 0
     predictions.save(tmp_path / "x.npz", made)
     assert len(predictions.load(tmp_path / "x.npz").pictures) == 0

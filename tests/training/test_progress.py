@@ -2,7 +2,8 @@
 
 import pytest
 
-from training import datasets, model, progress, recipe, schedule
+from config.recipe import BASE_RECIPE, load_recipe
+from training import datasets, model, progress, schedule
 from training.progress import Part
 
 PARTS = [Part("a", 5, (10.0,) * 4, 100, 10, 3), Part("b", 3, (9.0, 18.0, 27.0), 100, 10, 3)]
@@ -31,7 +32,7 @@ def test_the_pace_is_that_of_the_points():
 
 def test_a_plan_counts_images_times_multiply_adds():
     """FFCV's ResNet recipe, whose resolution rises: the work of an epoch goes with the area of its images."""
-    run = recipe.load(recipe.BASE.parent / "rn50_ffcv_16ep.yaml", {"model.name": "test_resnet"})
+    run = load_recipe(BASE_RECIPE.parent / "rn50_ffcv_16ep.yaml", {"model.name": "test_resnet"})
     sets = datasets.planned_sets(run)
     (part,) = progress.plan(run, sets, 0)
     stage = run.stages[0]

@@ -48,9 +48,7 @@ def test_official_rate_of_each_epoch(epochs, lr, table):
 @pytest.mark.parametrize(("epochs", "warmup"), [(30, 5), (30, 0), (7, 7), (3, 5), (1, 0), (1, 1), (1, 5)])
 def test_epoch_schedule_is_timms_one_epoch_late(epochs, warmup):
     law = {"lr": 2e-3, "min_lr": 3e-5, "warmup_lr": 1e-6}
-    expected = timm_rates(
-        [max(e - 1, 0) for e in range(epochs)], length=epochs, warmup=warmup, prefix=False, **law
-    )
+    expected = timm_rates([max(e - 1, 0) for e in range(epochs)], length=epochs, warmup=warmup, prefix=False, **law)
     rates = [
         learning_rate(4 * e + 3, steps_per_epoch=4, epochs=epochs, warmup_epochs=warmup, schedule="epoch", **law)
         for e in range(epochs)
@@ -62,9 +60,7 @@ def test_epoch_schedule_is_timms_one_epoch_late(epochs, warmup):
 def test_step_schedule_is_timms_with_warmup_before_the_cosine(epochs, warmup):
     law, per_epoch = {"lr": 2e-3, "min_lr": 3e-5, "warmup_lr": 1e-6}, 11
     steps = range(epochs * per_epoch + 1)
-    expected = timm_rates(
-        steps, length=(epochs - warmup) * per_epoch, warmup=warmup * per_epoch, prefix=True, **law
-    )
+    expected = timm_rates(steps, length=(epochs - warmup) * per_epoch, warmup=warmup * per_epoch, prefix=True, **law)
     rates = [
         learning_rate(s, steps_per_epoch=per_epoch, epochs=epochs, warmup_epochs=warmup, schedule="step", **law)
         for s in steps
@@ -78,7 +74,13 @@ def test_step_schedule_is_timms_with_warmup_before_the_cosine(epochs, warmup):
 def test_step_schedule_may_end_inside_its_warmup(epochs, warmup):
     rates = [
         learning_rate(
-            s, steps_per_epoch=10, epochs=epochs, lr=1.0, min_lr=0.1, warmup_epochs=warmup, warmup_lr=0.5,
+            s,
+            steps_per_epoch=10,
+            epochs=epochs,
+            lr=1.0,
+            min_lr=0.1,
+            warmup_epochs=warmup,
+            warmup_lr=0.5,
             schedule="step",
         )
         for s in range(10 * epochs)

@@ -11,16 +11,17 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ffcv_ops.errors import BadInput
-from training import checkpoints, optim, recipe
-from training.state import Means, RunFolder, State, restore, science
+from config.recipe import load_recipe
+from ffcv_ops.errors import UserError
+from training import checkpoints, optim
+from training.state import RunFolder, State, StepStats, restore, science
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
 def run(tmp_path):
-    return recipe.load(ROOT / "recipes" / "smoke.yaml", {"log.out": str(tmp_path / "runs")})
+    return load_recipe(ROOT / "recipes" / "smoke.yaml", {"log.out": str(tmp_path / "runs")})
 
 
 def begun(run):
@@ -48,9 +49,9 @@ def test_what_is_saved_comes_back(run):
     folder, before = RunFolder(run), trained(run)
     folder.prepare(run)
     assert folder.load() is None
-    folder.save(before, Means(steps=2, loss=1.5, losses=2), first=True)
+    folder.save(before, StepStats(steps=2, loss=1.5, losses=2), is_main=True)
     after = begun(run)
-    assert restore(after, folder.load()) == Means(steps=2, loss=1.5, losses=2)
+    assert restore(after, folder.load()) == StepStats(steps=2, loss=1.5, losses=2)
     assert (after.epoch, after.batch, after.step) == (1, 2, 3)
     for name in ("model", "average", "optimizer"):
         one, other = (getattr(s, name).state_dict() for s in (before, after))
@@ -73,7 +74,7 @@ def flat(value):
 def test_the_last_stages_weights_are_a_file_of_their_own(run):
     folder, before = RunFolder(run), trained(run)
     folder.prepare(run)
-    folder.save_weights("model", before.model, first=True)
+    folder.save_weights("model", before.model, is_main=True)
     assert flat(load_file(folder.path / "model.safetensors")) == flat(dict(before.model.state_dict()))
 
 
@@ -83,16 +84,16 @@ def test_a_checkpoint_of_another_version_or_run_is_refused_in_one_line(run):
     good = {"format": 3, "stage": 0, "epoch": 0, "batch": 0, "step": 1}
     for content in (good | {"format": 2}, good | {"epoch": -1}, good | {"batch": "0"}, {"format": 3}):
         checkpoints.write(folder.checkpoints, 1, content, keep=1)
-        with pytest.raises(BadInput, match=r"000000001\.pt: not a checkpoint of this version") as caught:
+        with pytest.raises(UserError, match=r"000000001\.pt: not a checkpoint of this version") as caught:
             folder.load()
         assert "\n" not in str(caught.value)
-    folder.save(trained(run), Means(), first=True)
+    folder.save(trained(run), StepStats(), is_main=True)
     whole = folder.load()
     other = trained(run)
     other.model = nn.Linear(7, 7)
     for state, content in ((other, whole), (trained(run), {k: v for k, v in whole.items() if k != "optimizer"}),
-                           (trained(run), whole | {"so_far": {"speed": 1}})):  # fmt: skip
-        with pytest.raises(BadInput, match="the checkpoint of step 3 is not one of this run") as caught:
+                           (trained(run), whole | {"epoch_stats": {"speed": 1}})):  # fmt: skip
+        with pytest.raises(UserError, match="the checkpoint of step 3 is not one of this run") as caught:
             restore(state, content)
         assert "\n" not in str(caught.value)
 
@@ -101,14 +102,14 @@ def test_a_full_disk_keeps_what_was_saved_before(run, monkeypatch):
     folder = RunFolder(run)
     folder.prepare(run)
     before = trained(run)
-    assert folder.save(before, Means(), first=True) == ""
+    assert folder.save(before, StepStats(), is_main=True) == ""
 
     def full(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
     before.step = 4
-    assert folder.save(before, Means(), first=True) == "No space left on device"
+    assert folder.save(before, StepStats(), is_main=True) == "No space left on device"
     assert [path.name for path in folder.checkpoints.iterdir()] == ["000000003.pt"]
     assert folder.load()["step"] == 3
 
@@ -132,17 +133,17 @@ def test_a_checkpoint_is_due_by_the_clock(run, monkeypatch):
     found = []
     for now[0] in (219.0, 220.0, 221.0):
         found.append(folder.due())
-    folder.save(trained(run), Means(), first=True)
+    folder.save(trained(run), StepStats(), is_main=True)
     assert (found, folder.due(), never.due()) == ([False, True, True], False, False)
 
 
 def test_a_folder_belongs_to_one_recipe(run):
     folder = RunFolder(run)
     folder.prepare(run)
-    folder.save(trained(run), Means(), first=True)
+    folder.save(trained(run), StepStats(), is_main=True)
     folder.prepare(dataclasses.replace(run, data=dataclasses.replace(run.data, workers=1)))
     stages = (dataclasses.replace(run.stages[0], lr=0.5), *run.stages[1:])
-    with pytest.raises(BadInput, match=r"stage first_32: lr .* not 0\.5"):
+    with pytest.raises(UserError, match=r"stage first_32: lr .* not 0\.5"):
         folder.prepare(dataclasses.replace(run, stages=stages))
 
 
@@ -160,7 +161,7 @@ def test_the_order_within_an_epoch_stays(run, batch):
     folder, state = RunFolder(run), trained(run)
     folder.prepare(run)
     state.batch = batch
-    assert folder.save(state, Means(), first=True) == ""
+    assert folder.save(state, StepStats(), is_main=True) == ""
     (folder.path / "plan.json").write_text('[{"stage": "first_32", "train_images": 96}]')
     other = RunFolder(dataclasses.replace(run, data=dataclasses.replace(run.data, shuffle_pages=7)))
     saved = folder.load()
@@ -168,7 +169,7 @@ def test_the_order_within_an_epoch_stays(run, batch):
     cases = (other, 96, "data.shuffle_pages .*, not 7"), (folder, 95, "first_32 has 96 images, not 95")
     for one, images, words in cases:
         if batch:
-            with pytest.raises(BadInput, match=f"{words}: that changes the order within the epoch"):
+            with pytest.raises(UserError, match=f"{words}: that changes the order within the epoch"):
                 one.check_order(saved, "first_32", images)
         else:
             one.check_order(saved, "first_32", images)

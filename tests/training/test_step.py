@@ -10,11 +10,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import train_imagenet
-from ffcv_ops.errors import BadInput
-from training import datasets, distributed, guards, recipe, step
+from config.recipe import load_recipe
+from ffcv_ops.errors import UserError
+from training import datasets, distributed, guards, step
 from training.log import Meter
-from training.state import Means, RunFolder
-from training.step import Job, random_batch
+from training.state import RunFolder, StepStats
+from training.step import Run, random_batch
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -23,16 +24,16 @@ CPU = torch.device("cpu")
 def job_of(tmp_path, **keys):
     keys = {"stage.resolution": "32", "stage.batch": "8", "stage.mix_chunk": "8", "speed.micro_batch": "4",
             "stage.drop_path": "0.2", "log.out": str(tmp_path), "log.every": "4"} | keys  # fmt: skip
-    run = recipe.load(ROOT / "recipes/smoke.yaml", keys)
-    return Job(run, distributed.Ranks(0, 0, 1, CPU), {"main": datasets.DataSet(None, None, 5)}, torch.float32)
+    recipe = load_recipe(ROOT / "recipes/smoke.yaml", keys)
+    return Run(recipe, distributed.Ranks(0, 0, 1, CPU), {"main": datasets.DataSet(None, None, 5)}, torch.float32)
 
 
 class Batches:
     """A loader of random images, with a class of images that make gradients infinite at `bad` steps."""
 
-    def __init__(self, job, count):
+    def __init__(self, run, count):
         torch.manual_seed(1)
-        self.batches = [random_batch(job, job.run.stages[0], 8) for _ in range(count)]
+        self.batches = [random_batch(run, run.recipe.stages[0], 8) for _ in range(count)]
         self.bad = SimpleNamespace(replaced=0)
 
     def __len__(self):
@@ -60,9 +61,9 @@ class Silent:
         self.say(said)
 
 
-def epoch(job, state, batches, log):
+def epoch(run, state, batches, log):
     return train_imagenet.train_epoch(
-        job, state, job.run.stages[0], state.model, batches, seed=3, piece=4, meter=Meter(CPU), due=lambda: False,
+        run, state, run.recipe.stages[0], state.model, batches, seed=3, piece=4, meter=Meter(CPU), due=lambda: False,
         log=log, asked=lambda: None,
     )  # fmt: skip
 
@@ -86,14 +87,14 @@ class Reads(TorchDispatchMode):
 @pytest.mark.parametrize("optimizer", ["lamb", "adamw", "sgd"])
 @pytest.mark.parametrize("drop_path", ["exact", "subset"])
 def test_between_log_points_the_host_reads_nothing(optimizer, drop_path, tmp_path):
-    job = job_of(tmp_path, **{"stage.optimizer": optimizer, "speed.drop_path": drop_path})
-    state = train_imagenet.begin_stage(job, 0, None, 0)
+    run = job_of(tmp_path, **{"stage.optimizer": optimizer, "speed.drop_path": drop_path})
+    state = train_imagenet.begin_stage(run, 0, None, 0)
     with Reads() as reads:
         torch.ones(3).sum().item()
         torch.ones(3).nonzero()
         assert reads.found == ["_local_scalar_dense", "nonzero"], "the count itself"
         reads.found.clear()
-        readings = list(epoch(job, state, Batches(job, 8), Silent()))
+        readings = list(epoch(run, state, Batches(run, 8), Silent()))
     assert [reading.means.steps for reading in readings] == [4, 4]
     assert reads.found == []
 
@@ -102,18 +103,18 @@ def test_between_log_points_the_host_reads_nothing(optimizer, drop_path, tmp_pat
 def test_a_step_runs_on_tensors_without_contents(drop_path, tmp_path, monkeypatch):
     """On the meta device anything that needs a value fails, whichever way it is read. torch has LAMB's kernels there,
     not SGD's, of which the average is made."""
-    job = job_of(tmp_path, **{"speed.drop_path": drop_path})
-    job = job._replace(ranks=job.ranks._replace(device=torch.device("meta")))
-    monkeypatch.setattr(Job, "autocast", lambda self: nullcontext())
+    run = job_of(tmp_path, **{"speed.drop_path": drop_path})
+    run = run._replace(ranks=run.ranks._replace(device=torch.device("meta")))
+    monkeypatch.setattr(Run, "autocast", lambda self: nullcontext())
     state = train_imagenet.begin_stage(job_of(tmp_path), 0, None, 0)
     state.model.to("meta").train()
     state.average = None
-    state.optimizer = train_imagenet.optim.build(state.model, job.run.stages[0])
+    state.optimizer = train_imagenet.optim.build(state.model, run.recipe.stages[0])
     meter = Meter(torch.device("meta"))
     for _ in range(2):
-        images, labels = random_batch(job, job.run.stages[0], 8)
-        loss = step.gradients(job, state, job.run.stages[0], state.model, images, labels, step=0, seed=0, piece=4)
-        norm, bad = step.update(job, state, job.run.stages[0], loss)
+        images, labels = random_batch(run, run.recipe.stages[0], 8)
+        loss = step.gradients(run, state, run.recipe.stages[0], state.model, images, labels, step=0, seed=0, piece=4)
+        norm, bad = step.update(run, state, run.recipe.stages[0], loss)
         meter.add(loss, norm, bad, 8, 0.0)
     assert loss.device.type == norm.device.type == bad.device.type == "meta"
     with pytest.raises(NotImplementedError):
@@ -124,8 +125,8 @@ def poison(monkeypatch, steps):
     """Makes the loss of these steps infinite."""
     real = step.gradients
 
-    def gradients(job, state, *given, **named):
-        loss = real(job, state, *given, **named)
+    def gradients(run, state, *given, **named):
+        loss = real(run, state, *given, **named)
         if state.step in steps:
             loss = loss * float("nan")
             for parameter in state.model.parameters():
@@ -135,11 +136,11 @@ def poison(monkeypatch, steps):
     monkeypatch.setattr(train_imagenet, "gradients", gradients)
 
 
-def run_to_the_end(job, state, batches, folder, log):
-    means = Means()
-    for reading in epoch(job, state, batches, log):
+def run_to_the_end(run, state, batches, folder, log):
+    means = StepStats()
+    for reading in epoch(run, state, batches, log):
         means += reading.means
-        guards.heed(job, state, job.run.stages[0], folder, log, reading, means, guards.Spikes())
+        guards.heed(run, state, run.recipe.stages[0], folder, log, reading, means, guards.Spikes())
     return means
 
 
@@ -153,24 +154,24 @@ def weights_of(state):
 @pytest.mark.parametrize("bad", [0, 4, 6])
 def test_a_bad_step_stops_the_run_with_the_state_before_it(bad, tmp_path, monkeypatch):
     """Found at the next log point, and yet the checkpoint is that of the last good step, bit for bit."""
-    job, folder = job_of(tmp_path), None
-    folder = RunFolder(job.run)
-    folder.prepare(job.run)
-    batches = Batches(job, 8)
-    reference = train_imagenet.begin_stage(job, 0, None, 0)
+    run, folder = job_of(tmp_path), None
+    folder = RunFolder(run.recipe)
+    folder.prepare(run.recipe)
+    batches = Batches(run, 8)
+    reference = train_imagenet.begin_stage(run, 0, None, 0)
     short = copy.copy(batches)
     short.batches = batches.batches[:bad]
-    list(epoch(job, reference, short, Silent()))
+    list(epoch(run, reference, short, Silent()))
 
-    state = train_imagenet.begin_stage(job, 0, None, 0)
+    state = train_imagenet.begin_stage(run, 0, None, 0)
     poison(monkeypatch, {bad, bad + 2})
     words = f"stage first_32, step {bad + 1}: loss nan, gradient norm nan; stopped"
-    with pytest.raises(BadInput, match=words) as said:
-        run_to_the_end(job, state, batches, folder, Silent())
+    with pytest.raises(UserError, match=words) as said:
+        run_to_the_end(run, state, batches, folder, Silent())
     assert "\n" not in str(said.value)
     saved = folder.load()
     assert (saved["step"], saved["batch"], saved["epoch"]) == (bad, bad, 0)
-    resumed = train_imagenet.begin_stage(job, 0, None, 0)
+    resumed = train_imagenet.begin_stage(run, 0, None, 0)
     means = train_imagenet.restore(resumed, saved)
     assert (means.losses, means.steps, means.images, means.bad) == (bad, bad, 8 * bad, 0)
     one, other = weights_of(reference), weights_of(resumed)
@@ -181,25 +182,25 @@ def test_a_bad_step_stops_the_run_with_the_state_before_it(bad, tmp_path, monkey
 
 def test_with_a_scaler_the_state_is_that_of_the_log_point_and_said_to_be(tmp_path, monkeypatch):
     """Scaled gradients cannot be halted for: what follows the bad step counts."""
-    job = job_of(tmp_path)
-    folder, state = RunFolder(job.run), train_imagenet.begin_stage(job, 0, None, 0)
-    folder.prepare(job.run)
+    run = job_of(tmp_path)
+    folder, state = RunFolder(run.recipe), train_imagenet.begin_stage(run, 0, None, 0)
+    folder.prepare(run.recipe)
     state.scaler = torch.amp.GradScaler("cpu", enabled=True)
     poison(monkeypatch, {1})
     words = r"step 2: loss nan, .* holds the state after step 4, without that one \(fp16: the steps after it moved"
-    with pytest.raises(BadInput, match=words):
-        run_to_the_end(job, state, Batches(job, 8), folder, Silent())
+    with pytest.raises(UserError, match=words):
+        run_to_the_end(run, state, Batches(run, 8), folder, Silent())
     saved = folder.load()
-    assert (saved["step"], saved["batch"], saved["so_far"]["steps"], saved["so_far"]["bad"]) == (4, 4, 4, 1)
+    assert (saved["step"], saved["batch"], saved["epoch_stats"]["steps"], saved["epoch_stats"]["bad"]) == (4, 4, 4, 1)
 
 
 def test_bad_steps_are_left_out_and_counted(tmp_path, monkeypatch):
     """`skip`: what follows is as if the weights had been kept by hand."""
-    job = job_of(tmp_path, on_nonfinite="skip")
-    batches, log = Batches(job, 8), Silent()
-    state = train_imagenet.begin_stage(job, 0, None, 0)
+    run = job_of(tmp_path, on_nonfinite="skip")
+    batches, log = Batches(run, 8), Silent()
+    state = train_imagenet.begin_stage(run, 0, None, 0)
     poison(monkeypatch, {1, 2, 6})
-    means = run_to_the_end(job, state, batches, RunFolder(job.run), log)
+    means = run_to_the_end(run, state, batches, RunFolder(run.recipe), log)
     assert (means.bad, means.losses, means.norms, state.step) == (3, 5, 5, 8)
     steps = [row for row in log.rows if row["kind"] == "step"]
     assert [row["bad_steps"] for row in steps] == [2, 1]
@@ -210,14 +211,14 @@ def test_bad_steps_are_left_out_and_counted(tmp_path, monkeypatch):
     assert all(value.isfinite().all() for value in weights_of(state).values())
     monkeypatch.undo()
 
-    by_hand = train_imagenet.begin_stage(job, 0, None, 0)
+    by_hand = train_imagenet.begin_stage(run, 0, None, 0)
     for k, (images, labels) in enumerate(batches.batches):
         by_hand.step = k
         if k not in {1, 2, 6}:
             train_imagenet.optim.set_lr(by_hand.optimizer, steps[k // 4]["lr"])
             given = {"step": k, "seed": 3, "piece": 4}
-            loss = step.gradients(job, by_hand, job.run.stages[0], by_hand.model.train(), images, labels, **given)
-            step.update(job, by_hand, job.run.stages[0], loss)
+            loss = step.gradients(run, by_hand, run.recipe.stages[0], by_hand.model.train(), images, labels, **given)
+            step.update(run, by_hand, run.recipe.stages[0], loss)
     one, other = weights_of(state), weights_of(by_hand)
     assert all(torch.equal(one[key], other[key]) for key in one)
 
@@ -225,18 +226,18 @@ def test_bad_steps_are_left_out_and_counted(tmp_path, monkeypatch):
 @pytest.mark.parametrize("most, ends", [(4, True), (5, False)])
 def test_too_many_bad_steps_in_a_row_end_the_run(most, ends, tmp_path, monkeypatch):
     """Five in a row, over the border of two log intervals; one in front of them does not count."""
-    job = job_of(tmp_path, on_nonfinite="skip", nonfinite_in_a_row=str(most))
+    run = job_of(tmp_path, on_nonfinite="skip", nonfinite_in_a_row=str(most))
     poison(monkeypatch, {0, 2, 3, 4, 5, 6})
-    state, folder = train_imagenet.begin_stage(job, 0, None, 0), RunFolder(job.run)
-    folder.prepare(job.run)
-    folder.save(state, Means(), first=True)
+    state, folder = train_imagenet.begin_stage(run, 0, None, 0), RunFolder(run.recipe)
+    folder.prepare(run.recipe)
+    folder.save(state, StepStats(), is_main=True)
     before = {path: path.read_bytes() for path in folder.checkpoints.iterdir()}
     if ends:
-        with pytest.raises(BadInput, match=r"step 5: .*more than 4 steps in a row .* not finite; stopped") as said:
-            run_to_the_end(job, state, Batches(job, 8), folder, Silent())
+        with pytest.raises(UserError, match=r"step 5: .*more than 4 steps in a row .* not finite; stopped") as said:
+            run_to_the_end(run, state, Batches(run, 8), folder, Silent())
         assert "\n" not in str(said.value)
     else:
-        assert run_to_the_end(job, state, Batches(job, 8), folder, Silent()).bad == 6
+        assert run_to_the_end(run, state, Batches(run, 8), folder, Silent()).bad == 6
     assert {path: path.read_bytes() for path in folder.checkpoints.iterdir()} == before, "the last good one is kept"
 
 

@@ -14,14 +14,14 @@ EPOCH = STEP | {"kind": "epoch", "epoch": 1, "step": 9, "top1": 0.25, "val_loss"
                 "resolution": 48}  # fmt: skip
 
 
-def opened(folder, lines, *, tensorboard=False, tracker="none", keys=None):
+def open_index(folder, lines, *, tensorboard=False, tracker="none", keys=None):
     return trackers.Trackers(folder, tensorboard=tensorboard, tracker=tracker, recipe="seed: 0\nmodel:\n  name: x\n",
                              keys=keys or {"seed": 0}, step=-1, say=lines.append)  # fmt: skip
 
 
 def test_tensorboard_has_groups_and_the_recipe(tmp_path):
     lines = []
-    told = opened(tmp_path, lines, tensorboard=True)
+    told = open_index(tmp_path, lines, tensorboard=True)
     told.row(STEP)
     told.row(EPOCH)
     told.row({"kind": "warning", "step": 9, "text": "x"})
@@ -51,7 +51,7 @@ def test_wandb_offline_goes_on_under_the_same_name(tmp_path, monkeypatch):
     folder, lines = tmp_path / "run", []
     folder.mkdir()
     for _ in range(2):
-        told = opened(folder, lines, tracker="wandb", keys={"model": {"name": "x"}, "seed": 31337})
+        told = open_index(folder, lines, tracker="wandb", keys={"model": {"name": "x"}, "seed": 31337})
         told.row(STEP)
         told.close()
     assert lines == []
@@ -94,7 +94,7 @@ def test_trackio_is_told_the_same(tmp_path, monkeypatch):
     fake, lines = Fake("trackio"), []
     monkeypatch.setitem(sys.modules, "trackio", fake)
     for _ in range(2):
-        told = opened(tmp_path, lines, tracker="trackio")
+        told = open_index(tmp_path, lines, tracker="trackio")
         told.row(STEP)
         told.close()
     first, *others = fake.calls
@@ -109,7 +109,7 @@ def test_trackio_is_told_the_same(tmp_path, monkeypatch):
 def test_a_failing_tracker_costs_one_line(tmp_path, monkeypatch, fails_at):
     monkeypatch.setitem(sys.modules, "trackio", Fake("trackio", fails_at))
     lines = []
-    told = opened(tmp_path, lines, tracker="trackio")
+    told = open_index(tmp_path, lines, tracker="trackio")
     for _ in range(3):
         told.row(STEP)
     told.row(EPOCH)
@@ -122,11 +122,11 @@ def test_what_is_not_asked_for_is_not_imported(tmp_path, monkeypatch):
     for name in ("wandb", "trackio", "tensorboard"):
         monkeypatch.setitem(sys.modules, name, None)
     lines = []
-    told = opened(tmp_path, lines)
+    told = open_index(tmp_path, lines)
     told.row(STEP)
     told.close()
     assert lines == []
-    opened(tmp_path, lines, tracker="wandb").row(STEP)
+    open_index(tmp_path, lines, tracker="wandb").row(STEP)
     assert len(lines) == 1
     assert "wandb is left out" in lines[0]
 

@@ -32,8 +32,8 @@ CASES = {
     "killed": ([seen(0), seen(1, gone=True)], False, r"rank 1 \(node, process 101\) is gone"),
     "silent": ([seen(0, still=99), seen(1, silent=61, still=61)], False, r"rank 1 .* gives no sign of life for 61 sec"),
     "silent after a failure": ([seen(0), seen(1, silent=11)], True, r"rank 1 .* gives no sign of life for 11 seconds"),
-    "failing by itself": ([seen(0), seen(1, gone=True, silent=4, left="BadInput: x")], False, None),
-    "failed": ([seen(0), seen(1, gone=True, silent=11, left="BadInput: x")], False, "rank 1 .* ended: BadInput: x"),
+    "failing by itself": ([seen(0), seen(1, gone=True, silent=4, left="UserError: x")], False, None),
+    "failed": ([seen(0), seen(1, gone=True, silent=11, left="UserError: x")], False, "rank 1 .* ended: UserError: x"),
     "stalled loader": ([seen(0, still=61), seen(1, "waiting for its loader, batch 8", still=59, waits=True),
                         seen(2, still=55)], False, "rank 1 .* is waiting for its loader, batch 8 since .*, for 59"),
     "all loaders": ([seen(0, waits=True, still=70), seen(1, waits=True, still=150)], False, "rank 1 .* for 2 minutes"),
@@ -119,7 +119,7 @@ from training import distributed, watchdog
 from training.watchdog import Watchdog
 
 watchdog.TICK = 1.0
-ranks, stalled = distributed.join("cpu"), {stalled}
+ranks, stalled = distributed.init_process_group("cpu"), {stalled}
 
 
 class Loader:
@@ -135,7 +135,7 @@ class Loader:
 
 with Watchdog({minutes}, ranks) as watch:
     for batch in watch.watched(Loader(), "stage x").epoch(0):
-        distributed.sum_over_ranks(torch.ones(1))
+        distributed.all_reduce_sum(torch.ones(1))
         if batch == 2:
             print("moving", flush=True)
 """

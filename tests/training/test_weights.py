@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from timm.data import ImageNetInfo
 from timm.models.deit import checkpoint_filter_fn
 
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 from training import model, weights
 
 
@@ -103,7 +103,7 @@ def test_what_cannot_be_used_is_said_in_one_line(tmp_path):
         "hostile.pth": "holds more than tensors and plain values, which are not loaded",
         ".": "no such file",
     }.items():
-        with pytest.raises(BadInput, match=words) as refusal:
+        with pytest.raises(UserError, match=words) as refusal:
             weights.read(tmp_path / name)
         assert "\n" not in str(refusal.value)
     assert not (tmp_path / "ran").exists()
@@ -113,7 +113,7 @@ def test_without_a_network_a_models_name_is_refused_in_one_line(monkeypatch, tmp
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     for name in ("timm:deit3_small_patch16_224.fb_in1k", "hf-hub:timm/deit3_small_patch16_224.fb_in1k", "timm:vit_x"):
-        with pytest.raises(BadInput, match="cannot fetch") as refusal:
+        with pytest.raises(UserError, match="cannot fetch") as refusal:
             weights.read(name)
         assert "\n" not in str(refusal.value)
 
@@ -155,7 +155,7 @@ def test_class_names_of_a_model_folder(tmp_path):
         assert weights.class_names(f"local-dir:{tmp_path}") == names
     for damaged in ("[1", "[1]", '{"label_names": {"1": "a"}}'):
         config.write_text(damaged)
-        with pytest.raises(BadInput, match="not the config"):
+        with pytest.raises(UserError, match="not the config"):
             weights.class_names(tmp_path)
 
 
@@ -178,9 +178,9 @@ def test_names_that_are_not_given_are_timms_lists():
 
 
 def test_classes_without_names_are_refused():
-    with pytest.raises(BadInput, match="names of 19167 classes"):
+    with pytest.raises(UserError, match="names of 19167 classes"):
         weights.matching_rows(19167, 1000)
-    with pytest.raises(BadInput, match="names of 7 classes"):
+    with pytest.raises(UserError, match="names of 7 classes"):
         weights.matching_rows(1000, 7)
-    with pytest.raises(BadInput, match="none of the classes a,"):
+    with pytest.raises(UserError, match="none of the classes a,"):
         weights.matching_rows(1000, 2, new_names=("a", "b"))

@@ -25,7 +25,7 @@ def test_each_contender_trains_and_marks_its_phases(name, monkeypatch):
     made = contender(name, TINY, compiles=False, device=CPU, mark=clock)
     network = made.state.model if hasattr(made, "state") else getattr(made, "network", made.model)
     averages = made.state.average if hasattr(made, "state") else made.average.module
-    images, labels = random_batch(made.job, made.job.run.stages[0], 16)
+    images, labels = random_batch(made.job, made.job.recipe.stages[0], 16)
     before = [copy.deepcopy(kept.state_dict()) for kept in (network, averages)]
     for _ in range(3):
         clock("start")

@@ -8,7 +8,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from conversion.sources import image_folder
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 
 
 def touch(path: Path):
@@ -67,7 +67,7 @@ def test_relative_folder(folder, monkeypatch):
 )
 def test_folders_that_cannot_be_used(folder, spoil, message):
     spoil(folder)
-    with pytest.raises(BadInput, match=message.replace("(", r"\(")) as caught:
+    with pytest.raises(UserError, match=message.replace("(", r"\(")) as caught:
         image_folder(str(folder))
     assert "\n" not in str(caught.value)
 
@@ -75,14 +75,14 @@ def test_folders_that_cannot_be_used(folder, spoil, message):
 def test_no_classes(tmp_path):
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "a.jpg").write_text("")
-    with pytest.raises(BadInput, match="has no class folders"):
+    with pytest.raises(UserError, match="has no class folders"):
         image_folder(str(tmp_path))
 
 
 def test_many_differing_classes_are_counted_not_listed(folder):
     for number in range(10):
         touch(folder / "train" / f"only{number}" / "1.jpg")
-    with pytest.raises(BadInput, match="val/ lacks only0, only1, only2 and 7 more"):
+    with pytest.raises(UserError, match="val/ lacks only0, only1, only2 and 7 more"):
         image_folder(str(folder))
 
 

@@ -11,7 +11,7 @@ from torchvision.datasets import imagenet
 from conversion.sources import open_source
 from conversion.sources.ilsvrc import DEVKIT, META, SYNSETS, TRAIN, TRUTH, VAL
 from conversion.sources.synsets import class_list
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 
 SYNSET_OF = {1: "n02119789", 2: "n01440764", 3: "n04116512"}  # the devkit's numbers do not follow the synsets' order
 TRUTHS = [2, 1, 3, 1, 2]
@@ -91,7 +91,7 @@ def test_devkit_unpacked_or_one_synset_a_line(folder):
     with tarfile.open(folder / DEVKIT) as devkit:
         content = {name: devkit.extractfile(f"ILSVRC2012_devkit_t12/data/{name}").read() for name in (META, TRUTH)}
     (folder / DEVKIT).unlink()
-    with pytest.raises(BadInput, match=r"lacks ILSVRC2012_devkit_t12.tar.gz"):
+    with pytest.raises(UserError, match=r"lacks ILSVRC2012_devkit_t12.tar.gz"):
         open_source(str(folder))
     for name, text in content.items():
         (folder / name).write_bytes(text)
@@ -150,6 +150,6 @@ def test_names_are_only_names(tmp_path, packed, jpeg):
 )
 def test_what_cannot_be_used(folder, packed, spoil, message):
     spoil(folder, packed)
-    with pytest.raises(BadInput, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         open_source(str(folder))
     assert "\n" not in str(caught.value)

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from conversion.sources import _kind_of, open_source
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 
 
 @pytest.fixture
@@ -51,10 +51,10 @@ def test_what_a_place_is(places, place, kind):
     ],
 )
 def test_places_that_are_nothing(places, place, message):
-    with pytest.raises(BadInput, match=re.escape(message)):
+    with pytest.raises(UserError, match=re.escape(message)):
         open_source(str(places / place))
 
 
 def test_a_label_that_nobody_would_read(places):
-    with pytest.raises(BadInput, match=r"data.label is for WebDataset and Parquet"):
+    with pytest.raises(UserError, match=r"data.label is for WebDataset and Parquet"):
         open_source(str(places / "folder"), label="fine_label")

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from conversion.sources import open_source
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 
 NAMES = ["tench, Tinca tinca", "goldfish", "great\nwhite"]
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -72,7 +72,7 @@ def test_which_column(tmp_path, jpeg):
     write(tmp_path / "a.parquet", [(jpeg(0), None), (jpeg(1), None)], [1, 0], features=names, coarse=[0, 0])
     assert open_source(str(tmp_path)).classes == ("x", "y")
     assert open_source(str(tmp_path), label="coarse").classes == ("u",)
-    with pytest.raises(BadInput, match=r"data.label must be a column of class numbers; there is label, coarse"):
+    with pytest.raises(UserError, match=r"data.label must be a column of class numbers; there is label, coarse"):
         open_source(str(tmp_path), label="clas")
 
 
@@ -95,7 +95,7 @@ def test_which_column(tmp_path, jpeg):
 def test_files_that_cannot_be_used(tmp_path, jpeg, spoil, message):
     write(tmp_path / "0.parquet", [(jpeg(0), None)] * 3, [0, 1, 2])
     spoil(tmp_path / "0.parquet", jpeg(0))
-    with pytest.raises(BadInput, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         open_source(str(tmp_path))
     assert "\n" not in str(caught.value)
 
@@ -104,7 +104,7 @@ def test_files_of_two_data_sets(folder, jpeg):
     """The same numbers would mean other classes."""
     other = {"label": {"names": NAMES[::-1], "_type": "ClassLabel"}}
     write(folder / "data" / "validation-00000-of-00001.parquet", [(jpeg(8), None)], [1], features=other)
-    with pytest.raises(BadInput, match=r"validation-00000-of-00001.parquet has other columns or classes than test-"):
+    with pytest.raises(UserError, match=r"validation-00000-of-00001.parquet has other columns or classes than test-"):
         open_source(str(folder))
 
 
@@ -115,19 +115,19 @@ def test_damaged_data_name_the_file(tmp_path, jpeg):
     source = open_source(str(tmp_path))
     content[4:60] = b"\xff" * 56
     (tmp_path / "0.parquet").write_bytes(content)
-    with pytest.raises(BadInput, match=r"0.parquet cannot be read"):
+    with pytest.raises(UserError, match=r"0.parquet cannot be read"):
         source.read(source.splits["train"].items[0])
 
 
 def test_an_image_that_is_only_a_path(tmp_path, jpeg):
     write(tmp_path / "0.parquet", [(jpeg(0), "a"), (None, "/etc/passwd")], [0, 1])
     source = open_source(str(tmp_path))
-    with pytest.raises(BadInput, match="has no bytes here, only a path"):
+    with pytest.raises(UserError, match="has no bytes here, only a path"):
         source.read(source.splits["train"].items[1])
 
 
 def test_without_pyarrow(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(BadInput, match="Parquet files need pyarrow; pip install pyarrow"):
+    with pytest.raises(UserError, match="Parquet files need pyarrow; pip install pyarrow"):
         open_source(str(folder))

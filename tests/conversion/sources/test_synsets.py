@@ -7,7 +7,7 @@ from timm.data import ImageNetInfo
 from torchvision.datasets import ImageFolder
 
 from conversion.sources import open_source, synsets
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 
 TIMMS = {"imagenet1k": "imagenet-1k", "imagenet12k": "imagenet-12k", "imagenet21k": "imagenet-22k",
          "imagenet21k_goog": "imagenet-21k-goog"}  # fmt: skip
@@ -25,14 +25,14 @@ def test_winter21_is_what_the_release_holds():
     known = synsets.class_list("imagenet21k")
     found = [*known[2000:21_000], *known[:167]]
     assert synsets.ordered(found, "winter21", "w21") == tuple(sorted(found))
-    with pytest.raises(BadInput, match=r"w21 has 19,166 classes; winter21 has 19,167"):
+    with pytest.raises(UserError, match=r"w21 has 19,166 classes; winter21 has 19,167"):
         synsets.ordered(found[1:], "winter21", "w21")
-    with pytest.raises(BadInput, match="not in the 21,841 synsets of ImageNet-21k: n00000001"):
+    with pytest.raises(UserError, match="not in the 21,841 synsets of ImageNet-21k: n00000001"):
         synsets.ordered([*found[1:], "n00000001"], "winter21", "w21")
     assert synsets.named(19_167, sorted(found), "winter21", "shards") == tuple(sorted(found))
-    with pytest.raises(BadInput, match="shards has its classes not in the order of their synsets"):
+    with pytest.raises(UserError, match="shards has its classes not in the order of their synsets"):
         synsets.named(19_167, found, "winter21", "shards")
-    with pytest.raises(BadInput, match="timm has no list"):
+    with pytest.raises(UserError, match="timm has no list"):
         synsets.named(19_167, None, "winter21", "shards")
 
 
@@ -46,7 +46,7 @@ def folder(tmp_path):
 
 def test_a_folder_by_a_list(folder, capsys):
     """Labels are places in the list; val may have fewer classes, since its numbers do not depend on its folders."""
-    with pytest.raises(BadInput, match="val/ lacks n01440764, n01484850"):
+    with pytest.raises(UserError, match="val/ lacks n01440764, n01484850"):
         open_source(str(folder))
     source = open_source(str(folder), classes="imagenet21k")
     for name, split in source.splits.items():
@@ -75,7 +75,7 @@ def test_a_list_of_ones_own(folder, tmp_path, capsys):
 def test_lists_that_cannot_be_used(folder, tmp_path, text, message):
     if text is not None:
         (tmp_path / "list.txt").write_text(text)
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(UserError, match=message):
         open_source(str(folder), classes=str(tmp_path / "list.txt"))
 
 
@@ -83,5 +83,5 @@ def test_numbers_without_names():
     assert synsets.named(3, None, "auto", "x") == ("0", "1", "2")
     assert synsets.named(2, ["cat", "dog", "cow"], "auto", "x") == ("cat", "dog", "cow")
     assert synsets.named(1000, None, "imagenet1k", "x") == synsets.class_list("imagenet1k")
-    with pytest.raises(BadInput, match=r"x has the label 1,000, data.classes=imagenet1k 1,000 classes"):
+    with pytest.raises(UserError, match=r"x has the label 1,000, data.classes=imagenet1k 1,000 classes"):
         synsets.named(1001, None, "imagenet1k", "x")

@@ -11,7 +11,7 @@ import pytest
 
 from conversion.sources import tars
 from conversion.sources.ilsvrc import _class_images
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 
 CONTENT = {"a.jpg": b"1" * 700, "deep/" + "x" * 150 + "/b.jpg": b"2" * 512, "c\nd.jpg": b"", "../../e.jpg": b"4"}
 
@@ -68,7 +68,7 @@ def forged(content, name, size):
 )
 def test_what_is_not_whole_is_refused(tmp_path, packed, spoil, message):
     region = written(tmp_path, spoil(packed({"a.jpg": b"1" * 700, "b.jpg": b"2" * 512})))
-    with pytest.raises(BadInput, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         list(tars.members(region))
     assert "x.tar" in str(caught.value) and "\n" not in str(caught.value)
 
@@ -84,7 +84,7 @@ def test_damage_never_goes_unnoticed(tmp_path, packed):
         damaged[draws.integers(3) * 1024 + draws.integers(512)] ^= 1 << draws.integers(8)
         try:
             names = [member.name for member in tars.members(written(tmp_path, bytes(damaged)))]
-        except BadInput:
+        except UserError:
             noticed += 1
             continue
         assert len(names) == 3
@@ -97,17 +97,17 @@ def test_links_are_refused(tmp_path, kind):
         entry = tarfile.TarInfo("etc.jpg")
         entry.type, entry.linkname = kind, "/etc/passwd"
         archive.addfile(entry)
-    with pytest.raises(BadInput, match=r"etc.jpg is a link"):
+    with pytest.raises(UserError, match=r"etc.jpg is a link"):
         list(tars.members(tars.whole(tmp_path / "x.tar")))
 
 
 def test_a_file_that_shrank_or_went(tmp_path, packed):
     region = written(tmp_path, packed(CONTENT))
-    with pytest.raises(BadInput, match="ends before byte"):
+    with pytest.raises(UserError, match="ends before byte"):
         tars.read_bytes((region.path, 0, 10**9))
-    with pytest.raises(BadInput, match=r"gone.tar cannot be read: No such file"):
+    with pytest.raises(UserError, match=r"gone.tar cannot be read: No such file"):
         tars.read_bytes((str(tmp_path / "gone.tar"), 0, 1))
-    with pytest.raises(BadInput, match=r"gone.tar cannot be read: No such file"):
+    with pytest.raises(UserError, match=r"gone.tar cannot be read: No such file"):
         tars.whole(tmp_path / "gone.tar")
 
 
@@ -127,7 +127,9 @@ def test_processes_give_the_same_as_one(tmp_path, packed):
 @pytest.mark.timeout(60)
 def test_a_process_that_dies_ends_the_scan(tmp_path):
     regions = [tars.Region(str(tmp_path), 0, 0)] * 2 * tars.TARS_PER_WORKER
-    with pytest.raises(BadInput, match=r"a process that reads the headers of tar files died, .*; set data.workers low"):
+    with pytest.raises(
+        UserError, match=r"a process that reads the headers of tar files died, .*; set data.workers low"
+    ):
         tars.scanned(_dies, regions, "train", 2)
     ignored = set(tars.scanned(_ignores_interrupts, regions, "train", 2))
     assert ignored == {True}

@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision import datasets
 
 from conversion.sources import open_source, output_name
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_without_a_network(tmp_path, monkeypatch, capsys):
         raise urllib.error.URLError("no network")
 
     monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", refuse)
-    with pytest.raises(BadInput, match="torchvision:CIFAR100 cannot be had: <urlopen error no network>"):
+    with pytest.raises(UserError, match="torchvision:CIFAR100 cannot be had: <urlopen error no network>"):
         open_source(f"torchvision:CIFAR100,root={tmp_path}")
     assert "CIFAR100 is not in" in capsys.readouterr().err
 
@@ -142,7 +142,7 @@ def test_without_a_network(tmp_path, monkeypatch, capsys):
 )
 def test_what_cannot_be_had(source, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(UserError, match=message):
         open_source(source)
 
 

@@ -9,7 +9,7 @@ import pytest
 from conversion.sources import open_source
 from conversion.sources.synsets import class_list
 from conversion.sources.webdataset import split_of
-from ffcv_ops.errors import BadInput
+from ffcv_ops.errors import UserError
 
 
 def sample(key, image, label, *, end="jpg", number="cls", **more):
@@ -84,7 +84,7 @@ def test_keys_that_tell_nothing(folder, jpeg, packed):
 def test_names_of_classes_from_a_list(folder):
     source = open_source(str(folder), classes="imagenet1k")
     assert source.classes == class_list("imagenet1k")
-    with pytest.raises(BadInput, match=r"images of label 0 are called n01440764_.*; the labels follow another list"):
+    with pytest.raises(UserError, match=r"images of label 0 are called n01440764_.*; the labels follow another list"):
         open_source(str(folder), classes="imagenet21k")
 
 
@@ -157,7 +157,7 @@ def test_info_that_does_not_fit(folder, file, content, message):
     else:
         other = folder / content if content.endswith(".tar") else None
         (folder / file).write_bytes(other.read_bytes() if other else content.encode())
-    with pytest.raises(BadInput, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         open_source(str(folder))
     assert "\n" not in str(caught.value)
 
@@ -186,7 +186,7 @@ def test_another_label(tmp_path, jpeg, packed):
 )
 def test_shards_that_cannot_be_used(tmp_path, packed, members, message):
     (tmp_path / "0.tar").write_bytes(packed(members))
-    with pytest.raises(BadInput, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         open_source(str(tmp_path / "*.tar"))
     assert "\n" not in str(caught.value)
 

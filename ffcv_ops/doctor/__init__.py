@@ -1,1 +1,0 @@
-"""Can this machine train? A module for each kind of check; the command line is `python -m ffcv_ops.doctor`."""

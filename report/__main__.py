@@ -1,0 +1,41 @@
+"""Makes the report of a run anew, or compares several, from their folders alone.
+
+python -m report runs/demo                                   # runs/demo/report.html, curves.png
+python -m report runs/one runs/other --out compare.html
+"""
+
+import argparse
+from pathlib import Path
+
+import report
+from ffcv_ops.errors import exits_cleanly, writing
+from report import compare, tables
+from report.collect import collect
+from training.state import write_atomically
+
+
+@exits_cleanly
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="a run's folder")
+    parser.add_argument("--out", metavar="FILE", type=Path, default=Path("compare.html"),
+                        help="the page that compares several runs; compare.html if not given")  # fmt: skip
+    options = parser.parse_args(argv)
+    if len(options.runs) == 1:
+        collect(options.runs[0])
+        print(report.write(options.runs[0]))
+        return
+    runs = [collect(folder) for folder in options.runs]
+    print(tables.padded(compare.numbers(runs)))
+    differing = compare.differences(runs)
+    print("\n" + (tables.padded(differing) if differing else "The recipes differ in nothing that changes a run."))
+    page = compare.render(runs)
+    with writing(options.out):
+        write_atomically(options.out, lambda path: path.write_text(page, encoding="utf-8"))
+    print(f"\ncomparison: {options.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,360 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from config import keys
+from config.recipe import BASE_RECIPE, SECTIONS, StageConfig, base_values, load_recipe, render_recipe
+from ffcv_ops.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = sorted((ROOT / "recipes").glob("**/*.yaml"))
+
+# The vocabulary of recipes and command lines. A key added here needs a recipe that sets it.
+FROZEN = """
+seed on_nonfinite nonfinite_in_a_row watchdog
+data.train data.val data.finetune_train data.finetune_val data.workers data.cache data.shuffle_pages
+data.on_bad_sample data.bad_limit
+model.name model.layer_scale model.classes model.blur_pool
+stage.name stage.data stage.resolution stage.ramp stage.epochs stage.batch stage.crop stage.rrc_scale
+stage.interpolation stage.least_downscale stage.flip stage.augment stage.three_ops stage.rand_config stage.jitter
+stage.erasing stage.erasing_mode stage.repeats stage.mixup stage.cutmix stage.mix_chunk stage.smoothing stage.loss
+stage.drop_path stage.optimizer stage.lr stage.min_lr stage.warmup_epochs stage.warmup_lr stage.schedule
+stage.weight_decay stage.betas stage.eps stage.momentum stage.clip_norm stage.ema stage.start stage.head
+stage.eval_resolution stage.eval_crop stage.eval_flip
+speed.device speed.precision speed.compile speed.cuda_graphs speed.drop_path speed.parallel speed.micro_batch
+speed.channels_last
+log.out log.name log.every log.eval_every log.tensorboard log.tracker log.save_every log.keep
+"""
+
+
+def schema():
+    return [f"{name}.{row}".lstrip(".") for name, cls in SECTIONS.items() for row in keys.keys_of(cls)]
+
+
+def test_the_list_of_keys_is_frozen():
+    assert schema() == FROZEN.split()
+
+
+def test_base_holds_every_key_in_the_schemas_order_each_with_a_comment():
+    content = keys.read_yaml(BASE_RECIPE)
+    found = [f"{name}.{row}" if isinstance(rows, dict) else name
+             for name, rows in content.items() for row in (rows if isinstance(rows, dict) else [""])]  # fmt: skip
+    assert found == schema()
+    lines = [line for line in BASE_RECIPE.read_text().splitlines() if line and not line.startswith("#")]
+    assert [line for line in lines if not line.endswith(":") and "  # " not in line] == []
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_loads_and_is_a_short_list_of_deltas(path):
+    run = load_recipe(path)
+    assert run.source == str(path)
+    assert path.read_text().startswith("#")
+    if path != BASE_RECIPE:
+        lines = [line for line in path.read_text().splitlines() if line.strip() and not line.strip().startswith("#")]
+        assert len(lines) <= 25
+        assert (path.parent / keys.read_yaml(path)["base"]).resolve() == BASE_RECIPE
+
+
+def test_the_papers_vit_s_in_400_epochs():
+    """The values of the paper and of the official commands, written out once more by hand."""
+    run = load_recipe(ROOT / "recipes" / "vit_s_400ep.yaml")
+    assert (run.model.name, run.model.layer_scale) == ("deit3_small_patch16_224", 1e-4)
+    pretrain, finetune = (dataclasses.asdict(stage) for stage in run.stages)
+    shared = {
+        "data": "main", "ramp": None, "crop": "rrc", "rrc_scale": (0.08, 1.0), "interpolation": "bicubic", "flip": 0.5,
+        "least_downscale": None, "three_ops": ("gray", "solarize", "blur"),
+        "rand_config": "rand-m9-mstd0.5-inc1", "erasing": 0, "erasing_mode": "pixel",
+        "mixup": 0.8, "cutmix": 1.0, "drop_path": 0,
+        "min_lr": 1e-5, "warmup_epochs": 5, "warmup_lr": 1e-6, "schedule": "epoch", "betas": (0.9, 0.999),
+        "eps": 1e-8, "momentum": 0.9, "ema": 0.99996, "start": "last", "head": "keep",
+        "eval_resolution": None, "eval_crop": 1.0, "eval_flip": False,
+    }  # fmt: skip
+    assert pretrain == shared | {
+        "name": "pretrain_224", "resolution": 224, "epochs": 400, "batch": 2048, "augment": "three", "jitter": 0.3,
+        "repeats": 3, "mix_chunk": 256, "smoothing": 0, "loss": "bce", "optimizer": "lamb", "lr": 4e-3,
+        "weight_decay": 0.02, "clip_norm": 1.0,
+    }  # fmt: skip
+    assert finetune == shared | {
+        "name": "finetune_384", "resolution": 384, "epochs": 20, "batch": 512, "augment": "rand", "jitter": None,
+        "repeats": 1, "mix_chunk": 64, "smoothing": 0.1, "loss": "ce", "optimizer": "adamw", "lr": 1e-5,
+        "weight_decay": 0.1, "clip_norm": None,
+    }  # fmt: skip
+
+
+# --- order and round trip ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a recipe beside a copy of base.yaml."""
+    (tmp_path / "base.yaml").write_bytes(BASE_RECIPE.read_bytes())
+
+    def write(text, name="x.yaml"):
+        path = tmp_path / name
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return write
+
+
+def test_the_command_line_beats_the_row_beats_the_recipe_beats_the_base(write):
+    path = write(
+        "base: base.yaml\nseed: 3\nstage: {epochs: 50, lr: 2e-3}\n"
+        "stages:\n- {name: a}\n- {name: b, epochs: 60, start: ema}\n"
+    )
+    run = load_recipe(path)
+    assert (run.seed, run.data.cache) == (3, "os")
+    assert [(s.name, s.epochs, s.lr, s.batch, s.start) for s in run.stages] == [
+        ("a", 50, 0.002, 2048, "last"),
+        ("b", 60, 0.002, 2048, "ema"),
+    ]
+    run = load_recipe(path, {"stage.epochs": "7", "seed": "4", "data.cache": "process", "stage.jitter": "none"})
+    assert (run.seed, run.data.cache) == (4, "process")
+    assert [(s.epochs, s.jitter) for s in run.stages] == [(7, None), (7, None)]
+
+
+def test_a_recipe_without_stages_is_one_stage(write):
+    run = load_recipe(write("base: base.yaml\nstage: {loss: ce, betas: [0.5, 0.6]}\n"))
+    assert [(s.name, s.loss, s.betas) for s in run.stages] == [("train", "ce", (0.5, 0.6))]
+
+
+def test_a_base_elsewhere(write, tmp_path):
+    (tmp_path / "inner").mkdir()
+    assert load_recipe(write("base: ../base.yaml\nseed: 9\n", "inner/x.yaml")).seed == 9
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_rendered_run_loads_as_an_equal_run(path, write):
+    run = load_recipe(path, {"log.out": "a b: #c", "data.train": "ünï \t'code\".beton", "stage.lr": "3.3e-2"})
+    saved = write(render_recipe(run), "resolved.yaml")
+    again = load_recipe(saved)
+    assert again == run
+    assert again.log.out == "a b: #c"
+    assert render_recipe(again) == saved.read_text()
+    assert load_recipe(path) != run
+
+
+def test_stages_that_share_nothing_are_rendered_too(write):
+    other = {
+        "name": "b", "data": "finetune", "resolution": 64, "ramp": (32, 1, 2), "epochs": 3, "batch": 8, "crop": "src",
+        "rrc_scale": (0.5, 0.6), "interpolation": "bilinear", "least_downscale": 1.2, "flip": 0.1, "augment": "none",
+        "three_ops": ("blur",), "rand_config": "rand-m1", "jitter": None, "erasing": 0.5,
+        "erasing_mode": "const",
+        "repeats": 1, "mixup": 0.1, "cutmix": 0.1, "mix_chunk": 4, "smoothing": 0.2, "loss": "ce", "drop_path": 0.1,
+        "optimizer": "sgd", "lr": 1.5, "min_lr": 0.1, "warmup_epochs": 1, "warmup_lr": 0.1, "schedule": "step",
+        "weight_decay": 0.0, "betas": (0.1, 0.2), "eps": 1e-6, "momentum": 0.1, "clip_norm": None, "ema": None,
+        "start": "ema", "head": "new", "eval_resolution": 96, "eval_crop": 0.875, "eval_flip": True,
+    }  # fmt: skip
+    run = load_recipe(BASE_RECIPE)
+    data = dataclasses.replace(run.data, finetune_train="a.beton", finetune_val="b.beton")
+    run = dataclasses.replace(run, data=data, stages=(run.stages[0], StageConfig(**other)))
+    assert load_recipe(write(render_recipe(run))) == run
+
+
+def test_base_values_are_what_help_shows():
+    values = base_values()
+    assert [f"{name}.{row}".lstrip(".") for name, rows in values.items() for row in rows if name] == schema()[4:]
+    general = {"seed": 0, "on_nonfinite": "stop", "nonfinite_in_a_row": 20, "watchdog": 20.0}
+    assert (values[""], values["stage"]["jitter"]) == (general, 0.3)
+
+
+# --- bad input -----------------------------------------------------------------------------------------------------
+
+STUB = """
+import sys
+sys.path.insert(0, {root!r})
+from ffcv_ops.errors import exits_cleanly
+from config import keys
+from config.recipe import BASE_RECIPE, SECTIONS, StageConfig, base_values, load_recipe, render_recipe
+
+@exits_cleanly
+def main():
+    options, overrides = keys.parse("Trains.", SECTIONS, base_values(), [("--cfg", dict(required=True))])
+    print(render_recipe(load_recipe(options.cfg, overrides)))
+
+main()
+"""
+
+
+@pytest.fixture
+def complaint(run_python, tmp_path):
+    """complaint(*argv): what a command line says on stderr, which must be one line, with exit status 2 and nothing on
+    stdout."""
+
+    def complaint(*argv):
+        stub = tmp_path / "stub.py"
+        stub.write_text(STUB.format(root=str(ROOT)))
+        ended = run_python([stub, *argv], timeout=60)
+        assert (ended.returncode, ended.stdout) == (2, ""), ended.stderr
+        assert ended.stderr.startswith("error: ")
+        assert ended.stderr.count("\n") == 1
+        return ended.stderr
+
+    return complaint
+
+
+BAD_RECIPES = {
+    # keys and sections
+    "stage: {epohcs: 4}": "x.yaml: stage.epohcs is not a key; the nearest is 'epochs'",
+    "modle: {name: a}": "x.yaml: 'modle' is not a section; the nearest is 'model'",
+    "epochs: 4": "x.yaml: 'epochs' is not a section; it belongs under `stage:`",
+    "stages:\n- {name: a}\n- {name: b, epohcs: 4}": "x.yaml: stages row 2: epohcs is not a key; the nearest",
+    "3: {name: a}": "x.yaml: '3' is not a section",
+    "model: {3: a}": "x.yaml: model.3 is not a key",
+    "stage: 3": "x.yaml: stage must hold keys",
+    "data:": "x.yaml: data must hold keys",
+    "model: [name]": "x.yaml: model must hold keys",
+    "seed: {a: 1}": "x.yaml: seed is {'a': '1'}; it must be a whole number",
+    "stages: {name: a}": "x.yaml: stages must be a list of rows",
+    "stages: []": "x.yaml: stages must be a list of rows",
+    "stages: [a, b]": "x.yaml: stages row 1 must hold keys",
+    # types
+    "stage: {epochs: 16.7}": "stage.epochs is '16.7'; it must be a whole number at least 1",
+    "stage: {epochs: 1e3}": "stage.epochs is '1e3'; it must be a whole number",
+    "stage: {epochs: true}": "stage.epochs is 'true'",
+    "stage: {epochs: [4]}": "stage.epochs is ['4']",
+    "stage: {epochs: null}": "stage.epochs is 'null'",
+    "stage: {epochs: }": "stage.epochs is ''",
+    "data: {train: ~}": "data.train is '~'; it must be text",
+    "stage: {ema: null}": "stage.ema is 'null'; it must be a number above 0 and below 1 or none",
+    "stage: {lr: .nan}": "stage.lr is '.nan'; it must be a number above 0",
+    "stage: {lr: nan}": "stage.lr is 'nan'",
+    "stage: {lr: .inf}": "stage.lr is '.inf'",
+    "stage: {lr: 1e999}": "stage.lr is '1e999'",
+    "stage: {lr: fast}": "stage.lr is 'fast'",
+    "speed: {compile: yes}": "speed.compile is 'yes'; it must be true or false",
+    "speed: {compile: 1}": "speed.compile is '1'",
+    "stage: {rrc_scale: 0.5}": "stage.rrc_scale is '0.5'; it must be a list of 2",
+    "stage: {rrc_scale: [0.1, a]}": "stage.rrc_scale is ['0.1', 'a']",
+    "stage: {three_ops: []}": "stage.three_ops is []; it must be a list, each one of gray, solarize, blur",
+    "stage: {three_ops: [gray, sepia]}": "stage.three_ops is ['gray', 'sepia']",
+    # words and ranges
+    "stage: {loss: mse}": "stage.loss is 'mse'; it must be one of bce, ce",
+    "stage: {augment: four}": "stage.augment is 'four'; it must be one of three, rand, auto-original,",
+    "stage: {optimizer: adam}": "stage.optimizer is 'adam'; it must be one of lamb, adamw, sgd",
+    "stage: {schedule: cosine}": "stage.schedule is 'cosine'; it must be one of epoch, step",
+    "data: {cache: ram}": "data.cache is 'ram'; it must be one of os, process",
+    "data: {workers: 0}": "data.workers is '0'; it must be a whole number at least 1 or auto",
+    "stage: {batch: -2048}": "stage.batch is '-2048'; it must be a whole number at least 1",
+    "stage: {resolution: -1}": "stage.resolution is '-1'",
+    "stage: {repeats: 0}": "stage.repeats is '0'; it must be a whole number at least 1",
+    "stage: {flip: 1.5}": "stage.flip is '1.5'; it must be a number at least 0 and at most 1",
+    "stage: {drop_path: 1}": "stage.drop_path is '1'; it must be a number at least 0 and below 1",
+    "stage: {clip_norm: 0}": "stage.clip_norm is '0'; it must be a number above 0 or none",
+    # keys that disagree
+    "stage: {smoothing: 0.1}": "stage train: loss bce with smoothing 0.1 makes every class a target",
+    "stage: {batch: 300}": "stage train: batch 300 must be a multiple of mix_chunk 256",
+    "stage: {batch: 99, mix_chunk: 33}": "stage train: mix_chunk 33 must be even",
+    "speed: {micro_batch: 3}": "stage train: batch 2048 must be a multiple of speed.micro_batch 3",
+    "speed: {micro_batch: 1}": "stage train: speed.micro_batch 1 must be even",
+    "stage: {rrc_scale: [0.9, 0.1]}": "stage train: rrc_scale [0.9, 0.1] must be [smallest, largest]",
+    "stage: {three_ops: [gray, gray]}": "stage train: three_ops [gray, gray] names an operation twice",
+    "stage: {rand_config: strong}": "stage train: rand_config 'strong' must read like rand-m9-mstd0.5-inc1",
+    "stage: {ramp: [160, 1]}": "stage.ramp is ['160', '1']; it must be a list of 3",
+    "stage: {ramp: [256, 1, 2]}": "stage train: ramp begins at 256 px; it must be 8 to resolution 224",
+    "stage: {ramp: [160, 3, 2]}": "stage train: ramp [160, 3, 2] must end within 400 epochs",
+    "stage: {warmup_epochs: 401}": "stage train: warmup_epochs 401 is more than epochs 400",
+    "stage: {min_lr: 0.1}": "stage train: min_lr 0.1 is above lr 0.003",
+    "stage: {warmup_lr: 0.1}": "stage train: warmup_lr 0.1 is above lr 0.003",
+    "stage: {start: ema}": "stage train: start: ema has no stage before it",
+    "stages: [{name: a, ema: none}, {name: b, start: ema}]": "stage b: start: ema needs the averaged weights of",
+    "stages: [{name: a}, {name: a}]": "each stage needs a name of its own, not a, a",
+    "stage: {name: a/b}": "the name 'a/b' becomes part of a path",
+    "log: {name: ../x}": "the name '../x' becomes part of a path",
+    "log: {name: a..b}": "the name 'a..b' becomes part of a path",
+    "log: {name: .}": "the name '.' becomes part of a path",
+    "log: {name: -x}": "the name '-x' becomes part of a path",
+    "log: {name: /tmp/x}": "the name '/tmp/x' becomes part of a path",
+    "log: {name: 'a b'}": "the name 'a b' becomes part of a path",
+    'log: {name: "a\\0b"}': r"the name 'a\x00b' becomes part of a path",
+    'log: {name: "a\\nb"}': r"the name 'a\nb' becomes part of a path",
+    f"log: {{name: {101 * 'x'}}}": "becomes part of a path; use letters, digits, - and _ only, 100 at most",
+    "log: {name: ''}": "log.name is ''; it must be text",
+    "stage: {name: ..}": "the name '..' becomes part of a path",
+    "stages: [{name: a}, {name: model}]": "a stage cannot be called model",
+    "speed: {cuda_graphs: true}": "speed.cuda_graphs belongs to speed.compile: true",
+    "speed: {cuda_graphs: true, compile: true, parallel: fsdp}": "speed.cuda_graphs belongs to speed.compile: true",
+    "stage: {data: finetune}": "a recipe has both and such a stage, or neither",
+    "data: {finetune_train: a.beton, finetune_val: b.beton}": "a recipe has both and such a stage, or neither",
+    "data: {finetune_val: b.beton}\nstage: {data: finetune}": "a recipe has both and such a stage, or neither",
+    # the file itself
+    "seed: 1\nseed: 2": "x.yaml, line 3: the key 'seed' appears twice",
+    "stage: {lr: 1}\nlog: {every: 5}\nstage: {epochs: 3}": "x.yaml, line 4: the key 'stage' appears twice",
+    "stage: {lr: 1": "x.yaml, line ",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", BAD_RECIPES)
+def test_a_bad_recipe_is_one_line_and_exit_status_2(text, write, tmp_path, complaint):
+    path = write(f"base: base.yaml\n{text}\n")
+    said = complaint("--cfg", path)
+    assert BAD_RECIPES[text] in said
+    assert "x.yaml" in said
+
+
+@pytest.mark.parametrize("stem", ["a b", "-x", "..", "a..b", "x" * 101, "x;y", "x\ny"])
+def test_a_recipe_whose_name_cannot_be_a_folders_needs_one(stem, write):
+    path = write("base: base.yaml\n", f"{stem}.yaml")
+    with pytest.raises(UserError, match=r"becomes part of a path; .* or set log\.name") as said:
+        load_recipe(path)
+    assert load_recipe(path, {"log.name": "good"}).log.name == "good"
+    assert len(str(said.value)) < 500
+
+
+WHOLE_FILES = {
+    b"": "x.yaml is empty",
+    b"- base: base.yaml": "x.yaml holds a list",
+    b"base": "x.yaml holds a single value",
+    b"seed: 3": "x.yaml: on_nonfinite is missing",
+    b"base: bass.yaml": "bass.yaml cannot be read: No such file",
+    b"base: [base.yaml]": "x.yaml: base must be the name of one file",
+    b"base: second.yaml": "x.yaml: its base, second.yaml, must be complete",
+    b"base: rows.yaml": "x.yaml: its base, rows.yaml, must be complete",
+    b"base: short.yaml": "x.yaml: data.val is missing",
+    b"base: base.yaml\n\xff": "x.yaml is not YAML",
+}
+
+
+@pytest.mark.parametrize("content", WHOLE_FILES)
+def test_a_bad_file_is_one_line_and_exit_status_2(content, write, complaint):
+    write("base: base.yaml\n", "second.yaml")
+    write(BASE_RECIPE.read_text() + "stages: [{name: a}]\n", "rows.yaml")
+    write("".join(line for line in BASE_RECIPE.open() if not line.startswith("  val:")), "short.yaml")
+    assert WHOLE_FILES[content] in complaint("--cfg", write(content))
+
+
+OVERRIDES = {
+    "--stage.epohcs=3": "--stage.epohcs is not an option; the nearest is --stage.epochs",
+    "--stage.epoch=3": "--stage.epoch is not an option; the nearest is --stage.epochs",
+    "--epochs=3": "--epochs is not an option; the nearest is --stage.epochs",
+    "--stage.epochs=3.5": "--stage.epochs is '3.5'; it must be a whole number at least 1",
+    "--stage.epochs=": "--stage.epochs is ''",
+    "--stage.lr=nan": "--stage.lr is 'nan'",
+    "--log.tensorboard=0": "--log.tensorboard is '0'; it must be true or false",
+    "--stage.loss=mse": "--stage.loss is 'mse'; it must be one of bce, ce",
+    "--seed=-1": "--seed is '-1'; it must be a whole number at least 0",
+    "--stage.epochs=1": "stage train: warmup_epochs 5 is more than epochs 1; set warmup_epochs too",
+    "--log.name=../../x": "the name '../../x' becomes part of a path",
+    "--config-file=x.yaml": "--config-file is not an option",
+}
+
+
+@pytest.mark.parametrize("word", OVERRIDES)
+def test_a_bad_override_is_one_line_and_exit_status_2(word, write, complaint):
+    assert OVERRIDES[word] in complaint("--cfg", write("base: base.yaml\n"), word)
+
+
+def test_a_missing_recipe_is_one_line_and_exit_status_2(tmp_path, complaint):
+    assert "none.yaml cannot be read: No such file" in complaint("--cfg", tmp_path / "none.yaml")
+    assert "required: --cfg" in complaint()
+
+
+def test_load_refuses_overrides_that_are_no_keys():
+    with pytest.raises(UserError, match=r"--stage\.lrr is not a key; the nearest is --stage\.lr"):
+        load_recipe(BASE_RECIPE, {"stage.lrr": "1"})
+
+
+def test_words_that_look_like_truth_values(write):
+    run = load_recipe(write('base: base.yaml\nlog: {tensorboard: "False"}\n'), {"speed.compile": "True"})
+    assert (run.log.tensorboard, run.speed.compile) == (False, True)

@@ -1,0 +1,32 @@
+"""Recipes with a mistake, and recipes that do not fit the data or the GPUs."""
+
+from pathlib import Path
+
+from config.recipe import load_recipe
+from tools.doctor.findings import FAULT, WARNING
+
+ROOT = Path(__file__).resolve().parents[3]
+VIT = str(ROOT / "recipes" / "vit_s_400ep.yaml")
+
+
+def test_a_recipe_with_its_data(tmp_path, jpg_beton, torch_with, found, answers_of):
+    """96 images and recipes for thousands: what the doctor proposes must then be accepted."""
+    torch_with(gpus=3, cuda="13.2", nccl=True)
+    answers_of({jpg_beton: {"samples": 96, "classes": 5}})
+    text = Path(VIT).read_text().replace("data/imagenet_train.beton", str(jpg_beton))
+    here = tmp_path / "vit.yaml"
+    here.write_text(text.replace("base: base", f"base: {ROOT}/recipes/base"))
+    (row,) = found("stage pretrain_224", [], str(here))
+    assert row.state == FAULT and "2048 is more than 96 images" in row.found
+    options = row.fix.partition(",")[0].split()
+    overrides = dict(option.removeprefix("--").split("=") for option in options)
+    assert load_recipe(VIT, overrides).stages[0].batch <= 96
+    here.write_text(here.read_text() + "  mixup: 0\nstage: {batch: 16, mix_chunk: 16}\n")
+    rows = found("stage pretrain_224", [], str(here))
+    assert rows[0].state == WARNING and rows[0].fix == "torchrun --nproc-per-node=2 ..."
+
+
+def test_a_recipe_that_is_wrong(tmp_path, found):
+    (tmp_path / "x.yaml").write_text("stage: {epoch: 3}\n")
+    (row,) = found("recipe", [], str(tmp_path / "x.yaml"))
+    assert row.state == FAULT and "the nearest is 'epochs'" in row.found

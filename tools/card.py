@@ -1,0 +1,117 @@
+"""The card of an exported model: README.md and curves.png. Made from what the run's folder holds.
+
+Of paths only file names are shown, and of the environment only versions and the kind of machine.
+"""
+
+import dataclasses
+import json
+import re
+import shutil
+from pathlib import Path
+
+from config.recipe import DataConfig, render_recipe
+from ffcv_ops import index
+from report import padded
+from training import judge
+
+CITATION = """@inproceedings{touvron2022deit3,
+  title     = {{DeiT III}: Revenge of the {ViT}},
+  author    = {Touvron, Hugo and Cord, Matthieu and J{\\'e}gou, Herv{\\'e}},
+  booktitle = {European Conference on Computer Vision (ECCV)},
+  year      = {2022}
+}"""
+
+USE = """import timm, torch
+from PIL import Image
+
+network = timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # or "hf-hub:ORG/NAME"
+prepare = timm.data.create_transform(**timm.data.resolve_model_data_config(network), is_training=False)
+with torch.inference_mode():
+    logits = network(prepare(Image.open("photo.jpg").convert("RGB"))[None])
+names = network.pretrained_cfg.get("label_names")"""
+
+
+def write(trained, folder: Path) -> None:
+    """Writes the card of `trained` (export.Trained) into `folder`."""
+    curves = trained.folder / "curves.png"
+    if curves.is_file():
+        shutil.copyfile(curves, folder / "curves.png")
+    text = "\n\n".join(part for part in _parts(trained, folder) if part)
+    (folder / "README.md").write_text(text + "\n", encoding="utf-8")
+
+
+def _parts(trained, folder):
+    run, stage, network = trained.run, trained.stage, trained.network
+    title = trained.folder.resolve().name + ("" if trained.weights.stem == "model" else f", {trained.weights.stem}")
+    yield "---\nlibrary_name: timm\npipeline_tag: image-classification\ntags:\n- image-classification\n- timm\n---"
+    yield f"# {title}"
+    yield (
+        f"{run.model.name} for images of {stage.eval_side} x {stage.eval_side} pixels, {network.num_classes:,} classes,"
+        f" {sum(value.numel() for value in network.parameters()):,} parameters; seed {run.seed}."
+    )
+    if (folder / "config.json").exists():
+        yield f"```python\n{USE}\n```"
+    graphs = [name for name in ("model.pt2", "model.onnx") if (folder / name).exists()]
+    if graphs:
+        shape = f"(n, 3, {stage.eval_side}, {stage.eval_side})"
+        yield f"{' and '.join(graphs)}: float32 images {shape}, normalised by ImageNet's mean and deviation -> logits."
+    yield f"## Results\n\n{_results(trained)}"
+    if (report := trained.folder / "report.md").is_file():
+        lines = report.read_text(encoding="utf-8").splitlines()
+        yield "## Training\n\n" + "\n".join(line for line in lines if line.startswith("|"))
+    if (folder / "curves.png").exists():
+        yield "![curves](curves.png)"
+    yield f"## Data\n\n{_data(run)}"
+    yield f"## Recipe\n\n```yaml\n{_recipe(run)}```"
+    yield f"## Made with\n\n{_made_with(trained.folder)}"
+    yield (
+        "## Licence\n\nNone is given here. Whoever publishes this model chooses one that the data allow, and adds it to"
+        " the header of this file as `license:`."
+    )
+    yield f"## Citation\n\n```bibtex\n{CITATION}\n```"
+
+
+def _results(trained):
+    names = {str(place.resolve()) for place in (trained.weights, *_folder_of(trained.weights))}
+    rows = [row for row in judge.read(trained.folder) if str(Path(row["weights"]).resolve()) in names]
+    if not rows:
+        return "Not evaluated apart from training; see below."
+    return judge.table(rows)
+
+
+def _folder_of(weights):
+    """A run's folder stands for its model.safetensors."""
+    return [weights.parent] if weights.stem == "model" else []
+
+
+def _data(run):
+    lines = [("file", "images", "classes", "stored")]
+    for value in dataclasses.asdict(run.data).values():
+        if isinstance(value, str) and value.endswith(".beton"):
+            files = [index.sidecar(file) for file in index.files_of(value)] if index.exists(value) else []
+            shards = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()] or [{}]
+            settings = shards[0].get("settings", {})
+            stored = ", ".join(f"{key} {settings[key]}" for key in ("mode", "quality", "max_side") if key in settings)
+            counts = (sum(shard.get("samples", 0) for shard in shards), len(shards[0].get("classes", ())))
+            lines.append((Path(value).name, *(f"{count:,}" if count else "-" for count in counts), stored or "-"))
+    return padded(lines)
+
+
+def _recipe(run):
+    """The resolved recipe, its paths cut down to file names."""
+    data = {
+        name: Path(value).name if isinstance(value, str) and "/" in value else value
+        for name, value in dataclasses.asdict(run.data).items()
+    }
+    shown = dataclasses.replace(run, data=DataConfig(**data), log=dataclasses.replace(run.log, out="runs"))
+    return render_recipe(shown)
+
+
+def _made_with(folder):
+    path = folder / "environment.json"
+    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    said = [f"commit {content['commit']}"] if "commit" in content else []
+    said += [f"{name} {version}" for name, version in content.get("packages", {}).items()]
+    if "devices" in content:
+        said.append(f"{content.get('ranks', 1)} process(es) on {re.sub(r'[^ -~]', '?', ', '.join(content['devices']))}")
+    return ", ".join(said) + "." if said else "Not recorded."

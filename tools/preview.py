@@ -1,0 +1,211 @@
+"""What training sees: a contact sheet of images of a .beton under a recipe's augmentation.
+
+    python -m tools.preview data/photos_train.beton --cfg recipes/demo.yaml --out preview.png
+    python -m tools.preview photo.jpg --cfg recipes/vit_s_400ep.yaml --stage pretrain_224
+    python -m tools.preview photo.jpg --cfg recipes/vit_s_400ep.yaml --compare --out compare.png
+    python -m tools.preview photo.jpg --cfg recipes/in21k_s_90ep.yaml --all-policies --out policies.png
+
+A row for each image, the stored one first, then some draws of each stage; under each picture the operations that made
+it (bcs: factors of brightness, contrast, saturation). --compare: ours, the same by Pillow, torchvision and timm, and
+the difference times AMPLIFIED, with its largest and mean value. --all-policies: a row for each policy on one image.
+"""
+
+import argparse
+import io
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image, UnidentifiedImageError
+
+from ffcv_ops import crops, decoders, draws, erasing, operations, policies, randaugment
+from ffcv_ops.errors import UserError, exits_cleanly, writing
+from ffcv_ops.fields import column, open_index
+from ffcv_ops.loader import plan_of
+from ffcv_ops.storage import Files
+
+matplotlib.use("Agg")
+
+AMPLIFIED = 32  # a difference of 8 of 255 is white
+MOST = 100  # rows, and draws of a stage; a sheet of more is larger than Matplotlib draws
+JITTER = 0.3  # of 3-Augment in the paper
+POLICIES = {  # what --all-policies shows: changes to a plan without augmentation
+    "none": {},
+    "colour jitter": {"jitter": JITTER},
+    "3-Augment\nand colour jitter": {"augment": policies.THREE, "jitter": JITTER},
+    "RandAugment": {"augment": policies.RAND},
+    "AutoAugment,\noriginal": {"augment": policies.AUTO_ORIGINAL},
+    "AutoAugment, v0": {"augment": policies.AUTO_V0},
+    "TrivialAugment": {"augment": policies.TRIVIAL},
+    "erasing, const": {"erase": 1.0, "erase_mode": erasing.CONST},
+    "erasing, rand": {"erase": 1.0, "erase_mode": erasing.RAND},
+    "erasing, pixel": {"erase": 1.0, "erase_mode": erasing.PIXEL},
+}
+
+
+@exits_cleanly
+def main(argv=None) -> None:
+    from config.recipe import load_recipe  # this one module is a command line, and those may look upwards
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", help="a .beton file, the pattern of shards, or one image file")
+    parser.add_argument("--cfg", required=True, help="the recipe")
+    parser.add_argument("--out", default="preview.png", help="the picture to write")
+    parser.add_argument("--stage", help="this stage alone")
+    parser.add_argument("--compare", action="store_true", help="beside Pillow's, torchvision's and timm's result")
+    parser.add_argument("--all-policies", action="store_true", help="every policy on the first image, with equal crops")
+    parser.add_argument("--images", type=int, default=4, help="rows")
+    parser.add_argument("--draws", type=int, help="columns for each stage (6 shared by the stages, at least 2)")
+    options = parser.parse_args(argv)
+    for name, value in (("images", options.images), ("draws", options.draws)):
+        if value is not None and not 1 <= value <= MOST:
+            raise UserError(f"--{name} {value}: it must be 1 to {MOST}")
+    known = Figure().canvas.get_supported_filetypes()
+    if Path(options.out).suffix[1:] not in known:
+        raise UserError(f"--out {options.out}: its ending must be one of {', '.join(sorted(known))}")
+    run = load_recipe(options.cfg)
+    stages = [stage for stage in run.stages if options.stage in (None, stage.name)]
+    if not stages:
+        names = ", ".join(stage.name for stage in run.stages)
+        raise UserError(f"--stage {options.stage}: the stages of {options.cfg} are {names}")
+    images = stored_images(Path(options.source), options.images)
+    number = options.draws or max(6 // len(stages), 2)
+    if options.all_policies:
+        rows = policy_rows(images[0], stages[0], run.seed, number)
+        said = f"{len(rows)} policies, {number} draws each, stage {stages[0].name}"
+    else:
+        rows = []
+        for place, image in enumerate(images):
+            shown = [(stage, place + k * len(images)) for stage in stages for k in range(number)]
+            rows += compared(image, shown, run.seed) if options.compare else [row_of(image, shown, run.seed)]
+        names = ", ".join(stage.name for stage in stages)
+        said = f"{len(images)} images, {number} draws each, stages {names}"
+    with writing(options.out):
+        sheet(rows).savefig(options.out, dpi=100)
+    print(f"{options.out}: {said} of {options.cfg}")
+
+
+class Panel(NamedTuple):
+    """One picture, uint8 [height, width, 3] or None for an empty place, and the words above and below it."""
+
+    picture: np.ndarray | None
+    above: str = ""
+    below: str = ""
+
+
+def row_of(image: np.ndarray, shown, seed: int) -> list[Panel]:
+    """The stored image and one panel for each (stage, draw) of `shown`."""
+    return [_stored_panel(image)] + [_panel(image, stage, plan_of(stage), draw, seed) for stage, draw in shown]
+
+
+def compared(image: np.ndarray, shown, seed: int) -> list[list[Panel]]:
+    """Three rows: ours, the reference, the difference."""
+    from tools import reference  # imports torch and timm
+
+    rows = [[_stored_panel(image)], [Panel(None)], [Panel(None)]]
+    for stage, draw in shown:
+        plan = plan_of(stage)._replace(erase=0.0, least=0.0)  # neither has another implementation to be held against
+        ours = _panel(image, stage, plan, draw, seed)
+        theirs = reference.show(image, plan=plan, resolution=stage.resolution, seed=seed, draw=draw)
+        apart = np.abs(ours.picture.astype(int) - theirs)
+        amplified = np.minimum(AMPLIFIED * apart, 255).astype(np.uint8)
+        rows[0].append(ours)
+        rows[1].append(Panel(theirs, below="Pillow, torchvision, timm"))
+        rows[2].append(Panel(amplified, below=f"difference x {AMPLIFIED}\nmax {apart.max()}, mean {apart.mean():.3f}"))
+    return rows
+
+
+def policy_rows(image: np.ndarray, stage, seed: int, number: int) -> list[list[Panel]]:
+    """A row for each policy, with the stage's crops."""
+    plain = plan_of(stage)._replace(augment=policies.NONE, jitter=0.0, erase=0.0)
+    return [
+        [Panel(image, below=name)]
+        + [_panel(image, stage, plain._replace(**changes), draw, seed) for draw in range(number)]
+        for name, changes in POLICIES.items()
+    ]
+
+
+def _stored_panel(image):
+    height, width, _ = image.shape
+    return Panel(image, "stored", f"{width}x{height}")
+
+
+def _panel(image, stage, plan, draw, seed):
+    height, width, _ = image.shape
+    size = stage.resolution
+    shown = decoders.show(image, plan=plan, resolution=size, seed=seed, draw=draw)
+    return Panel(shown, f"{stage.name}, {size} px", words(plan, height, width, size, seed=seed, draw=draw))
+
+
+def stored_images(path: Path, number: int) -> list[np.ndarray]:
+    """Up to `number` images, evenly spread over a .beton or the shards of a pattern, or the one image of another file;
+    uint8 RGB arrays."""
+    if path.suffix != ".beton" and "*" not in path.name:
+        try:
+            return [np.asarray(Image.open(path).convert("RGB"))]
+        except (OSError, UnidentifiedImageError) as error:
+            raise UserError(f"{path}: neither a .beton nor an image that can be read ({error})") from error
+    known = open_index(path)
+    samples = len(known.metadata)
+    chosen = column(known, "image")[np.linspace(0, samples - 1, min(number, samples)).astype(int)]
+    sizes = known.sizes[np.searchsorted(known.places, chosen["data_ptr"])].tolist()
+    with Files(known).schedule_epoch([]) as files:
+        spans = zip(*files.locate(chosen["data_ptr"]), sizes, strict=True)
+        stored = [os.pread(file, size, int(place)) for file, place, size in spans]
+    return [_pixels(entry, data) for entry, data in zip(chosen, stored, strict=True)]
+
+
+def _pixels(entry: np.void, data: bytes) -> np.ndarray:
+    if entry["mode"] == decoders.RAW:
+        return np.frombuffer(data, np.uint8).reshape(entry["height"], entry["width"], 3)
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def words(plan: decoders.TransformParams, height: int, width: int, size: int, *, seed: int, draw: int) -> str:
+    """What happens to an image of this size at this draw, in a few words."""
+    view = crops.locate(plan.crop, height, width, size, plan.scale_low, plan.scale_high, plan.ratio, seed, draw)
+    said = [f"{view.box_width}x{view.box_height}"] if plan.crop == crops.RRC else []
+    if draws.uniform(seed, draw, draws.FLIP) < plan.flip:
+        said.append("flip")
+    if plan.augment == policies.THREE:
+        op = policies.three_choice(plan.three_ops, seed, draw)
+        names = {number: name for name, number in policies.THREE_OPS.items()}
+        said.append(f"blur {policies.three_sigma(seed, draw):.1f}" if op == policies.BLUR else names[op])
+    for layer in range(policies.layers(plan.augment, _strength(plan))):
+        op, value = policies.choose(plan.augment, _strength(plan), layer, size, size, seed, draw)
+        if op != operations.IDENTITY:
+            bare = op in (operations.AUTOCONTRAST, operations.EQUALIZE, operations.INVERT)
+            said.append(operations.NAMES[op] + ("" if bare else f" {value:.3g}"))
+    if plan.jitter:
+        factors = (policies.jitter_factor(plan.jitter, which, seed, draw) for which in range(3))
+        said.append("bcs " + " ".join(f"{factor:.2f}".lstrip("0") for factor in factors))
+    return "\n".join(said)
+
+
+def _strength(plan: decoders.TransformParams) -> randaugment.Strength:
+    return randaugment.Strength(*(getattr(plan, f"rand_{name}") for name in randaugment.Strength._fields))
+
+
+def sheet(rows: list[list[Panel]]) -> Figure:
+    """The contact sheet; what is above a picture is said in the first row only."""
+    lines = [max(panel.below.count("\n") + 1 for panel in row) for row in rows]
+    heights = [1.65 + 0.16 * count for count in lines]
+    figure = Figure(figsize=(1.7 * len(rows[0]), sum(heights) + 0.2), layout="constrained")
+    grid = figure.subplots(len(rows), len(rows[0]), squeeze=False, height_ratios=heights)
+    for number, (places, row) in enumerate(zip(grid, rows, strict=True)):
+        for place, panel in zip(places, row, strict=True):
+            place.set(xticks=[], yticks=[], anchor="N")
+            place.spines[:].set_visible(False)
+            if panel.picture is not None:
+                place.imshow(panel.picture)
+                place.set_xlabel(panel.below, fontsize=8)
+            if number == 0:
+                place.set_title(panel.above, fontsize=8)
+    return figure
+
+
+if __name__ == "__main__":
+    main()

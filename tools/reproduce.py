@@ -1,0 +1,103 @@
+"""The table of docs/reproduce.md: each stage of each recipe, what was published for it, and what it costs.
+
+    python -m tools.reproduce                       # prints the table
+    python -m tools.reproduce docs/reproduce.md     # puts it between the file's two markers
+
+In: recipes/**/*.yaml, recipes/published.json, recipes/official_curves.json. Out: Markdown.
+"""
+
+import functools
+import json
+import sys
+from pathlib import Path
+
+from config.recipe import BASE_RECIPE, load_recipe
+from ffcv_ops.errors import UserError, exits_cleanly
+from training import datasets, model, schedule, summary
+
+RECIPES = BASE_RECIPE.parent
+PUBLISHED, CURVES = "published.json", "official_curves.json"
+BEGIN, END = "<!-- made by python -m tools.reproduce -->", "<!-- end of what is made -->"
+COLUMNS = ("recipe", "stage", "px", "epochs", "top-1", "V2", "ReaL", "official curve, epoch: top-1", "M param.",
+           "GMACs", "GPU-hours", "our result")  # fmt: skip
+SHOWN = (10, 50, 100, 200, 400, 600)  # epochs of the official curves, besides the last
+
+# What one GPU is taken to sustain, counted as 6 operations per multiply-add: 2 forwards, 4 backwards. timm's published
+# training benchmark of an RTX 3090 comes to 39, 42 and 38 for B, L and H at 224, and 27 for S.
+OPERATIONS_PER_S = 40e12
+
+
+def table() -> str:
+    """The whole table."""
+    published, curves = (json.loads((RECIPES / name).read_text()) for name in (PUBLISHED, CURVES))
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * 2 + "---:|" * (len(COLUMNS) - 3) + "---|"]
+    for path in sorted(RECIPES.glob("**/*.yaml"), key=_place):
+        name = path.relative_to(RECIPES).with_suffix("").as_posix()
+        if name not in ("base", "demo", "smoke", "finetune_own"):
+            run = load_recipe(path)
+            for row in _rows(run, published.get(name, {}), curves.get(name, {})):
+                lines.append("| " + " | ".join((f"`{name}`", *row)) + " |")
+    return "\n".join(lines)
+
+
+def _place(path):
+    """Smaller models and shorter schedules first, folders last."""
+    kind, size, epochs = (*path.stem.split("_"), "", "")[:3]
+    return len(path.parts), str(path.parent), kind == "in21k", *_number(size, epochs), path.stem
+
+
+def _number(size, epochs):
+    sizes = ("ti", "s", "m", "b", "l", "h")
+    return (sizes.index(size), int(epochs[:-2])) if size in sizes and epochs.endswith("ep") else (len(sizes), 0)
+
+
+def _rows(run, published, curves):
+    sets = {stage.data: _assumed(run, stage.data) for stage in run.stages}
+    for stage in run.stages:
+        count, gmacs = _size(run.model, stage.resolution, sets[stage.data].classes)
+        steps, _ = summary.length(stage, sets)
+        sides = [schedule.resolution(stage, epoch) for epoch in range(stage.epochs)]
+        mean = sum(_size(run.model, side, sets[stage.data].classes)[1] for side in sides) / stage.epochs
+        hours = steps * stage.batch * mean * 6e9 / OPERATIONS_PER_S / 3600
+        said, curve = published.get(stage.name, {}), curves.get(stage.name, {})
+        top1 = f"{said['top1']:.1f} ({said['source']})" if said else "-"
+        others = (f"{said[key]:.1f}" if key in said else "-" for key in ("v2", "real"))
+        yield (stage.name, f"{stage.resolution}", f"{stage.epochs}", top1, *others, _points(curve),
+               f"{count / 1e6:.1f}", f"{gmacs:.2f}", f"{hours:,.0f}", said.get("ours", "*not run*"))  # fmt: skip
+
+
+def _points(curve):
+    last = max(map(int, curve), default=0)
+    shown = [epoch for epoch in SHOWN if epoch < last] + [last] * bool(curve)
+    return ", ".join(f"{epoch}: {curve[str(epoch)]:.1f}" for epoch in shown) or "-"
+
+
+def _assumed(run, word):
+    """The data set as published, whatever files are here: the table must not depend on the machine."""
+    main = word == "main"
+    train = datasets.assumed(run.data.train if main else run.data.finetune_train)
+    return datasets.DataSet(train, train, train.classes)
+
+
+@functools.cache
+def _size(of_model, resolution, classes):
+    """(parameters, GMACs) of a recipe's `model` section."""
+    network = summary.on_shapes(of_model, resolution, classes, drop_path=0.0)
+    return model.count(network), model.macs(network, resolution)
+
+
+@exits_cleanly
+def main() -> None:
+    made = table()
+    if len(sys.argv) == 1:
+        print(made)
+        return
+    page = Path(sys.argv[1])
+    if not page.is_file() or not (text := page.read_text(encoding="utf-8")).count(BEGIN) == text.count(END) == 1:
+        raise UserError(f"{page}: needs the lines {BEGIN} and {END}, once each, around the table")
+    before, _, rest = text.partition(BEGIN)
+    page.write_text(f"{before}{BEGIN}\n{made}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
