@@ -51,9 +51,10 @@ from training import (
 )
 from training.datasets import open_sets, planned_sets
 from training.evaluate import Result, evaluate
-from training.log import Log, Meter
-from training.state import RunFolder, State, StepStats, restore
+from training.log import Log
+from training.state import RunFolder, State, restore
 from training.step import Run, gradients, random_batch, update
+from training.step_stats import Meter, StepStats
 from training.watchdog import Watchdog
 
 

@@ -13,9 +13,10 @@ import torch
 from config.recipe import StageConfig
 from ffcv_ops.errors import UserError
 from training import distributed, micro
-from training.log import Log, LogPoint
-from training.state import RunFolder, State, StepStats
+from training.log import Log
+from training.state import RunFolder, State
 from training.step import Run
+from training.step_stats import LogPoint, StepStats
 from training.stop import Stopped
 
 

@@ -14,7 +14,6 @@ A checkpoint holds tensors and plain values only. Random numbers are no part of 
 
 import dataclasses
 import json
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,40 +29,10 @@ from ffcv_ops.lock import alone
 from training import checkpoints, distributed
 from training.checkpoints import write_atomically
 from training.distributed import full_state_dict
+from training.step_stats import StepStats
 
 _FORMAT = 3
 _COUNTS = ("stage", "epoch", "batch", "step")
-
-
-@dataclasses.dataclass(frozen=True)
-class StepStats:
-    """Sums over steps, to be read as means: of loss (nats) and gradient norm with the number of finite ones of each, of
-    seconds, and of those waited for data; and how many steps were bad, that is, not finite."""
-
-    steps: int = 0
-    images: int = 0
-    loss: float = 0.0
-    losses: int = 0
-    norm: float = 0.0
-    norms: int = 0
-    bad: int = 0
-    seconds: float = 0.0
-    waited: float = 0.0
-
-    def __add__(self, other: "StepStats") -> "StepStats":
-        return StepStats(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
-
-    def row(self) -> dict:
-        """What a row of the log says; a mean of nothing is not a number."""
-        seconds = max(self.seconds, 1e-9)
-        return {
-            "loss": self.loss / self.losses if self.losses else math.nan,
-            "grad_norm": self.norm / self.norms if self.norms else math.nan,
-            "images_per_s": self.images / seconds,
-            "wait": self.waited / seconds,
-            "seconds": self.seconds,
-            "bad_steps": self.bad,
-        }
 
 
 @dataclasses.dataclass

@@ -14,7 +14,8 @@ from torch import nn
 from config.recipe import load_recipe
 from ffcv_ops.errors import UserError
 from training import checkpoints, optim
-from training.state import RunFolder, State, StepStats, restore, science
+from training.state import RunFolder, State, restore, science
+from training.step_stats import StepStats
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -13,9 +13,9 @@ import train_imagenet
 from config.recipe import load_recipe
 from ffcv_ops.errors import UserError
 from training import datasets, distributed, guards, step
-from training.log import Meter
-from training.state import RunFolder, StepStats
+from training.state import RunFolder
 from training.step import Run, random_batch
+from training.step_stats import Meter, StepStats
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
