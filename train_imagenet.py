@@ -30,7 +30,7 @@ from torch import nn
 import report
 from config import keys
 from config.recipe import SECTIONS, Recipe, StageConfig, base_values, load_recipe, render_recipe
-from ffcv_ops import draws, native
+from ffcv_ops import native, rng
 from ffcv_ops.loader import eval_loader, train_loader
 from training import (
     compiling,
@@ -359,7 +359,7 @@ def evaluated(run: Run, stage: StageConfig, networks: Sequence[nn.Module], batch
 
 def stage_seed(seed: int, number: int) -> int:
     """A seed for each stage, so that a fine-tune does not show the crops of the pre-training again (63 bits)."""
-    return int(draws.bits(seed, number, draws.STAGE)) >> 1
+    return int(rng.bits(rng.RandomKey(seed, number), rng.STAGE)) >> 1
 
 
 def measure(run: Run) -> list[float]:

@@ -26,6 +26,7 @@ from conversion.encode import LEVEL_COLOUR, encode_item, encode_rgb
 from conversion.rgb import limited, read_image
 from ffcv_ops import crops
 from ffcv_ops.errors import exits_cleanly
+from ffcv_ops.rng import RandomKey
 
 LEVELS = (500, 256, 160)
 QUALITY = corpus.QUALITY
@@ -68,7 +69,7 @@ def views(crop: str, size: int, full: Image.Image, number: int) -> list[crops.Vi
     if crop == "SRC":
         return [crops.simple_random_crop(full.height, full.width, size, 0, number)]
     draws = range(number * RRC_DRAWS, (number + 1) * RRC_DRAWS)
-    return [crops.random_resized_crop(full.height, full.width, size, *RRC_SCALE, 0, draw) for draw in draws]
+    return [crops.random_resized_crop(full.height, full.width, size, *RRC_SCALE, RandomKey(0, draw)) for draw in draws]
 
 
 def downscale(view: crops.View, level: Image.Image, full: Image.Image) -> float:

@@ -16,8 +16,8 @@ import numpy as np
 
 from conversion.rgb import read_rgb
 from conversion.sources import Source, Split
-from ffcv_ops.draws import uniform
 from ffcv_ops.errors import UserError
+from ffcv_ops.rng import RandomKey, uniform
 
 WHEELS = {"skimage": "scikit-image", "sklearn": "scikit-learn"}  # package -> distribution
 SCENES = {
@@ -99,7 +99,8 @@ def detail(pixels: np.ndarray) -> float:
 def under_light(pixels: np.ndarray, number: int) -> np.ndarray:
     """The tile in black and white, as taken by a camera that meters each channel on this tile alone and then, by
     chance, errs: in contrast, brightness, tint and tone curve. `number` picks the chances; uint8 in and out."""
-    contrast, brightness, curve, *tint = (2 * uniform(LIGHT_SEED, number, slot) - 1 for slot in range(6))
+    key = RandomKey(LIGHT_SEED, number)
+    contrast, brightness, curve, *tint = (2 * uniform(key, stream) - 1 for stream in range(6))
     red, green, blue = (_metered(pixels[..., channel]) for channel in range(3))
     luma = (0.299 * red + 0.587 * green + 0.114 * blue) * (1 + CONTRAST * contrast)
     developed = np.empty(pixels.shape)

@@ -7,7 +7,7 @@ Magnitudes are fixed; the direction of rotations, shears and translations is dra
 
 import numpy as np
 
-from ffcv_ops import draws, operations
+from ffcv_ops import operations, rng
 from ffcv_ops.compiled import kernel
 
 ORIGINAL, V0 = 0, 1
@@ -81,14 +81,14 @@ POLICIES = np.stack([_table(_ORIGINAL), _table(_V0)])
 
 
 @kernel
-def choose(policy, layer, height, width, seed, draw):
+def choose(policy, layer, height, width, key):
     """The operation of this layer (0 or 1) and its argument; IDENTITY where it is skipped."""
-    pair = draws.uniform_int(seed, draw, draws.CHOICE, POLICIES.shape[1])
+    pair = rng.uniform_int(key, rng.CHOICE, POLICIES.shape[1])
     row = POLICIES[policy, pair, layer]
-    slot = draws.LAYER + 8 * layer
-    if draws.uniform(seed, draw, slot + 1) >= row[1]:
+    stream = rng.LAYER + 8 * layer
+    if rng.uniform(key, stream + 1) >= row[1]:
         return operations.IDENTITY, 0.0
     op = int(row[0])
     law = operations.PAPER if policy == ORIGINAL else operations.PLAIN
-    negative = draws.uniform(seed, draw, slot + 4) < 0.5
+    negative = rng.uniform(key, stream + 4) < 0.5
     return op, operations.argument(op, law, row[2], negative, height, width)

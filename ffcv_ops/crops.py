@@ -9,7 +9,7 @@ crop: the box is the whole image and the window is placed.
 import math
 from typing import NamedTuple
 
-from ffcv_ops import draws
+from ffcv_ops import rng
 from ffcv_ops.compiled import kernel
 
 RRC, SRC, CENTRE = 0, 1, 2
@@ -43,7 +43,7 @@ def _round_half_even(x):
 
 
 @kernel
-def random_resized_crop(height, width, size, scale_low, scale_high, seed, draw):
+def random_resized_crop(height, width, size, scale_low, scale_high, key):
     """torchvision's and timm's law: ten tries of area ~ U(scale) and log-uniform aspect in `RATIO`, then a fallback.
 
     The fallback is the largest centred box whose aspect lies in `RATIO`.
@@ -51,14 +51,14 @@ def random_resized_crop(height, width, size, scale_low, scale_high, seed, draw):
     area = height * width
     log_low, log_high = math.log(RATIO[0]), math.log(RATIO[1])
     for attempt in range(10):
-        slot = draws.CROP + 4 * attempt
-        target = area * (scale_low + (scale_high - scale_low) * draws.uniform(seed, draw, slot))
-        aspect = math.exp(log_low + (log_high - log_low) * draws.uniform(seed, draw, slot + 1))
+        stream = rng.CROP + 4 * attempt
+        target = area * (scale_low + (scale_high - scale_low) * rng.uniform(key, stream))
+        aspect = math.exp(log_low + (log_high - log_low) * rng.uniform(key, stream + 1))
         w = _round_half_even(math.sqrt(target * aspect))
         h = _round_half_even(math.sqrt(target / aspect))
         if 0 < w <= width and 0 < h <= height:
-            top = draws.uniform_int(seed, draw, slot + 2, height - h + 1)
-            left = draws.uniform_int(seed, draw, slot + 3, width - w + 1)
+            top = rng.uniform_int(key, stream + 2, height - h + 1)
+            left = rng.uniform_int(key, stream + 3, width - w + 1)
             return View(top, left, h, w, size, size, 0, 0)
     w, h = width, height
     if width / height < RATIO[0]:
@@ -77,11 +77,11 @@ def _resized(height, width, shortest):
 
 
 @kernel
-def simple_random_crop(height, width, size, seed, draw):
+def simple_random_crop(height, width, size, key):
     """The paper's SRC: shortest side to `size`, 4 pixels of mirrored padding, a uniform size x size window."""
     full_height, full_width = _resized(height, width, size)
-    top = draws.uniform_int(seed, draw, draws.CROP, full_height + 2 * SRC_PADDING - size + 1) - SRC_PADDING
-    left = draws.uniform_int(seed, draw, draws.CROP + 1, full_width + 2 * SRC_PADDING - size + 1) - SRC_PADDING
+    top = rng.uniform_int(key, rng.CROP, full_height + 2 * SRC_PADDING - size + 1) - SRC_PADDING
+    left = rng.uniform_int(key, rng.CROP + 1, full_width + 2 * SRC_PADDING - size + 1) - SRC_PADDING
     return View(0, 0, height, width, full_height, full_width, top, left)
 
 
@@ -95,10 +95,10 @@ def centre_crop(height, width, size, ratio):
 
 
 @kernel
-def locate(crop, height, width, size, scale_low, scale_high, ratio, seed, draw):
+def locate(crop, height, width, size, scale_low, scale_high, ratio, key):
     """The `View` of an image of height x width under crop law `crop` (RRC, SRC or CENTRE)."""
     if crop == RRC:
-        return random_resized_crop(height, width, size, scale_low, scale_high, seed, draw)
+        return random_resized_crop(height, width, size, scale_low, scale_high, key)
     if crop == SRC:
-        return simple_random_crop(height, width, size, seed, draw)
+        return simple_random_crop(height, width, size, key)
     return centre_crop(height, width, size, ratio)

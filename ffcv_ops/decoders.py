@@ -1,8 +1,8 @@
 """The FFCV operation that does everything to a sample while it is in cache: decode, crop, resample, flip, augment.
 
-In: the batch's draw ids and FFCV's memory. Out: uint8 [batch, size, size, 3]. Each of the loader's threads takes the
-next sample until there is none; since all randomness comes from the draw id, the result does not depend on which thread
-took it. The crop is drawn first, so that no more is decoded than it shows. Stored bytes are held against their checksum
+In: the batch's sample ids and FFCV's memory. Out: uint8 [batch, size, size, 3]. Each of the loader's threads takes the
+next sample until there is none; since all randomness comes from the sample id, the result does not depend on which
+thread took it. The crop is drawn first, so that no more is decoded than it shows. Stored bytes are held against their checksum
 before they are decoded.
 """
 
@@ -20,11 +20,12 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ffcv_ops import crops, draws, erasing, jpeg, lanes, operations, policies, randaugment, resample, storage
+from ffcv_ops import crops, erasing, jpeg, lanes, operations, policies, randaugment, resample, rng, storage
 from ffcv_ops.checksum import xxh64
 from ffcv_ops.compiled import kernel
 from ffcv_ops.index import Index, column
 from ffcv_ops.pixels import interleave
+from ffcv_ops.rng import RandomKey
 
 JPG, RAW = int(IMAGE_MODES["jpg"]), int(IMAGE_MODES["raw"])
 
@@ -137,15 +138,15 @@ def fetch(file, place, size, checksum, checked, buffer):
 
 
 @kernel
-def _show(decoder, files, places, sizes, checksums, checked, modes, heights, widths, plan, seed, draw, workspace, out):
-    """One stored sample, given by its levels -> out [size, size, 3], its augmented showing number `draw`.
+def _show(decoder, files, places, sizes, checksums, checked, modes, heights, widths, plan, key, workspace, out):
+    """One stored sample, given by its levels -> out [size, size, 3], augmented with the random numbers of `key`.
 
     Returns OK or what is wrong with it.
     """
     first, count, weights, pixels, scratch, planes, spare, buffer = workspace
     size = planes.shape[1]
-    view = crops.locate(plan.crop, heights[0], widths[0], size, plan.scale_low, plan.scale_high, plan.ratio, seed, draw)
-    flip = draws.uniform(seed, draw, draws.FLIP) < plan.flip
+    view = crops.locate(plan.crop, heights[0], widths[0], size, plan.scale_low, plan.scale_high, plan.ratio, key)
+    flip = rng.uniform(key, rng.FLIP) < plan.flip
     source = source_of(view, heights, widths, modes, plan.least)
     level, part = source.level, source.eighths / jpeg.WHOLE
     rows, box_rows = _axis(
@@ -164,7 +165,7 @@ def _show(decoder, files, places, sizes, checksums, checked, modes, heights, wid
         return status
     is_jpg = modes[level] == JPG
     if is_jpg:
-        luma = plan.least > 0.0 and policies.is_gray(plan.augment, plan.three_ops, seed, draw)
+        luma = plan.least > 0.0 and policies.is_gray(plan.augment, plan.three_ops, key)
         status = jpeg.begin(
             decoder, address, sizes[level], heights[level], widths[level], source.eighths, luma,
             rows, columns, pixels,
@@ -190,9 +191,9 @@ def _show(decoder, files, places, sizes, checksums, checked, modes, heights, wid
         plan.rand_layers, plan.rand_probability, plan.rand_magnitude,
         plan.rand_deviation, plan.rand_limit, plan.rand_law,
     )  # fmt: skip
-    policies.apply(planes, plan.augment, plan.three_ops, rand, plan.interpolation, plan.jitter, seed, draw, spare)
+    policies.apply(planes, plan.augment, plan.three_ops, rand, plan.interpolation, plan.jitter, key, spare)
     if plan.erase > 0.0:
-        erasing.erase(planes, plan.erase, plan.erase_mode, seed, draw)
+        erasing.erase(planes, plan.erase, plan.erase_mode, key)
     interleave(planes, out)
     return OK
 
@@ -212,7 +213,7 @@ def _workspace(sizes, heights, widths, size, interpolation):
 
 @kernel
 def _decode_some(
-    ticket, draw_ids, files, places, sizes, checksums, checked, modes, heights, widths, seed, plan, out, faults
+    ticket, sample_ids, files, places, sizes, checksums, checked, modes, heights, widths, seed, plan, out, faults
 ):
     """What one thread does of a batch: fills out [batch, size, size, 3] and faults [batch] (OK, CORRUPT, UNREAD or
     CHANGED) at the places that its tickets say.
@@ -222,25 +223,25 @@ def _decode_some(
     decoder = jpeg.open_decoder()
     work = _workspace(sizes, heights, widths, out.shape[1], plan.interpolation)
     i = next_ticket(ticket)
-    while i < len(draw_ids):
+    while i < len(sample_ids):
         faults[i] = _show(
             decoder, files[i], places[i], sizes[i], checksums[i], checked, modes[i], heights[i], widths[i],
-            plan, seed, draw_ids[i], work, out[i],
+            plan, RandomKey(seed, sample_ids[i]), work, out[i],
         )  # fmt: skip
         i = next_ticket(ticket)
     jpeg.close_decoder(decoder)
 
 
-def show(image: np.ndarray, *, plan: TransformParams, resolution: int, seed: int, draw: int) -> np.ndarray:
-    """What training would see of `image` (uint8 [height, width, 3]) at this draw: uint8 [resolution, resolution, 3]."""
+def show(image: np.ndarray, *, plan: TransformParams, resolution: int, key: RandomKey) -> np.ndarray:
+    """What training sees of `image` (uint8 [height, width, 3]) under this key: uint8 [resolution, resolution, 3]."""
     image = np.ascontiguousarray(image)
     out = np.empty((1, resolution, resolution, 3), np.uint8)
     height, width, _ = image.shape
     file, place = np.array([[storage.IN_MEMORY]], np.int32), np.array([[image.ctypes.data]], np.uint64)
     size, mode, height, width = (np.array([[n]], np.int64) for n in (image.nbytes, RAW, height, width))
     _decode_some(
-        np.zeros(1, np.int64), np.array([draw]), file, place, size, np.zeros((1, 1), np.uint64), False,
-        mode, height, width, seed, plan, out, np.zeros(1, np.uint8),
+        np.zeros(1, np.int64), np.array([key.sample_id]), file, place, size, np.zeros((1, 1), np.uint64), False,
+        mode, height, width, key.seed, plan, out, np.zeros(1, np.uint8),
     )  # fmt: skip
     return out[0]
 
@@ -276,8 +277,8 @@ class ImageDecoder(SimpleRGBImageDecoder):
         return replace(previous_state, jit_mode=True, shape=shape, dtype=dtype), AllocationQuery(shape, dtype)
 
     def generate_code(self):
-        def decode(draw_ids, out, metadata, storage):
-            indices = draw_ids % len(metadata)
+        def decode(sample_ids, out, metadata, storage):
+            indices = sample_ids % len(metadata)
             stored = np.stack([level[indices] for level in self.levels], axis=1)
             image = np.searchsorted(self.index.places, stored["data_ptr"])
             checked = self.index.checksums is not None
@@ -285,8 +286,8 @@ class ImageDecoder(SimpleRGBImageDecoder):
             files, places = self.memory_read(stored["data_ptr"], storage)
             sizes = self.index.sizes[image].astype(np.int64)
             columns = [stored[name].astype(np.int64) for name in ("mode", "height", "width")]
-            faults = np.zeros(len(draw_ids), np.uint8)
-            work = (draw_ids, files, places, sizes, checksums, checked, *columns, self.seed, self.plan, out, faults)
+            faults = np.zeros(len(sample_ids), np.uint8)
+            work = (sample_ids, files, places, sizes, checksums, checked, *columns, self.seed, self.plan, out, faults)
             ticket = np.zeros(1, np.int64)
             running = [self.threads.submit(_decode_some, ticket, *work) for _ in range(self.workers)]
             wait(running)  # all of them: what they write to is used again
@@ -294,17 +295,17 @@ class ImageDecoder(SimpleRGBImageDecoder):
                 thread.result()
             if faults.any():
                 raise SampleError(np.flatnonzero(faults), faults[faults > 0])
-            return out[: len(draw_ids)]
+            return out[: len(sample_ids)]
 
         return decode
 
 
 class LabelDecoder(IntDecoder):
-    """The label of each draw id's image, int64 [batch, 1]."""
+    """The label of each sample id's image, int64 [batch, 1]."""
 
     def generate_code(self):
-        def decode(draw_ids, out, metadata, storage):
-            out[: len(draw_ids), 0] = metadata[draw_ids % len(metadata)]
-            return out[: len(draw_ids)]
+        def decode(sample_ids, out, metadata, storage):
+            out[: len(sample_ids), 0] = metadata[sample_ids % len(metadata)]
+            return out[: len(sample_ids)]
 
         return decode

@@ -10,8 +10,9 @@ import math
 
 import numpy as np
 
-from ffcv_ops import draws
+from ffcv_ops import rng
 from ffcv_ops.compiled import kernel
+from ffcv_ops.rng import RandomKey
 
 CONST, RAND, PIXEL = 0, 1, 2
 NAMES = {"const": CONST, "rand": RAND, "pixel": PIXEL}
@@ -34,33 +35,33 @@ _COLOUR = np.array([round(255 * mean) for mean in _MEAN], np.uint8)
 
 
 @kernel
-def box(height, width, seed, draw):
+def box(height, width, key):
     """(top, left, height, width) of the box; empty where ten tries found none that fits."""
     log_low, log_high = math.log(ASPECT[0]), math.log(ASPECT[1])
     for attempt in range(10):
-        slot = draws.ERASE_TRY + 4 * attempt
-        area = (AREA[0] + (AREA[1] - AREA[0]) * draws.uniform(seed, draw, slot)) * (height * width)
-        aspect = math.exp(log_low + (log_high - log_low) * draws.uniform(seed, draw, slot + 1))
+        stream = rng.ERASE_TRY + 4 * attempt
+        area = (AREA[0] + (AREA[1] - AREA[0]) * rng.uniform(key, stream)) * (height * width)
+        aspect = math.exp(log_low + (log_high - log_low) * rng.uniform(key, stream + 1))
         h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if h < height and w < width:
-            top = draws.uniform_int(seed, draw, slot + 2, height - h + 1)
-            return top, draws.uniform_int(seed, draw, slot + 3, width - w + 1), h, w
+            top = rng.uniform_int(key, stream + 2, height - h + 1)
+            return top, rng.uniform_int(key, stream + 3, width - w + 1), h, w
     return 0, 0, 0, 0
 
 
 @kernel
-def erase(planes, probability, mode, seed, draw):
+def erase(planes, probability, mode, key):
     """Erases a box of `planes` (uint8 [3, height, width]) in place, with this probability."""
-    if draws.uniform(seed, draw, draws.ERASE) >= probability:
+    if rng.uniform(key, rng.ERASE) >= probability:
         return
     _, height, width = planes.shape
-    top, left, h, w = box(height, width, seed, draw)
-    key = draws.bits(seed, draw, draws.ERASE_NOISE)
-    noise = draws.bits(key, 0, 0)
+    top, left, h, w = box(height, width, key)
+    noise_seed = rng.bits(key, rng.ERASE_NOISE)
+    noise = rng.bits(RandomKey(noise_seed, 0), 0)
     for y in range(top, top + h):
         for x in range(left, left + w):
             if mode == PIXEL:
-                noise = draws.bits(key, y * width + x, 0)
+                noise = rng.bits(RandomKey(noise_seed, y * width + x), 0)
             for c in range(3):
                 quantile = noise >> np.uint64(16 * c) & np.uint64(0xFFFF)
                 planes[c, y, x] = _COLOUR[c] if mode == CONST else _VALUES[c, quantile]

@@ -8,17 +8,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ffcv_ops import draws
+from ffcv_ops import rng
 from ffcv_ops.compiled import kernel
+from ffcv_ops.rng import RandomKey
 
 _ROUND = 256  # repeated augmentation keeps a multiple of 256 showings (official code, samplers.py)
 
 
 @kernel
-def _sort_keys(seed, epoch, n, slot):
+def _sort_keys(seed, epoch, n, stream):
     keys = np.empty(n, np.uint64)
     for i in range(n):
-        keys[i] = draws.bits(seed, epoch * n + i, slot)
+        keys[i] = rng.bits(RandomKey(seed, epoch * n + i), stream)
     return keys
 
 
@@ -35,12 +36,12 @@ def shuffled(num_samples: int, *, seed: int, epoch: int, windows: Windows | None
     With `windows` the pages are shuffled and cut into windows of `at_once`, and only images of one window are shuffled
     among each other: all ranks walk through the same windows at the same time.
     """
-    keys = _sort_keys(seed, epoch, num_samples, draws.ORDER)
+    keys = _sort_keys(seed, epoch, num_samples, rng.ORDER)
     if windows is None:
         return np.argsort(keys, kind="stable")
     pages, page_number = np.unique(windows.page_of, return_inverse=True)
     place = np.empty(len(pages), np.int64)
-    place[np.argsort(_sort_keys(seed, epoch, len(pages), draws.PAGES), kind="stable")] = np.arange(len(pages))
+    place[np.argsort(_sort_keys(seed, epoch, len(pages), rng.PAGES), kind="stable")] = np.arange(len(pages))
     return np.lexsort((keys, place[page_number] // windows.at_once))
 
 
@@ -72,7 +73,7 @@ def showings(num_samples: int, *, seed: int, epoch: int, repeats: int, windows: 
 def replacement(draw: int, *, seed: int, num_samples: int) -> int:
     """What is shown in place of a draw whose image is bad: any image, in the same epoch and copy. Follows from the draw
     alone, so it is the same on any number of workers and ranks, and after a restart."""
-    return int(draw - draw % num_samples + draws.uniform_int(seed, draw, draws.REPLACEMENT, num_samples))
+    return int(draw - draw % num_samples + rng.uniform_int(RandomKey(seed, draw), rng.REPLACEMENT, num_samples))
 
 
 def smaller_batch(stage, num_samples: int) -> str:

@@ -6,7 +6,7 @@ they fill what they uncover with the mean colour (TrivialAugment: black). Any po
 brightness, contrast and saturation (no hue) in random order, as 3-Augment is in the paper.
 """
 
-from ffcv_ops import autoaugment, draws, geometry, operations, pixels, randaugment, trivialaugment
+from ffcv_ops import autoaugment, geometry, operations, pixels, randaugment, rng, trivialaugment
 from ffcv_ops.compiled import kernel
 
 NONE, THREE, RAND, AUTO_ORIGINAL, AUTO_V0, TRIVIAL = range(6)
@@ -26,10 +26,10 @@ BLACK = (0, 0, 0)
 
 
 @kernel
-def three_choice(three_ops, seed, draw):
+def three_choice(three_ops, key):
     """The one operation (GRAY, SOLARIZE or BLUR) of this draw, uniform over the bits set in `three_ops`."""
     enabled = (three_ops & GRAY) // GRAY + (three_ops & SOLARIZE) // SOLARIZE + (three_ops & BLUR) // BLUR
-    nth = draws.uniform_int(seed, draw, draws.THREE_CHOICE, enabled)
+    nth = rng.uniform_int(key, rng.THREE_CHOICE, enabled)
     op = GRAY
     while True:
         if three_ops & op:
@@ -40,22 +40,22 @@ def three_choice(three_ops, seed, draw):
 
 
 @kernel
-def is_gray(augment, three_ops, seed, draw):
+def is_gray(augment, three_ops, key):
     """Whether the policy makes this draw gray before anything else happens to its colours."""
-    return augment == THREE and three_choice(three_ops, seed, draw) == GRAY
+    return augment == THREE and three_choice(three_ops, key) == GRAY
 
 
 @kernel
-def three_sigma(seed, draw):
+def three_sigma(key):
     """Standard deviation of the blur, in pixels."""
-    return SIGMA[0] + (SIGMA[1] - SIGMA[0]) * draws.uniform(seed, draw, draws.THREE_SIGMA)
+    return SIGMA[0] + (SIGMA[1] - SIGMA[0]) * rng.uniform(key, rng.THREE_SIGMA)
 
 
 @kernel
-def jitter_factor(strength, which, seed, draw):
+def jitter_factor(strength, which, key):
     """Factor of brightness (which = 0), contrast (1) or saturation (2): uniform on [1 - strength, 1 + strength]."""
     low = max(1.0 - strength, 0.0)
-    return low + (1.0 + strength - low) * draws.uniform(seed, draw, draws.JITTER + which)
+    return low + (1.0 + strength - low) * rng.uniform(key, rng.JITTER + which)
 
 
 @kernel
@@ -69,12 +69,12 @@ def jitter_step(order, position):
 
 
 @kernel
-def color_jitter(planes, strength, seed, draw):
+def color_jitter(planes, strength, key):
     """torchvision's ColorJitter(strength, strength, strength) on Pillow images; every step rounds to 8 bits."""
-    order = draws.uniform_int(seed, draw, draws.JITTER_ORDER, 6)
+    order = rng.uniform_int(key, rng.JITTER_ORDER, 6)
     for position in range(3):
         which = jitter_step(order, position)
-        factor = jitter_factor(strength, which, seed, draw)
+        factor = jitter_factor(strength, which, key)
         if which == 0:
             pixels.brightness(planes, factor)
         elif which == 1:
@@ -94,18 +94,18 @@ def layers(augment, rand):
 
 
 @kernel
-def choose(augment, rand, layer, height, width, seed, draw):
+def choose(augment, rand, layer, height, width, key):
     """The operation of this layer (a number of operations.NAMES) and its argument."""
     if augment == RAND:
-        return randaugment.choose(rand, layer, height, width, seed, draw)
+        return randaugment.choose(rand, layer, height, width, key)
     if augment == TRIVIAL:
-        return trivialaugment.choose(seed, draw)
+        return trivialaugment.choose(key)
     policy = autoaugment.ORIGINAL if augment == AUTO_ORIGINAL else autoaugment.V0
-    return autoaugment.choose(policy, layer, height, width, seed, draw)
+    return autoaugment.choose(policy, layer, height, width, key)
 
 
 @kernel
-def apply(planes, augment, three_ops, rand, interpolation, jitter, seed, draw, spare):
+def apply(planes, augment, three_ops, rand, interpolation, jitter, key, spare):
     """Augments `planes` (uint8 [3, height, width]) in place.
 
     rand: randaugment.Strength. interpolation: resample's, for rotations and the like. spare: uint8, at least
@@ -113,19 +113,19 @@ def apply(planes, augment, three_ops, rand, interpolation, jitter, seed, draw, s
     """
     _, height, width = planes.shape
     if augment == THREE:
-        op = three_choice(three_ops, seed, draw)
+        op = three_choice(three_ops, key)
         if op == GRAY:
             pixels.grayscale(planes)
         elif op == SOLARIZE:
             pixels.solarize(planes, SOLARIZE_THRESHOLD)
         else:
-            pixels.gaussian_blur(planes, three_sigma(seed, draw), spare)
+            pixels.gaussian_blur(planes, three_sigma(key), spare)
     how, fill = (geometry.NEAREST, BLACK) if augment == TRIVIAL else (interpolation, MEAN_COLOUR)
     for layer in range(layers(augment, rand)):
-        op, value = choose(augment, rand, layer, height, width, seed, draw)
+        op, value = choose(augment, rand, layer, height, width, key)
         operations.run(planes, op, value, how, fill, spare)
     if jitter > 0.0:
-        color_jitter(planes, jitter, seed, draw)
+        color_jitter(planes, jitter, key)
 
 
 @kernel

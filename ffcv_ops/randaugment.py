@@ -9,7 +9,7 @@ import math
 import re
 from typing import NamedTuple
 
-from ffcv_ops import draws, operations
+from ffcv_ops import operations, rng
 from ffcv_ops.compiled import kernel
 from ffcv_ops.errors import UserError
 
@@ -55,8 +55,8 @@ def parse(config: str) -> Strength:
         if key in _WHOLE and not number.is_integer():
             refuse(f"{key} must be a whole number")
         values[key] = number
-    if not 1 <= values.get("n", 2) <= draws.LAYERS:
-        refuse(f"n must be 1 to {draws.LAYERS}")
+    if not 1 <= values.get("n", 2) <= rng.LAYERS:
+        refuse(f"n must be 1 to {rng.LAYERS}")
     if values.get("p", 0.5) > 1.0:
         refuse("p is a probability, 0 to 1")
     if values.get("inc", 0) not in (0, 1):
@@ -73,24 +73,24 @@ def parse(config: str) -> Strength:
 
 
 @kernel
-def magnitude(strength, seed, draw, layer):
+def magnitude(strength, key, layer):
     """The magnitude of this layer."""
-    slot = draws.LAYER + 8 * layer + 2
+    stream = rng.LAYER + 8 * layer + 2
     value = strength.magnitude
     if math.isinf(strength.deviation):
-        value *= draws.uniform(seed, draw, slot)
+        value *= rng.uniform(key, stream)
     elif strength.deviation > 0.0:
-        value += strength.deviation * draws.normal(seed, draw, slot)
+        value += strength.deviation * rng.normal(key, stream)
     return min(max(value, 0.0), strength.limit)
 
 
 @kernel
-def choose(strength, layer, height, width, seed, draw):
+def choose(strength, layer, height, width, key):
     """The operation of this layer and its argument; IDENTITY where it is skipped."""
-    slot = draws.LAYER + 8 * layer
-    if draws.uniform(seed, draw, slot + 1) >= strength.probability:
+    stream = rng.LAYER + 8 * layer
+    if rng.uniform(key, stream + 1) >= strength.probability:
         return operations.IDENTITY, 0.0
-    op = draws.uniform_int(seed, draw, slot, CHOICES)
-    negative = draws.uniform(seed, draw, slot + 4) < 0.5
-    strong = magnitude(strength, seed, draw, layer)
+    op = rng.uniform_int(key, stream, CHOICES)
+    negative = rng.uniform(key, stream + 4) < 0.5
+    strong = magnitude(strength, key, layer)
     return op, operations.argument(op, strength.law, strong, negative, height, width)

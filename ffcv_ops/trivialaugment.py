@@ -6,7 +6,7 @@ operation looks outside, nearest neighbours. The enhancements are factors 1 -+ s
 
 import numpy as np
 
-from ffcv_ops import draws, operations
+from ffcv_ops import operations, rng
 from ffcv_ops.compiled import kernel
 
 BINS = 31
@@ -47,11 +47,11 @@ STRENGTHS = np.array([_bins(first, last) for first, last, _ in _SPACE.values()],
 
 
 @kernel
-def choose(seed, draw):
+def choose(key):
     """The operation of this sample and its argument."""
-    which = draws.uniform_int(seed, draw, draws.CHOICE, len(OPS))
-    strength = STRENGTHS[which, draws.uniform_int(seed, draw, draws.LAYER + 2, BINS)]
-    if SIGNED[which] and draws.uniform(seed, draw, draws.LAYER + 4) < 0.5:
+    which = rng.uniform_int(key, rng.CHOICE, len(OPS))
+    strength = STRENGTHS[which, rng.uniform_int(key, rng.LAYER + 2, BINS)]
+    if SIGNED[which] and rng.uniform(key, rng.LAYER + 4) < 0.5:
         strength = -strength
     op = OPS[which]
     if op == operations.POSTERIZE:

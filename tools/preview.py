@@ -21,10 +21,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, UnidentifiedImageError
 
-from ffcv_ops import crops, decoders, draws, erasing, operations, policies, randaugment
+from ffcv_ops import crops, decoders, erasing, operations, policies, randaugment, rng
 from ffcv_ops.errors import UserError, exits_cleanly, writing
 from ffcv_ops.fields import column, open_index
 from ffcv_ops.loader import plan_of
+from ffcv_ops.rng import RandomKey
 from ffcv_ops.storage import Files
 
 matplotlib.use("Agg")
@@ -98,7 +99,9 @@ class Panel(NamedTuple):
 
 def row_of(image: np.ndarray, shown, seed: int) -> list[Panel]:
     """The stored image and one panel for each (stage, draw) of `shown`."""
-    return [_stored_panel(image)] + [_panel(image, stage, plan_of(stage), draw, seed) for stage, draw in shown]
+    return [_stored_panel(image)] + [
+        _panel(image, stage, plan_of(stage), RandomKey(seed, draw)) for stage, draw in shown
+    ]
 
 
 def compared(image: np.ndarray, shown, seed: int) -> list[list[Panel]]:
@@ -108,8 +111,9 @@ def compared(image: np.ndarray, shown, seed: int) -> list[list[Panel]]:
     rows = [[_stored_panel(image)], [Panel(None)], [Panel(None)]]
     for stage, draw in shown:
         plan = plan_of(stage)._replace(erase=0.0, least=0.0)  # neither has another implementation to be held against
-        ours = _panel(image, stage, plan, draw, seed)
-        theirs = reference.show(image, plan=plan, resolution=stage.resolution, seed=seed, draw=draw)
+        key = RandomKey(seed, draw)
+        ours = _panel(image, stage, plan, key)
+        theirs = reference.show(image, plan=plan, resolution=stage.resolution, key=key)
         apart = np.abs(ours.picture.astype(int) - theirs)
         amplified = np.minimum(AMPLIFIED * apart, 255).astype(np.uint8)
         rows[0].append(ours)
@@ -123,7 +127,7 @@ def policy_rows(image: np.ndarray, stage, seed: int, number: int) -> list[list[P
     plain = plan_of(stage)._replace(augment=policies.NONE, jitter=0.0, erase=0.0)
     return [
         [Panel(image, below=name)]
-        + [_panel(image, stage, plain._replace(**changes), draw, seed) for draw in range(number)]
+        + [_panel(image, stage, plain._replace(**changes), RandomKey(seed, draw)) for draw in range(number)]
         for name, changes in POLICIES.items()
     ]
 
@@ -133,11 +137,11 @@ def _stored_panel(image):
     return Panel(image, "stored", f"{width}x{height}")
 
 
-def _panel(image, stage, plan, draw, seed):
+def _panel(image, stage, plan, key):
     height, width, _ = image.shape
     size = stage.resolution
-    shown = decoders.show(image, plan=plan, resolution=size, seed=seed, draw=draw)
-    return Panel(shown, f"{stage.name}, {size} px", words(plan, height, width, size, seed=seed, draw=draw))
+    shown = decoders.show(image, plan=plan, resolution=size, key=key)
+    return Panel(shown, f"{stage.name}, {size} px", words(plan, height, width, size, key=key))
 
 
 def stored_images(path: Path, number: int) -> list[np.ndarray]:
@@ -164,23 +168,23 @@ def _pixels(entry: np.void, data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
-def words(plan: decoders.TransformParams, height: int, width: int, size: int, *, seed: int, draw: int) -> str:
+def words(plan: decoders.TransformParams, height: int, width: int, size: int, *, key: RandomKey) -> str:
     """What happens to an image of this size at this draw, in a few words."""
-    view = crops.locate(plan.crop, height, width, size, plan.scale_low, plan.scale_high, plan.ratio, seed, draw)
+    view = crops.locate(plan.crop, height, width, size, plan.scale_low, plan.scale_high, plan.ratio, key)
     said = [f"{view.box_width}x{view.box_height}"] if plan.crop == crops.RRC else []
-    if draws.uniform(seed, draw, draws.FLIP) < plan.flip:
+    if rng.uniform(key, rng.FLIP) < plan.flip:
         said.append("flip")
     if plan.augment == policies.THREE:
-        op = policies.three_choice(plan.three_ops, seed, draw)
+        op = policies.three_choice(plan.three_ops, key)
         names = {number: name for name, number in policies.THREE_OPS.items()}
-        said.append(f"blur {policies.three_sigma(seed, draw):.1f}" if op == policies.BLUR else names[op])
+        said.append(f"blur {policies.three_sigma(key):.1f}" if op == policies.BLUR else names[op])
     for layer in range(policies.layers(plan.augment, _strength(plan))):
-        op, value = policies.choose(plan.augment, _strength(plan), layer, size, size, seed, draw)
+        op, value = policies.choose(plan.augment, _strength(plan), layer, size, size, key)
         if op != operations.IDENTITY:
             bare = op in (operations.AUTOCONTRAST, operations.EQUALIZE, operations.INVERT)
             said.append(operations.NAMES[op] + ("" if bare else f" {value:.3g}"))
     if plan.jitter:
-        factors = (policies.jitter_factor(plan.jitter, which, seed, draw) for which in range(3))
+        factors = (policies.jitter_factor(plan.jitter, which, key) for which in range(3))
         said.append("bcs " + " ".join(f"{factor:.2f}".lstrip("0") for factor in factors))
     return "\n".join(said)
 

@@ -13,7 +13,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 from torchvision.transforms.autoaugment import _apply_op
 
-from ffcv_ops import crops, decoders, draws, operations, policies, randaugment, resample
+from ffcv_ops import crops, decoders, operations, policies, randaugment, resample, rng
+from ffcv_ops.rng import RandomKey
 
 _MODES = {resample.BICUBIC: InterpolationMode.BICUBIC, resample.BILINEAR: InterpolationMode.BILINEAR}
 _RESAMPLING = {resample.BICUBIC: Image.Resampling.BICUBIC, resample.BILINEAR: Image.Resampling.BILINEAR}
@@ -26,20 +27,20 @@ _NAMES = {
 _ENHANCEMENTS = ("Brightness", "Color", "Contrast", "Sharpness")
 
 
-def show(image: np.ndarray, *, plan: decoders.TransformParams, resolution: int, seed: int, draw: int) -> np.ndarray:
+def show(image: np.ndarray, *, plan: decoders.TransformParams, resolution: int, key: RandomKey) -> np.ndarray:
     """`decoders.show` by the other code: uint8 [height, width, 3] -> uint8 [resolution, resolution, 3]."""
-    view = cropped(Image.fromarray(image), plan, resolution, seed, draw)
-    if draws.uniform(seed, draw, draws.FLIP) < plan.flip:
+    view = cropped(Image.fromarray(image), plan, resolution, key)
+    if rng.uniform(key, rng.FLIP) < plan.flip:
         view = F.hflip(view)
-    return np.asarray(augmented(view, plan, seed, draw))
+    return np.asarray(augmented(view, plan, key))
 
 
-def cropped(image: Image.Image, plan: decoders.TransformParams, size: int, seed: int, draw: int) -> Image.Image:
+def cropped(image: Image.Image, plan: decoders.TransformParams, size: int, key: RandomKey) -> Image.Image:
     mode = _MODES[plan.interpolation]
     if plan.crop == crops.CENTRE:
         return F.center_crop(F.resize(image, int(size / plan.ratio), mode), size)
     width, height = image.size
-    view = crops.locate(plan.crop, height, width, size, plan.scale_low, plan.scale_high, plan.ratio, seed, draw)
+    view = crops.locate(plan.crop, height, width, size, plan.scale_low, plan.scale_high, plan.ratio, key)
     if plan.crop == crops.RRC:
         box = (view.box_top, view.box_left, view.box_height, view.box_width)
         return F.resized_crop(image, *box, [size, size], mode)
@@ -47,26 +48,26 @@ def cropped(image: Image.Image, plan: decoders.TransformParams, size: int, seed:
     return F.crop(padded, view.top + crops.SRC_PADDING, view.left + crops.SRC_PADDING, size, size)
 
 
-def augmented(image: Image.Image, plan: decoders.TransformParams, seed: int, draw: int) -> Image.Image:
+def augmented(image: Image.Image, plan: decoders.TransformParams, key: RandomKey) -> Image.Image:
     if plan.augment == policies.THREE:
-        op = policies.three_choice(plan.three_ops, seed, draw)
+        op = policies.three_choice(plan.three_ops, key)
         if op == policies.GRAY:
             image = F.to_grayscale(image, num_output_channels=3)
         elif op == policies.SOLARIZE:
             image = ImageOps.solarize(image)
         else:
-            image = image.filter(ImageFilter.GaussianBlur(policies.three_sigma(seed, draw)))
+            image = image.filter(ImageFilter.GaussianBlur(policies.three_sigma(key)))
     strength = randaugment.Strength(*(getattr(plan, f"rand_{name}") for name in randaugment.Strength._fields))
     for layer in range(policies.layers(plan.augment, strength)):
         width, height = image.size
-        op, value = policies.choose(plan.augment, strength, layer, height, width, seed, draw)
+        op, value = policies.choose(plan.augment, strength, layer, height, width, key)
         run = _by_torchvision if plan.augment == policies.TRIVIAL else _by_timm
         image = run(image, _NAMES[operations.NAMES[op]], value, _RESAMPLING[plan.interpolation])
     if plan.jitter:
         adjust = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation)
         orders = list(itertools.permutations(range(3)))
-        for which in orders[draws.uniform_int(seed, draw, draws.JITTER_ORDER, 6)]:
-            image = adjust[which](image, policies.jitter_factor(plan.jitter, which, seed, draw))
+        for which in orders[rng.uniform_int(key, rng.JITTER_ORDER, 6)]:
+            image = adjust[which](image, policies.jitter_factor(plan.jitter, which, key))
     return image
 
 

@@ -20,8 +20,9 @@ import torch
 from timm.models import vision_transformer
 from torch import Tensor, nn
 
-from ffcv_ops import draws
+from ffcv_ops import rng
 from ffcv_ops.compiled import kernel
+from ffcv_ops.rng import RandomKey
 from training.distributed import to_device
 
 GROUP = 16  # places of the global batch
@@ -74,7 +75,7 @@ def _masks(rates, seed, step, first, samples):
     scale = np.empty((branches, samples), np.float32)
     for branch in range(branches):
         for i in range(samples):
-            kept = draws.uniform(seed, (first + i) * branches + branch, draws.DEPTH + step) >= rates[branch]
+            kept = rng.uniform(RandomKey(seed, (first + i) * branches + branch), rng.DEPTH + step) >= rates[branch]
             scale[branch, i] = 1.0 / (1.0 - rates[branch]) if kept else 0.0
     return scale
 
@@ -88,12 +89,12 @@ def _even_masks(rates, seed, step, first, samples):
     numbers = np.empty(GROUP)
     for branch in range(branches):
         share = 1.0 - rates[branch]
-        start = draws.uniform(seed, _NOWHERE * branches + branch, draws.DEPTH + step)
+        start = rng.uniform(RandomKey(seed, _NOWHERE * branches + branch), rng.DEPTH + step)
         for group in range(first // GROUP, (first + samples + GROUP - 1) // GROUP):
             low = group * GROUP
             count = math.floor(start + (low + GROUP) * share) - math.floor(start + low * share)
             for k in range(GROUP):
-                numbers[k] = draws.uniform(seed, (low + k) * branches + branch, draws.DEPTH + step)
+                numbers[k] = rng.uniform(RandomKey(seed, (low + k) * branches + branch), rng.DEPTH + step)
             for k in range(GROUP):
                 larger = 0
                 for other in range(GROUP):

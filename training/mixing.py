@@ -13,7 +13,8 @@ from scipy.special import betaincinv
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from ffcv_ops import draws
+from ffcv_ops import rng
+from ffcv_ops.rng import RandomKey
 
 _CHUNKS = 1 << 20  # more than the chunks of any step: step * _CHUNKS + chunk is unique
 
@@ -33,17 +34,17 @@ def draw(seed: int, step: int, chunk: int, *, mixup: float, cutmix: float, resol
     """timm's law: with both alphas above 0 each of the two has probability 1/2; lam ~ Beta(alpha, alpha). The box is a
     square of area 1 - lam around a uniform centre, clipped to the image, and lam then follows from what is left of it.
     """
-    key = step * _CHUNKS + chunk
-    is_cutmix = cutmix > 0 and (mixup == 0 or draws.uniform(seed, key, draws.MIX) < 0.5)
+    key = RandomKey(seed, step * _CHUNKS + chunk)
+    is_cutmix = cutmix > 0 and (mixup == 0 or rng.uniform(key, rng.MIX) < 0.5)
     alpha = cutmix if is_cutmix else mixup
     if alpha == 0:
         return Mix(1.0, 1.0, 0, 0, 0, 0)
-    lam = float(betaincinv(alpha, alpha, draws.uniform(seed, key, draws.MIX + 1)))
+    lam = float(betaincinv(alpha, alpha, rng.uniform(key, rng.MIX + 1)))
     if not is_cutmix:
         return Mix(lam, lam, 0, 0, 0, 0)
     side = int(resolution * (1 - lam) ** 0.5)
-    top, bottom = _interval(side, draws.uniform_int(seed, key, draws.MIX + 2, resolution), resolution)
-    left, right = _interval(side, draws.uniform_int(seed, key, draws.MIX + 3, resolution), resolution)
+    top, bottom = _interval(side, rng.uniform_int(key, rng.MIX + 2, resolution), resolution)
+    left, right = _interval(side, rng.uniform_int(key, rng.MIX + 3, resolution), resolution)
     return Mix(1 - (bottom - top) * (right - left) / resolution**2, 1.0, top, bottom, left, right)
 
 

@@ -12,8 +12,8 @@ from PIL import Image, features
 
 from conversion import photos
 from conversion.photos import TILE, Tile, choose, photographs, under_light
-from ffcv_ops.draws import uniform
 from ffcv_ops.errors import UserError
+from ffcv_ops.rng import RandomKey, uniform
 
 SITE = Path(skimage.__file__).parents[1]
 
@@ -63,7 +63,9 @@ def test_tiles_are_the_photographs_under_a_light(source):
     number = 0
     for split in source.splits.values():
         for item, (file, left, top, width, height) in zip(split.items, boxes(split), strict=True):
-            contrast, brightness, curve, *tint = (uniform(photos.LIGHT_SEED, number, slot) for slot in range(6))
+            contrast, brightness, curve, *tint = (
+                uniform(RandomKey(photos.LIGHT_SEED, number), stream) for stream in range(6)
+            )
             tile = pictures[file][top : top + height, left : left + width].astype(float)
             gain = np.minimum(48 / np.maximum(tile.std((0, 1)), 1e-9), 6)
             seen = (tile - tile.mean((0, 1))) * gain

@@ -15,7 +15,7 @@ from torchvision.transforms.autoaugment import _apply_op
 
 from conversion import beton
 from conversion.encode import encode_rgb
-from ffcv_ops import autoaugment, draws, operations, policies, randaugment
+from ffcv_ops import autoaugment, operations, policies, randaugment, rng
 
 _TIMM = {
     "autocontrast": "AutoContrast", "equalize": "Equalize", "invert": "Invert", "rotate": "Rotate",
@@ -46,41 +46,41 @@ def _timm_operation(image, op, law, magnitude, negative, interpolation=Image.Res
         return operation(image)
 
 
-def _row(augment, rand, seed, draw):
+def _row(augment, rand, key):
     """(operation, law, magnitude, negative) of each layer that is applied, from our draws."""
     if augment == policies.RAND:
         for layer in range(rand.layers):
-            slot = draws.LAYER + 8 * layer
-            if draws.uniform(seed, draw, slot + 1) < rand.probability:
-                op = draws.uniform_int(seed, draw, slot, 15)
-                strength = randaugment.magnitude(rand, seed, draw, layer)
-                yield op, rand.law, strength, draws.uniform(seed, draw, slot + 4) < 0.5
+            stream = rng.LAYER + 8 * layer
+            if rng.uniform(key, stream + 1) < rand.probability:
+                op = rng.uniform_int(key, stream, 15)
+                strength = randaugment.magnitude(rand, key, layer)
+                yield op, rand.law, strength, rng.uniform(key, stream + 4) < 0.5
     else:
         original = augment == policies.AUTO_ORIGINAL
         pairs = autoaugment.POLICIES[0 if original else 1]
-        for layer, (op, probability, magnitude) in enumerate(pairs[draws.uniform_int(seed, draw, draws.CHOICE, 25)]):
-            slot = draws.LAYER + 8 * layer
-            if draws.uniform(seed, draw, slot + 1) < probability:
+        for layer, (op, probability, magnitude) in enumerate(pairs[rng.uniform_int(key, rng.CHOICE, 25)]):
+            stream = rng.LAYER + 8 * layer
+            if rng.uniform(key, stream + 1) < probability:
                 law = operations.PAPER if original else operations.PLAIN
-                yield int(op), law, magnitude, draws.uniform(seed, draw, slot + 4) < 0.5
+                yield int(op), law, magnitude, rng.uniform(key, stream + 4) < 0.5
 
 
-def _trivial(image, seed, draw):
+def _trivial(image, key):
     space = list(TrivialAugmentWide()._augmentation_space(31).items())
-    name, (strengths, signed) = space[draws.uniform_int(seed, draw, draws.CHOICE, 14)]
+    name, (strengths, signed) = space[rng.uniform_int(key, rng.CHOICE, 14)]
     strength = 0.0
     if strengths.ndim:
-        strength = float(strengths[draws.uniform_int(seed, draw, draws.LAYER + 2, 31)])
-    if signed and draws.uniform(seed, draw, draws.LAYER + 4) < 0.5:
+        strength = float(strengths[rng.uniform_int(key, rng.LAYER + 2, 31)])
+    if signed and rng.uniform(key, rng.LAYER + 4) < 0.5:
         strength = -strength
     return _apply_op(image, name, strength, interpolation=InterpolationMode.NEAREST, fill=None)
 
 
-def _pillow_zoo(image, augment, rand, seed, draw, interpolation=Image.Resampling.BICUBIC):
+def _pillow_zoo(image, augment, rand, key, interpolation=Image.Resampling.BICUBIC):
     """The whole policy on a Pillow image, given our draws."""
     if augment == policies.TRIVIAL:
-        return _trivial(image, seed, draw)
-    for op, law, magnitude, negative in _row(augment, rand, seed, draw):
+        return _trivial(image, key)
+    for op, law, magnitude, negative in _row(augment, rand, key):
         image = _timm_operation(image, op, law, magnitude, negative, interpolation)
     return image
 

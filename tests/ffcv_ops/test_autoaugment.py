@@ -5,7 +5,8 @@ import pytest
 from scipy import stats
 from timm.data.auto_augment import auto_augment_policy
 
-from ffcv_ops import autoaugment, draws, operations
+from ffcv_ops import autoaugment, operations, rng
+from ffcv_ops.rng import RandomKey
 
 NAMES = {autoaugment.ORIGINAL: "original", autoaugment.V0: "v0"}
 LAWS = {autoaugment.ORIGINAL: operations.PAPER, autoaugment.V0: operations.PLAIN}
@@ -25,10 +26,10 @@ def test_pairs_are_uniform_and_operations_have_their_probabilities(policy):
     applied = np.zeros((25, 2))
     counts = np.zeros(25)
     for draw in range(20000):
-        pair = draws.uniform_int(1, draw, draws.CHOICE, 25)
+        pair = rng.uniform_int(RandomKey(1, draw), rng.CHOICE, 25)
         counts[pair] += 1
         for layer in range(2):
-            op, _ = autoaugment.choose(policy, layer, 1, 1, 1, draw)
+            op, _ = autoaugment.choose(policy, layer, 1, 1, RandomKey(1, draw))
             assert op in (operations.IDENTITY, int(autoaugment.POLICIES[policy, pair, layer, 0]))
             applied[pair, layer] += op != operations.IDENTITY
     assert stats.chisquare(counts).pvalue > 1e-3
@@ -40,9 +41,9 @@ def test_pairs_are_uniform_and_operations_have_their_probabilities(policy):
 def test_directions_are_even():
     """v0's certain rotation (pair 15, magnitude 7): 21 degrees either way, equally often."""
     angles = [
-        autoaugment.choose(autoaugment.V0, 0, 1, 1, 2, d)[1]
+        autoaugment.choose(autoaugment.V0, 0, 1, 1, RandomKey(2, d))[1]
         for d in range(40000)
-        if draws.uniform_int(2, d, draws.CHOICE, 25) == 15
+        if rng.uniform_int(RandomKey(2, d), rng.CHOICE, 25) == 15
     ]
     assert set(angles) == {21.0, -21.0}
     assert stats.binomtest(angles.count(21.0), len(angles)).pvalue > 1e-3

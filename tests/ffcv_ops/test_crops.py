@@ -9,6 +9,7 @@ from scipy import stats
 from torchvision.transforms import CenterCrop, RandomCrop, RandomResizedCrop, Resize
 
 from ffcv_ops import crops
+from ffcv_ops.rng import RandomKey
 
 DRAWS = 6000
 SIZES = [(375, 500), (500, 375), (64, 64), (40, 400)]
@@ -43,7 +44,7 @@ def test_rrc_scale_is_used():
 def test_rrc_fallback_equals_torchvisions(height, width):
     """So thin that all ten tries fail: the centred box of an allowed aspect."""
     for draw in range(50):
-        view = crops.random_resized_crop(height, width, 224, 0.9, 1.0, 1, draw)
+        view = crops.random_resized_crop(height, width, 224, 0.9, 1.0, RandomKey(1, draw))
         expected = RandomResizedCrop.get_params(torch.empty(3, height, width), (0.9, 1.0), (3 / 4, 4 / 3))
         if min(height, width) > 1 or height == width:
             assert (view.box_top, view.box_left, view.box_height, view.box_width) == tuple(expected)
@@ -93,6 +94,6 @@ def test_centre_crop_is_torchvisions(height, width, size, ratio):
 @settings(max_examples=300, deadline=None)
 @given(st.integers(1, 3000), st.integers(1, 3000), st.integers(0, 2**40), st.integers(0, 1000))
 def test_every_box_lies_inside_the_image(height, width, draw, seed):
-    view = crops.random_resized_crop(height, width, 64, 0.08, 1.0, seed, draw)
+    view = crops.random_resized_crop(height, width, 64, 0.08, 1.0, RandomKey(seed, draw))
     assert 0 <= view.box_top < view.box_top + view.box_height <= height
     assert 0 <= view.box_left < view.box_left + view.box_width <= width

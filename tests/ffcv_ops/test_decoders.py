@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from ffcv_ops import crops, decoders, draws, erasing, policies, randaugment, resample
+from ffcv_ops import crops, decoders, erasing, policies, randaugment, resample, rng
 from ffcv_ops.decoders import TransformParams
+from ffcv_ops.rng import RandomKey
 
 BICUBIC = Image.Resampling.BICUBIC
 SEED, SIZE = 11, 96
@@ -13,11 +14,13 @@ SEED, SIZE = 11, 96
 
 def pillow_crop(image, plan, draw):
     if plan.crop == crops.RRC:
-        v = crops.random_resized_crop(image.height, image.width, SIZE, plan.scale_low, plan.scale_high, SEED, draw)
+        v = crops.random_resized_crop(
+            image.height, image.width, SIZE, plan.scale_low, plan.scale_high, RandomKey(SEED, draw)
+        )
         box = (v.box_left, v.box_top, v.box_left + v.box_width, v.box_top + v.box_height)
         return image.crop(box).resize((SIZE, SIZE), BICUBIC)
     if plan.crop == crops.SRC:
-        v = crops.simple_random_crop(image.height, image.width, SIZE, SEED, draw)
+        v = crops.simple_random_crop(image.height, image.width, SIZE, RandomKey(SEED, draw))
         full = np.asarray(image.resize((v.full_width, v.full_height), BICUBIC))
         padded = np.pad(full, ((4, 4), (4, 4), (0, 0)), mode="reflect")
         return Image.fromarray(padded[v.top + 4 : v.top + 4 + SIZE, v.left + 4 : v.left + 4 + SIZE])
@@ -31,26 +34,28 @@ RAND = randaugment.parse("rand-m9-mstd0.5-inc1")
 def pillow_transform(array, plan, draw, pillow_zoo):
     """Crop, flip, policy, colour jitter, erasing: the order of the official augment.py and of timm."""
     image = pillow_crop(Image.fromarray(array), plan, draw)
-    if draws.uniform(SEED, draw, draws.FLIP) < plan.flip:
+    if rng.uniform(RandomKey(SEED, draw), rng.FLIP) < plan.flip:
         image = ImageOps.mirror(image)
     if plan.augment == policies.THREE:
-        op = policies.three_choice(plan.three_ops, SEED, draw)
+        op = policies.three_choice(plan.three_ops, RandomKey(SEED, draw))
         if op == policies.GRAY:
             image = image.convert("L").convert("RGB")
         elif op == policies.SOLARIZE:
             image = ImageOps.solarize(image)
         else:
-            image = image.filter(ImageFilter.GaussianBlur(policies.three_sigma(SEED, draw)))
+            image = image.filter(ImageFilter.GaussianBlur(policies.three_sigma(RandomKey(SEED, draw))))
     elif plan.augment != policies.NONE:
-        image = pillow_zoo(image, plan.augment, RAND, SEED, draw)
+        image = pillow_zoo(image, plan.augment, RAND, RandomKey(SEED, draw))
     if plan.jitter:
-        permutation = draws.uniform_int(SEED, draw, draws.JITTER_ORDER, 6)
+        permutation = rng.uniform_int(RandomKey(SEED, draw), rng.JITTER_ORDER, 6)
         for position in range(3):
             which = policies.jitter_step(permutation, position)
             enhancer = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[which]
-            image = enhancer(image).enhance(policies.jitter_factor(plan.jitter, which, SEED, draw))
+            image = enhancer(image).enhance(policies.jitter_factor(plan.jitter, which, RandomKey(SEED, draw)))
     planes = np.asarray(image).transpose(2, 0, 1).copy()
-    erasing.erase(planes, plan.erase, plan.erase_mode, SEED, draw)  # last of all; its own test knows what it does
+    erasing.erase(
+        planes, plan.erase, plan.erase_mode, RandomKey(SEED, draw)
+    )  # last of all; its own test knows what it does
     return planes.transpose(1, 2, 0)
 
 
@@ -73,7 +78,7 @@ PLANS = {
 def test_equal_to_the_transform_made_of_pillow_calls(photos, pillow_zoo, plan):
     for draw in range(24):
         for name, image in photos.items():
-            ours = decoders.show(image, plan=plan, resolution=SIZE, seed=SEED, draw=draw)
+            ours = decoders.show(image, plan=plan, resolution=SIZE, key=RandomKey(SEED, draw))
             np.testing.assert_array_equal(ours, pillow_transform(image, plan, draw, pillow_zoo), f"{name}, {draw}")
 
 
@@ -83,7 +88,7 @@ def test_odd_images_do_not_break_it(odd_images, crop, augment):
     plan = TransformParams(crop=crop, flip=0.5, augment=augment, jitter=0.3)
     for image in odd_images.values():
         for draw in range(6):
-            out = decoders.show(image, plan=plan, resolution=32, seed=0, draw=draw)
+            out = decoders.show(image, plan=plan, resolution=32, key=RandomKey(0, draw))
             if np.ptp(image) == 0 and augment in (policies.NONE, policies.THREE):
                 assert np.ptp(out) == 0
 
@@ -91,10 +96,10 @@ def test_odd_images_do_not_break_it(odd_images, crop, augment):
 def test_flip_frequency(photos):
     plan = TransformParams(crop=crops.CENTRE, flip=0.25)
     image = photos["cat"]
-    upright = decoders.show(image, plan=plan._replace(flip=0.0), resolution=32, seed=0, draw=0)
+    upright = decoders.show(image, plan=plan._replace(flip=0.0), resolution=32, key=RandomKey(0, 0))
     flips = 0
     for draw in range(2000):
-        out = decoders.show(image, plan=plan, resolution=32, seed=0, draw=draw)
+        out = decoders.show(image, plan=plan, resolution=32, key=RandomKey(0, draw))
         flipped = np.array_equal(out, upright[:, ::-1])
         assert flipped or np.array_equal(out, upright)
         flips += flipped
@@ -105,7 +110,7 @@ def test_interpolation_is_a_choice(photos):
     image = photos["china"]
     plan = TransformParams(crop=crops.CENTRE, interpolation=resample.BILINEAR)
     resized = Image.fromarray(image).resize((143, 96), Image.Resampling.BILINEAR)
-    ours = decoders.show(image, plan=plan, resolution=SIZE, seed=0, draw=0)
+    ours = decoders.show(image, plan=plan, resolution=SIZE, key=RandomKey(0, 0))
     np.testing.assert_array_equal(ours, np.asarray(resized)[:, 24:120])
 
 
@@ -142,7 +147,7 @@ def test_enough_pixels_remain_in_both_directions(least):
     heights, widths = PYRAMID
     used = set()
     for draw in range(300):
-        view = crops.random_resized_crop(375, 500, 64, 0.08, 1.0, SEED, draw)
+        view = crops.random_resized_crop(375, 500, 64, 0.08, 1.0, RandomKey(SEED, draw))
         source = decoders.source_of(view, heights, widths, np.zeros(3, np.int64), least)
         used.add((source.level, source.eighths))
         if source.level or source.eighths < 8:

@@ -10,14 +10,15 @@ from scipy import stats
 from timm.data.random_erasing import RandomErasing
 
 from ffcv_ops import erasing
+from ffcv_ops.rng import RandomKey
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 SIZE = 64
 
 
-def erased(image, probability=1.0, mode=erasing.PIXEL, seed=0, draw=0):
+def erased(image, probability=1.0, mode=erasing.PIXEL, draw=0):
     planes = image.transpose(2, 0, 1).copy()
-    erasing.erase(planes, probability, mode, seed, draw)
+    erasing.erase(planes, probability, mode, RandomKey(0, draw))
     return planes.transpose(1, 2, 0)
 
 
@@ -29,7 +30,7 @@ def test_boxes_are_distributed_as_timms():
         gone = erase(torch.ones(1, SIZE, 48))[0] == 0
         rows, columns = gone.any(1).nonzero(), gone.any(0).nonzero()
         theirs.append([int(rows[0]), int(columns[0]), len(rows), len(columns)])
-        ours.append(erasing.box(SIZE, 48, 0, draw))
+        ours.append(erasing.box(SIZE, 48, RandomKey(0, draw)))
     ours, theirs = np.array(ours), np.array(theirs)
     for quantity in (lambda b: b[:, 0], lambda b: b[:, 1], lambda b: b[:, 2] * b[:, 3], lambda b: b[:, 2] / b[:, 3]):
         assert stats.ks_2samp(quantity(ours), quantity(theirs)).pvalue > 1e-3
@@ -39,7 +40,7 @@ def test_only_the_box_changes(photos):
     image = photos["cat"][:100, :120]
     for draw in range(50):
         result = erased(image, draw=draw)
-        top, left, height, width = erasing.box(100, 120, 0, draw)
+        top, left, height, width = erasing.box(100, 120, RandomKey(0, draw))
         outside = np.ones((100, 120), bool)
         outside[top : top + height, left : left + width] = False
         np.testing.assert_array_equal(result[outside], image[outside])
@@ -51,7 +52,7 @@ def test_pixel_noise_is_the_standard_normal_after_normalisation():
     image = np.zeros((400, 400, 3), np.uint8)
     values = []
     for draw in range(30):
-        top, left, height, width = erasing.box(400, 400, 0, draw)
+        top, left, height, width = erasing.box(400, 400, RandomKey(0, draw))
         values.append(erased(image, draw=draw)[top : top + height, left : left + width])
     for c in range(3):
         levels = np.concatenate([v[..., c].ravel() for v in values])
@@ -68,7 +69,7 @@ def test_one_colour_for_rand_and_the_mean_for_const():
     image = np.zeros((SIZE, SIZE, 3), np.uint8)
     colours = []
     for draw in range(400):
-        top, left, height, width = erasing.box(SIZE, SIZE, 0, draw)
+        top, left, height, width = erasing.box(SIZE, SIZE, RandomKey(0, draw))
         inside = np.s_[top : top + height, left : left + width]
         colour = erased(image, mode=erasing.RAND, draw=draw)[inside].reshape(-1, 3)
         assert (colour == colour[0]).all()

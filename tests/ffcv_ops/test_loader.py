@@ -19,6 +19,7 @@ from ffcv_ops import decoders, loader, order
 from ffcv_ops.errors import UserError
 from ffcv_ops.fields import describe
 from ffcv_ops.index import column, pages_of
+from ffcv_ops.rng import RandomKey
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -234,7 +235,7 @@ def test_pixels_are_those_of_the_stored_image(request, tiles, fixture):
         else:
             stored = np.asarray(Image.open(io.BytesIO(data[metadata[index]["data_ptr"] :].tobytes())).convert("RGB"))
         assert stored.shape == tiles[index].shape
-        shown = decoders.show(stored, plan=batches.decoder.plan, resolution=48, seed=5, draw=draw)
+        shown = decoders.show(stored, plan=batches.decoder.plan, resolution=48, key=RandomKey(5, draw))
         np.testing.assert_array_equal(images[position].numpy(), shown)
         assert labels[position] == index % 5
 

@@ -7,15 +7,16 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from scipy import stats
 
-from ffcv_ops import policies, resample
+from ffcv_ops import policies, resample, rng
 from ffcv_ops.randaugment import Strength, parse
+from ffcv_ops.rng import RandomKey
 
 ALL = policies.GRAY | policies.SOLARIZE | policies.BLUR
 ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 
 
 def test_each_operation_has_a_third():
-    choices = [policies.three_choice(ALL, 1, d) for d in range(30000)]
+    choices = [policies.three_choice(ALL, RandomKey(1, d)) for d in range(30000)]
     counts = [choices.count(op) for op in (policies.GRAY, policies.SOLARIZE, policies.BLUR)]
     assert sum(counts) == 30000
     assert stats.chisquare(counts).pvalue > 1e-3
@@ -23,20 +24,20 @@ def test_each_operation_has_a_third():
 
 @pytest.mark.parametrize("subset", [1, 2, 4, 3, 5, 6])
 def test_a_subset_is_chosen_from_evenly(subset):
-    choices = [policies.three_choice(subset, 1, d) for d in range(6000)]
+    choices = [policies.three_choice(subset, RandomKey(1, d)) for d in range(6000)]
     enabled = [op for op in (1, 2, 4) if subset & op]
     assert sorted(set(choices)) == enabled
     assert len(enabled) == 1 or stats.chisquare([choices.count(op) for op in enabled]).pvalue > 1e-3
 
 
 def test_sigma_is_uniform_on_its_range():
-    sigmas = np.array([policies.three_sigma(1, d) for d in range(20000)])
+    sigmas = np.array([policies.three_sigma(RandomKey(1, d)) for d in range(20000)])
     assert stats.kstest(sigmas, stats.uniform(0.1, 1.9).cdf).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_jitter_factors_are_uniform_and_independent(which):
-    factors = np.array([[policies.jitter_factor(0.3, w, 1, d) for w in range(3)] for d in range(20000)])
+    factors = np.array([[policies.jitter_factor(0.3, w, RandomKey(1, d)) for w in range(3)] for d in range(20000)])
     assert stats.kstest(factors[:, which], stats.uniform(0.7, 0.6).cdf).pvalue > 1e-3
     assert abs(np.corrcoef(factors[:, which], factors[:, (which + 1) % 3])[0, 1]) < 0.03
 
@@ -46,31 +47,32 @@ def test_jitter_orders_are_the_six_permutations():
     assert orders == set(itertools.permutations(range(3)))
 
 
-def pillow_sample(image, *, three_ops, jitter, seed, draw):
+def pillow_sample(image, *, three_ops, jitter, key):
     """The official transform on a Pillow image, given our draws."""
     if three_ops:
-        op = policies.three_choice(three_ops, seed, draw)
+        op = policies.three_choice(three_ops, key)
         if op == policies.GRAY:
             image = image.convert("L").convert("RGB")
         elif op == policies.SOLARIZE:
             image = ImageOps.solarize(image)
         else:
-            image = image.filter(ImageFilter.GaussianBlur(policies.three_sigma(seed, draw)))
+            image = image.filter(ImageFilter.GaussianBlur(policies.three_sigma(key)))
     if jitter:
-        order = policies.draws.uniform_int(seed, draw, policies.draws.JITTER_ORDER, 6)
+        order = rng.uniform_int(key, rng.JITTER_ORDER, 6)
         for position in range(3):
             which = policies.jitter_step(order, position)
-            image = ENHANCERS[which](image).enhance(policies.jitter_factor(jitter, which, seed, draw))
+            image = ENHANCERS[which](image).enhance(policies.jitter_factor(jitter, which, key))
     return np.asarray(image)
 
 
 PLAIN = Strength()
+KEY = RandomKey(5, 0)
 
 
-def applied(image, augment, *, three_ops=ALL, rand=PLAIN, jitter=0.0, seed=5, draw=0, kind=resample.BICUBIC):
+def applied(image, augment, *, three_ops=ALL, rand=PLAIN, jitter=0.0, key=KEY, kind=resample.BICUBIC):
     planes = image.transpose(2, 0, 1).copy()
     spare = np.empty(policies.scratch(*image.shape[:2]), np.uint8)
-    policies.apply(planes, augment, three_ops, rand, kind, jitter, seed, draw, spare)
+    policies.apply(planes, augment, three_ops, rand, kind, jitter, key, spare)
     return planes.transpose(1, 2, 0)
 
 
@@ -78,8 +80,8 @@ def applied(image, augment, *, three_ops=ALL, rand=PLAIN, jitter=0.0, seed=5, dr
 def test_three_augment_equals_pillow(photos, three_ops, jitter):
     augment = policies.THREE if three_ops else policies.NONE
     for draw, (name, image) in itertools.product(range(12), photos.items()):
-        result = applied(image, augment, three_ops=three_ops, jitter=jitter, draw=draw)
-        expected = pillow_sample(Image.fromarray(image), three_ops=three_ops, jitter=jitter, seed=5, draw=draw)
+        result = applied(image, augment, three_ops=three_ops, jitter=jitter, key=RandomKey(5, draw))
+        expected = pillow_sample(Image.fromarray(image), three_ops=three_ops, jitter=jitter, key=RandomKey(5, draw))
         np.testing.assert_array_equal(result, expected, err_msg=name)
         assert not np.array_equal(expected, image) or name == "page"
 
@@ -99,8 +101,8 @@ def test_the_zoo_equals_pillow(photos, odd_images, pillow_zoo, augment, rand):
     changed = 0
     for draw in range(150):
         for image in images:
-            result = applied(image, augment, rand=rand, draw=draw)
-            expected = np.asarray(pillow_zoo(Image.fromarray(image), augment, rand, 5, draw))
+            result = applied(image, augment, rand=rand, key=RandomKey(5, draw))
+            expected = np.asarray(pillow_zoo(Image.fromarray(image), augment, rand, RandomKey(5, draw)))
             np.testing.assert_array_equal(result, expected, err_msg=f"draw {draw}")
         changed += not np.array_equal(result, image)
     assert changed > 30
@@ -110,10 +112,12 @@ def test_bilinear_reaches_the_operations(photos, pillow_zoo):
     image, differs = photos["china"][:64, :80], False
     rand = parse("rand-m9-p1-inc1")
     for draw in range(40):
-        result = applied(image, policies.RAND, rand=rand, draw=draw, kind=resample.BILINEAR)
-        expected = pillow_zoo(Image.fromarray(image), policies.RAND, rand, 5, draw, Image.Resampling.BILINEAR)
+        result = applied(image, policies.RAND, rand=rand, key=RandomKey(5, draw), kind=resample.BILINEAR)
+        expected = pillow_zoo(
+            Image.fromarray(image), policies.RAND, rand, RandomKey(5, draw), Image.Resampling.BILINEAR
+        )
         np.testing.assert_array_equal(result, np.asarray(expected))
-        differs |= not np.array_equal(result, applied(image, policies.RAND, rand=rand, draw=draw))
+        differs |= not np.array_equal(result, applied(image, policies.RAND, rand=rand, key=RandomKey(5, draw)))
     assert differs
 
 
@@ -121,12 +125,15 @@ def test_jitter_follows_any_policy(photos, pillow_zoo):
     image = photos["cat"][:64, :64]
     rand = parse("rand-m9-mstd0.5-inc1")
     for draw in range(20):
-        result = applied(image, policies.RAND, rand=rand, jitter=0.3, draw=draw)
-        before = pillow_zoo(Image.fromarray(image), policies.RAND, rand, 5, draw)
-        np.testing.assert_array_equal(result, pillow_sample(before, three_ops=0, jitter=0.3, seed=5, draw=draw))
+        result = applied(image, policies.RAND, rand=rand, jitter=0.3, key=RandomKey(5, draw))
+        before = pillow_zoo(Image.fromarray(image), policies.RAND, rand, RandomKey(5, draw))
+        np.testing.assert_array_equal(result, pillow_sample(before, three_ops=0, jitter=0.3, key=RandomKey(5, draw)))
 
 
 def test_every_word_names_a_policy_of_its_own(photos):
     image = photos["cat"][:48, :48]
-    shown = {tuple(applied(image, number, draw=d).tobytes() for d in range(8)) for number in policies.NAMES.values()}
+    shown = {
+        tuple(applied(image, number, key=RandomKey(5, d)).tobytes() for d in range(8))
+        for number in policies.NAMES.values()
+    }
     assert len(shown) == len(policies.NAMES)

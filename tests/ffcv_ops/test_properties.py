@@ -10,38 +10,41 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from config.recipe import BASE_RECIPE, load_recipe
-from ffcv_ops import crops, draws, loader, order
+from ffcv_ops import crops, loader, order, rng
+from ffcv_ops.rng import RandomKey
 
-SEEDS, DRAWS, SLOTS = st.integers(0, 2**62), st.integers(0, 2**55), st.integers(0, 2**20)
+SEEDS, SAMPLE_IDS, STREAMS = st.integers(0, 2**62), st.integers(0, 2**55), st.integers(0, 2**20)
 SAMPLES = 96  # of jpg_beton
 
 
-# --- draws -----------------------------------------------------------------------------------------------------------
+# --- rng -------------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=300, deadline=None)
-@given(SEEDS, DRAWS, SLOTS, st.integers(1, 2**31))
-def test_numbers_lie_in_their_ranges(seed, draw, slot, n):
-    assert 0 <= draws.uniform(seed, draw, slot) < 1
-    assert 0 <= draws.uniform_int(seed, draw, slot, n) < n
-    assert np.isfinite(draws.normal(seed, draw, slot))
+@given(SEEDS, SAMPLE_IDS, STREAMS, st.integers(1, 2**31))
+def test_numbers_lie_in_their_ranges(seed, sample_id, stream, n):
+    key = RandomKey(seed, sample_id)
+    assert 0 <= rng.uniform(key, stream) < 1
+    assert 0 <= rng.uniform_int(key, stream, n) < n
+    assert np.isfinite(rng.normal(key, stream))
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)
-@given(SEEDS, DRAWS, st.lists(SLOTS, min_size=2, max_size=2, unique=True))
-def test_two_slots_know_nothing_of_each_other(seed, draw, slots):
+@given(SEEDS, SAMPLE_IDS, st.lists(STREAMS, min_size=2, max_size=2, unique=True))
+def test_two_streams_know_nothing_of_each_other(seed, sample_id, streams):
     """4,000 pairs fill a grid of 8 x 8 evenly: both are uniform, and independent."""
-    first, second = (np.array([draws.uniform(seed, draw + k, slot) for k in range(4000)]) for slot in slots)
+    keys = [RandomKey(seed, sample_id + k) for k in range(4000)]
+    first, second = (np.array([rng.uniform(key, stream) for key in keys]) for stream in streams)
     cells = np.histogram2d(first, second, bins=8, range=[[0, 1], [0, 1]])[0]
     assert stats.chisquare(cells.ravel()).pvalue > 1e-5
 
 
 @settings(max_examples=100, deadline=None)
-@given(SEEDS, DRAWS, SLOTS, st.integers(1, 2**20))
-def test_every_argument_is_part_of_the_key(seed, draw, slot, step):
-    here = draws.bits(seed, draw, slot)
-    moved = ((seed + step, draw, slot), (seed, draw + step, slot), (seed, draw, slot + step))
-    others = [draws.bits(*place) for place in moved]
+@given(SEEDS, SAMPLE_IDS, STREAMS, st.integers(1, 2**20))
+def test_every_argument_is_part_of_the_key(seed, sample_id, stream, step):
+    here = rng.bits(RandomKey(seed, sample_id), stream)
+    moved = ((seed + step, sample_id, stream), (seed, sample_id + step, stream), (seed, sample_id, stream + step))
+    others = [rng.bits(RandomKey(*place[:2]), place[2]) for place in moved]
     assert len({int(here), *map(int, others)}) == 4
     changed = [int(here ^ other).bit_count() for other in others]
     assert all(8 <= bits <= 56 for bits in changed), "some bits hardly depend on an argument"
@@ -51,11 +54,11 @@ def test_every_argument_is_part_of_the_key(seed, draw, slot, step):
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.integers(8, 2000), st.integers(8, 2000), st.floats(0.05, 1), st.floats(0.05, 1), SEEDS, DRAWS)
+@given(st.integers(8, 2000), st.integers(8, 2000), st.floats(0.05, 1), st.floats(0.05, 1), SEEDS, SAMPLE_IDS)
 def test_a_resized_crop_keeps_to_its_area_and_aspect(height, width, one, other, seed, draw):
     """Up to the rounding of its sides, or it is the centred largest box of an allowed aspect."""
     low, high = sorted((one, other))
-    view = crops.random_resized_crop(height, width, 64, low, high, seed, draw)
+    view = crops.random_resized_crop(height, width, 64, low, high, RandomKey(seed, draw))
     top, left, h, w = view[:4]
     assert 0 <= top <= height - h
     assert 0 <= left <= width - w
@@ -68,9 +71,9 @@ def test_a_resized_crop_keeps_to_its_area_and_aspect(height, width, one, other, 
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.integers(1, 2000), st.integers(1, 2000), st.integers(8, 400), SEEDS, DRAWS)
+@given(st.integers(1, 2000), st.integers(1, 2000), st.integers(8, 400), SEEDS, SAMPLE_IDS)
 def test_a_simple_crop_overhangs_by_its_padding_at_most(height, width, size, seed, draw):
-    view = crops.simple_random_crop(height, width, size, seed, draw)
+    view = crops.simple_random_crop(height, width, size, RandomKey(seed, draw))
     assert min(view.full_height, view.full_width) == size
     assert -crops.SRC_PADDING <= view.top <= view.full_height + crops.SRC_PADDING - size
     assert -crops.SRC_PADDING <= view.left <= view.full_width + crops.SRC_PADDING - size

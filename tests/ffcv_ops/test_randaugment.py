@@ -11,6 +11,7 @@ from timm.data.auto_augment import rand_augment_transform
 from ffcv_ops import operations, randaugment
 from ffcv_ops.errors import UserError
 from ffcv_ops.randaugment import Strength
+from ffcv_ops.rng import RandomKey
 
 OFFICIAL = "rand-m9-mstd0.5-inc1"
 HPARAMS = {"img_mean": (124, 116, 104), "interpolation": 3}
@@ -86,7 +87,7 @@ def ours_sampled(strength):
     """The same from our draws. Size 1 x 1: translations in shares of the side, as timm's arguments are."""
     applied, lengths = [], []
     for draw in range(DRAWS):
-        row = [randaugment.choose(strength, layer, 1, 1, 3, draw) for layer in range(strength.layers)]
+        row = [randaugment.choose(strength, layer, 1, 1, RandomKey(3, draw)) for layer in range(strength.layers)]
         row = [(op, value) for op, value in row if op != operations.IDENTITY]
         applied += row
         lengths.append(len(row))
@@ -109,21 +110,23 @@ def test_choices_and_strengths_are_distributed_as_timms(config, timm_name):
 
 def test_layers_are_independent():
     strength = Strength(probability=1.0)
-    pairs = np.array([[randaugment.choose(strength, k, 1, 1, 0, d)[0] for k in range(2)] for d in range(DRAWS)])
+    pairs = np.array(
+        [[randaugment.choose(strength, k, 1, 1, RandomKey(0, d))[0] for k in range(2)] for d in range(DRAWS)]
+    )
     table = np.histogram2d(pairs[:, 0], pairs[:, 1], bins=[range(16)] * 2)[0]
     assert stats.chisquare(table.ravel()).pvalue > 1e-3
 
 
 def test_magnitudes():
     official = randaugment.parse(OFFICIAL)
-    values = np.array([randaugment.magnitude(official, 0, d, 1) for d in range(DRAWS)])
+    values = np.array([randaugment.magnitude(official, RandomKey(0, d), 1) for d in range(DRAWS)])
     clipped = values == 10.0
     assert abs(clipped.mean() - stats.norm.sf(2)) < 4 * math.sqrt(stats.norm.sf(2) / DRAWS)
     below = stats.truncnorm(-18, 2, loc=9, scale=0.5)
     assert stats.kstest(values[~clipped], below.cdf).pvalue > 1e-3
     uniform = Strength(magnitude=6.0, deviation=math.inf)
-    values = np.array([randaugment.magnitude(uniform, 0, d, 0) for d in range(5000)])
+    values = np.array([randaugment.magnitude(uniform, RandomKey(0, d), 0) for d in range(5000)])
     assert stats.kstest(values, stats.uniform(0, 6).cdf).pvalue > 1e-3
-    assert randaugment.magnitude(Strength(magnitude=7.0), 0, 0, 0) == 7.0
-    assert randaugment.magnitude(Strength(magnitude=14.0), 0, 0, 0) == 10.0
-    assert randaugment.magnitude(Strength(magnitude=14.0, limit=20.0), 0, 0, 0) == 14.0
+    assert randaugment.magnitude(Strength(magnitude=7.0), RandomKey(0, 0), 0) == 7.0
+    assert randaugment.magnitude(Strength(magnitude=14.0), RandomKey(0, 0), 0) == 10.0
+    assert randaugment.magnitude(Strength(magnitude=14.0, limit=20.0), RandomKey(0, 0), 0) == 14.0

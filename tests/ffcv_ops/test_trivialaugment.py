@@ -5,6 +5,7 @@ from scipy import stats
 from torchvision.transforms import TrivialAugmentWide
 
 from ffcv_ops import operations, trivialaugment
+from ffcv_ops.rng import RandomKey
 
 NAMES = {
     "Identity": "identity", "ShearX": "shear_x", "ShearY": "shear_y", "TranslateX": "translate_x",
@@ -25,7 +26,7 @@ def test_the_space_is_torchvisions():
 
 
 def test_choices_bins_and_signs_are_even():
-    chosen = np.array([trivialaugment.choose(1, draw) for draw in range(30000)])
+    chosen = np.array([trivialaugment.choose(RandomKey(1, draw)) for draw in range(30000)])
     ops = chosen[:, 0].astype(int)
     assert stats.chisquare([np.sum(ops == op) for op in trivialaugment.OPS]).pvalue > 1e-3
     angles = chosen[ops == operations.ROTATE, 1]

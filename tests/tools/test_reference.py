@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ffcv_ops import crops, decoders, policies, resample
+from ffcv_ops.rng import RandomKey
 from tools import reference
 
 PLANS = {
@@ -25,8 +26,8 @@ def test_ours_equals_the_reference(photos, name):
     plan, seen = PLANS[name], []
     for draw in range(24):
         image = photos["cat" if draw % 2 else "china"]
-        ours = decoders.show(image, plan=plan, resolution=64, seed=3, draw=draw)
-        theirs = reference.show(image, plan=plan, resolution=64, seed=3, draw=draw)
+        ours = decoders.show(image, plan=plan, resolution=64, key=RandomKey(3, draw))
+        theirs = reference.show(image, plan=plan, resolution=64, key=RandomKey(3, draw))
         np.testing.assert_array_equal(ours, theirs, err_msg=str(draw))
         seen.append(theirs.mean())
     assert np.std(seen) > 1 or name == "centre"
@@ -35,9 +36,9 @@ def test_ours_equals_the_reference(photos, name):
 def test_a_difference_would_show(photos):
     """Another draw, another interpolation: the reference is not ours under another name."""
     plan = PLANS["rrc"]
-    ours = decoders.show(photos["cat"], plan=plan, resolution=64, seed=3, draw=0)
-    assert not np.array_equal(ours, reference.show(photos["cat"], plan=plan, resolution=64, seed=3, draw=1))
+    ours = decoders.show(photos["cat"], plan=plan, resolution=64, key=RandomKey(3, 0))
+    assert not np.array_equal(ours, reference.show(photos["cat"], plan=plan, resolution=64, key=RandomKey(3, 1)))
     other = plan._replace(interpolation=resample.BILINEAR)
-    assert not np.array_equal(ours, reference.show(photos["cat"], plan=other, resolution=64, seed=3, draw=0))
+    assert not np.array_equal(ours, reference.show(photos["cat"], plan=other, resolution=64, key=RandomKey(3, 0)))
     source = inspect.getsource(reference)
     assert "decoders.show(" not in source.replace("`decoders.show`", "") and "policies.apply" not in source

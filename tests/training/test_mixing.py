@@ -8,7 +8,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data import mixup as timm_mixup
 from torchvision.transforms import functional as vision
 
-from ffcv_ops import draws
+from ffcv_ops import rng
 from training.mixing import Mix, draw, mix, normalize, plan, soft_targets
 
 CLASSES = 10
@@ -36,7 +36,7 @@ class Numbers:
     """A source of randomness for timm: the uniforms of one draw key, turned into numbers by SciPy's inverse CDF."""
 
     def __init__(self, seed, key):
-        self.uniforms = [draws.uniform(seed, key, draws.MIX + slot) for slot in range(4)]
+        self.uniforms = [rng.uniform(rng.RandomKey(seed, key), rng.MIX + stream) for stream in range(4)]
         self.rands = [0.0, self.uniforms[0]]  # whether to mix at all (timm: with probability 1), which of the two
         self.centres = self.uniforms[2:]
 
