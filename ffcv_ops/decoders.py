@@ -2,8 +2,8 @@
 
 In: the batch's sample ids and FFCV's memory. Out: uint8 [batch, size, size, 3]. Each of the loader's threads takes the
 next sample until there is none; since all randomness comes from the sample id, the result does not depend on which
-thread took it. The crop is drawn first, so that no more is decoded than it shows. Stored bytes are held against their checksum
-before they are decoded.
+thread took it. The crop is drawn first, so that no more is decoded than it shows. Stored bytes are held against their
+checksum before they are decoded.
 """
 
 import math
