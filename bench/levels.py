@@ -67,7 +67,7 @@ def decoded(data: bytes) -> Stored:
 def views(crop: str, size: int, full: Image.Image, number: int) -> list[crops.View]:
     """SRC: the whole resized image, out of which training cuts its window. RRC: some boxes."""
     if crop == "SRC":
-        return [crops.simple_random_crop(full.height, full.width, size, 0, number)]
+        return [crops.simple_random_crop(full.height, full.width, size, RandomKey(0, number))]
     draws = range(number * RRC_DRAWS, (number + 1) * RRC_DRAWS)
     return [crops.random_resized_crop(full.height, full.width, size, *RRC_SCALE, RandomKey(0, draw)) for draw in draws]
 

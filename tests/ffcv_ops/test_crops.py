@@ -16,7 +16,7 @@ SIZES = [(375, 500), (500, 375), (64, 64), (40, 400)]
 
 
 def boxes(height, width, scale=(0.08, 1.0)):
-    views = [crops.random_resized_crop(height, width, 224, *scale, 1, d) for d in range(DRAWS)]
+    views = [crops.random_resized_crop(height, width, 224, *scale, RandomKey(1, d)) for d in range(DRAWS)]
     return np.array([(v.box_top, v.box_left, v.box_height, v.box_width) for v in views])
 
 
@@ -58,7 +58,7 @@ def test_src_windows_follow_the_padded_random_crop(height, width, size):
     padded = torch.empty(3, resized.shape[1] + 8, resized.shape[2] + 8)
     torch.manual_seed(0)
     reference = np.array([RandomCrop.get_params(padded, (size, size))[:2] for _ in range(DRAWS)]) - 4
-    views = [crops.simple_random_crop(height, width, size, 1, d) for d in range(DRAWS)]
+    views = [crops.simple_random_crop(height, width, size, RandomKey(1, d)) for d in range(DRAWS)]
     assert {(v.full_height, v.full_width) for v in views} == {tuple(resized.shape[1:])}
     assert {(v.box_top, v.box_left, v.box_height, v.box_width) for v in views} == {(0, 0, height, width)}
     ours = np.array([(v.top, v.left) for v in views])
@@ -70,7 +70,7 @@ def test_src_windows_follow_the_padded_random_crop(height, width, size):
 
 def test_src_on_a_landscape_photo_slides_along_the_long_side():
     """500 x 375 at 224: 298 x 224, so 83 positions along the width and 9 along the height."""
-    views = [crops.simple_random_crop(375, 500, 224, 3, d) for d in range(4000)]
+    views = [crops.simple_random_crop(375, 500, 224, RandomKey(3, d)) for d in range(4000)]
     assert len({v.left for v in views}) == 83
     assert len({v.top for v in views}) == 9
 
