@@ -36,7 +36,7 @@ LAYERS = 100  # the most there is room for
 ERASE = 1024
 ERASE_TRY = 1025
 ERASE_NOISE = 1065
-# Stochastic depth (training/depth.py): this slot and all above it, one for each step.
+# Stochastic depth (training/stochastic_depth.py): this slot and all above it, one for each step.
 DEPTH = 1 << 16
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

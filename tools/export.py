@@ -26,6 +26,7 @@ import torch
 from safetensors.torch import save_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageNetInfo
 from torch import nn
+from training.run import Run
 
 from config.recipe import Recipe, StageConfig, load_recipe
 from ffcv_ops.errors import UserError, exits_cleanly, writing
@@ -33,7 +34,6 @@ from report import padded
 from tools import card, graphs
 from training import judge, model, weights
 from training.distributed import Ranks
-from training.step import Run
 
 FORMATS = ("timm", "pt2", "onnx")
 FILES = ("model.safetensors", "config.json", "model.pt2", "model.onnx", "model.onnx.data", "README.md", "curves.png")

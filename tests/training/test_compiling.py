@@ -6,11 +6,11 @@ import pytest
 import torch
 from timm.layers import use_fused_attn
 from torch._dynamo.utils import counters
+from training.step import Run, gradients, random_batch, update
 
 import train_imagenet
 from config.recipe import load_recipe
 from training import compiling, datasets, distributed
-from training.step import Run, gradients, random_batch, update
 
 ROOT = Path(__file__).resolve().parents[2]
 

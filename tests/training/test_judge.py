@@ -17,7 +17,7 @@ from ffcv_ops.errors import UserError
 from ffcv_ops.fields import describe
 from ffcv_ops.loader import eval_loader
 from training import judge, weights
-from training.state import RunFolder
+from training.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = ["--cfg", str(ROOT / "recipes/smoke.yaml"), "--stage.resolution=32", "--stage.batch=16",

@@ -7,11 +7,11 @@ import re
 
 import pytest
 import torch
+from training.step import Run
 
 from config.recipe import BASE_RECIPE, load_recipe
 from ffcv_ops.errors import UserError
 from training import distributed, guards, micro
-from training.step import Run
 
 
 def spikes_in(losses):

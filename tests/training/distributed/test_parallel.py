@@ -14,7 +14,7 @@ import torch
 import train_imagenet
 from training import datasets, distributed, parallel
 from config.recipe import load_recipe
-from training.state import RunFolder, restore
+from training.run_folder import RunFolder, restore
 from training.step_stats import StepStats
 from training.step import Run, gradients, random_batch, update
 

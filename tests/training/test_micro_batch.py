@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from training.step import Run, gradients, random_batch
 
 from config.recipe import load_recipe
 from ffcv_ops.errors import UserError
 from training import datasets, distributed, micro, model, optim
-from training.state import State
-from training.step import Run, gradients, random_batch
+from training.run_folder import State
 
 ROOT = Path(__file__).resolve().parents[2]
 

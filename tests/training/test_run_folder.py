@@ -14,7 +14,7 @@ from torch import nn
 from config.recipe import load_recipe
 from ffcv_ops.errors import UserError
 from training import checkpoints, optim
-from training.state import RunFolder, State, restore, science
+from training.run_folder import RunFolder, State, restore, science
 from training.step_stats import StepStats
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,7 +127,7 @@ def test_strays_of_a_killed_writer_are_removed(run):
 
 def test_a_checkpoint_is_due_by_the_clock(run, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("training.state.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("training.run_folder.time.monotonic", lambda: now[0])
     folder = RunFolder(dataclasses.replace(run, log=dataclasses.replace(run.log, save_every=2.0)))
     never = RunFolder(dataclasses.replace(run, log=dataclasses.replace(run.log, save_every=None)))
     folder.prepare(run)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from training import distributed
-from training.watchdog import DONE, Beat, Seen, Watchdog, verdict
+from training.distributed.watchdog import DONE, Beat, Seen, Watchdog, verdict
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -85,7 +85,7 @@ import sys, time
 sys.path.insert(0, {root!r})
 import torch
 from training import distributed, watchdog
-from training.watchdog import Watchdog
+from training.distributed.watchdog import Watchdog
 
 watchdog.TICK = 0.5
 with Watchdog(4 / 60, distributed.Ranks(0, 0, 1, torch.device("cpu"))) as watch:
@@ -116,7 +116,7 @@ import sys, time
 sys.path.insert(0, {root!r})
 import torch
 from training import distributed, watchdog
-from training.watchdog import Watchdog
+from training.distributed.watchdog import Watchdog
 
 watchdog.TICK = 1.0
 ranks, stalled = distributed.init_process_group("cpu"), {stalled}
