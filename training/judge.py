@@ -34,8 +34,8 @@ from report import padded
 from training import micro_batch, model, out_of_memory, weights
 from training.distributed.watchdog import Watchdog
 from training.evaluate import Exam, Marks, sit
-from training.run_folder import write_atomically
 from training.run import Run
+from training.run_folder import write_atomically
 
 IMAGENET = 1000  # classes
 RECORD = "evaluations.json"

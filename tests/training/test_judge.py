@@ -161,7 +161,7 @@ def test_a_run_remembers_its_evaluations_raw_and_averaged(tmp_path, jpg_beton):
     run = tmp_path / "run"
     train_imagenet.main([*SMOKE, *data, f"--log.out={tmp_path}", "--log.name=run"])
     epochs = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines() if '"epoch"' in line]
-    average = RunFolder(load_recipe(run / "recipe.yaml")).load()["average"]
+    average = RunFolder(load_recipe(run / "recipe.yaml")).load()["ema"]
     saved = load_file(run / "model_ema.safetensors")
     assert all(torch.equal(saved[key], value) for key, value in average.items())
     for source in (run, run / "model_ema.safetensors", run):

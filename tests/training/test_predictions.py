@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from training.step import Run
 
 from config.recipe import BASE_RECIPE, load_recipe
 from ffcv_ops import order
 from training import distributed, predictions
+from training.run import Run
 
 STAGE = load_recipe(Path(BASE_RECIPE.parent / "smoke.yaml")).stages[0]  # 32 px
 N, CLASSES = 61, 5
