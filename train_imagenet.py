@@ -8,6 +8,8 @@
     python train_imagenet.py --cfg recipes/transfer/cars.yaml --init=timm:deit3_base_patch16_224.fb_in1k
 
 Everything goes to runs/NAME. The same command again goes on where the last one stopped, bit for bit.
+
+Read it from `train_epoch`, one optimizer step after the other, outwards to `train_stage`, `train_run` and `main`.
 """
 
 from ffcv_ops.errors import UserError, exits_cleanly, interruptible
@@ -16,46 +18,294 @@ if __name__ == "__main__":
     interruptible()
 
 import argparse
-import copy
 import errno
 import signal
-import time
-from collections.abc import Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor
 
 import report
 from config import keys
-from config.recipe import SECTIONS, Recipe, StageConfig, base_values, load_recipe, render_recipe
-from ffcv_ops import native, rng
+from config.recipe import SECTIONS, Recipe, base_values, load_recipe, render_recipe
+from ffcv_ops import native
 from ffcv_ops.loader import eval_loader, train_loader
 from training import (
     compiling,
-    depth,
     distributed,
-    guards,
     judge,
-    micro,
-    model,
+    micro_batch,
     optim,
-    parallel,
+    out_of_memory,
     predictions,
     progress,
     schedule,
-    stop,
     summary,
     weights,
 )
 from training.datasets import open_sets, planned_sets
-from training.evaluate import Result, evaluate
+from training.distributed import parallel, stop
+from training.distributed.parallel import gradient_sync
+from training.distributed.watchdog import Watchdog
+from training.evaluate import evaluate
 from training.log import Log
-from training.state import RunFolder, State, restore
-from training.step import Run, gradients, random_batch, update
+from training.log_point import log_point, save_checkpoint
+from training.losses import LOSSES
+from training.mixing import mix_params
+from training.run import Run, precision
+from training.run_folder import RunFolder
+from training.stage import Stage, create_stage, next_start_weights
 from training.step_stats import Meter, StepStats
-from training.watchdog import Watchdog
+
+# --- one optimizer step --------------------------------------------------------------------------------------------
+
+
+def train_epoch(run: Run, stage: Stage) -> None:
+    """The optimizer steps of one epoch, or what is left of it.
+
+    Nothing here reads a value from the device, so the host runs ahead of it, except at log points: every `log.every`
+    steps, at the epoch's end, and when the run is asked to stop.
+    """
+    config, loader = stage.config, stage.train_loader
+    resolution = schedule.resolution(config, stage.epoch)  # constant, but for convolutional models with a ramp
+    stage.model.train()
+    stage.meter.begin()
+    for images, labels in stage.meter.timed(loader.epoch(stage.epoch, stage.batch, resolution=resolution)):
+        lr = schedule.of_stage(config, stage.step_in_stage, stage.steps_per_epoch)
+        optim.set_lr(stage.optimizer, lr)
+
+        loss = forward_backward(run, stage, images, labels)
+
+        # Clip, and leave out a step that is not finite. Whether it is, the device decides, for all ranks alike: a rank
+        # that steps alone would have other weights from then on. A loss can be infinite while its gradient is not.
+        stage.scaler.unscale_(stage.optimizer)
+        grad_norm = optim.gradient_norm(stage.optimizer)
+        finite_loss = distributed.all_true(loss.isfinite())
+        skip = (~(finite_loss & grad_norm.isfinite())).float()
+        if stage.halted is not None:
+            skip = torch.maximum(skip, stage.halted)
+        optim.step(stage.optimizer, grad_norm, clip_norm=config.clip_norm, skip=skip)
+        stage.scaler.update()
+        if stage.ema is not None:
+            optim.update_ema(stage.ema, stage.model, config.ema, skip=skip)
+
+        # With on_nonfinite: stop, all steps after a bad one are left out too, so that the next log point finds the
+        # weights as they were before it. Scaled gradients (fp16) overflow now and then: there only the loss counts.
+        bad = (~finite_loss).float() if stage.scaler.is_enabled() else skip
+        if run.recipe.on_nonfinite == "stop" and not stage.scaler.is_enabled():
+            stage.halted = skip
+
+        stage.batch, stage.step = stage.batch + 1, stage.step + 1
+        stage.meter.add(loss, grad_norm, bad, config.batch)
+        stopping = run.stop_requested()  # a signal came to one of the ranks; all hear of it after the same step
+        if stopping or stage.batch % run.recipe.log.every == 0 or stage.is_epoch_end:
+            log_point(run, stage, lr=lr, stop=stopping)
+
+
+def forward_backward(run: Run, stage: Stage, images: Tensor, labels: Tensor) -> Tensor:
+    """Adds up the gradients of this rank's part of the batch. Returns its mean loss, a scalar on the device.
+
+    images: uint8 (n, size, size, 3), labels: int64 (n,), on the device. All random numbers, of mixing and stochastic
+    depth, are keyed by (seed, step, place in the global batch), so ranks and micro-batches change nothing.
+    """
+    config, device, size, n = stage.config, run.ranks.device, stage.micro_batch_size, len(images)
+    total = torch.zeros((), device=device)
+    for start in range(0, n, size):
+        micro, place = slice(start, start + size), run.ranks.rank * n + start
+        draws = {"seed": stage.seed, "step": stage.step_in_stage, "first": place, "samples": size}
+
+        # Mixup or CutMix. From here on images are normalized float32 (size, 3, height, width), targets (size, classes).
+        params = mix_params(config, resolution=images.shape[1], **draws)
+        inputs, targets = stage.mix(
+            images[micro],
+            labels[micro],
+            distributed.to_device(params, device),
+            classes=run.datasets[config.data].classes,
+            smoothing=config.smoothing,
+        )
+        if not run.recipe.speed.channels_last:
+            inputs = inputs.contiguous()
+
+        stage.depth_masks.set(device=device, **draws)
+        if run.recipe.speed.cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()
+        with gradient_sync(stage.network, on=start + size == n):  # over ranks, once a step: with the last micro-batch
+            with run.autocast():
+                loss = LOSSES[config.loss](stage.network(inputs), targets) * (size / n)
+            stage.scaler.scale(loss).backward()
+        total += loss.detach()
+    return total
+
+
+# --- stages and epochs ---------------------------------------------------------------------------------------------
+
+
+def train_stage(run: Run, stage: Stage) -> None:
+    """The epochs of one stage, or what is left of them: train, evaluate, save."""
+    prepare(run, stage)
+    config = stage.config
+    run.log.begin_stage(config, done=stage.step_in_stage)
+    while stage.epoch < config.epochs:
+        with out_of_memory.explained_in_training(run, config, stage.micro_batch_size):
+            train_epoch(run, stage)
+        row = {"lr": stage.optimizer.param_groups[0]["lr"], **stage.epoch_stats.row()}
+        resolution = schedule.resolution(config, stage.epoch)
+        stage.epoch, stage.batch, stage.epoch_stats = stage.epoch + 1, 0, StepStats()
+        is_last = stage.epoch == config.epochs
+        row["bad_samples"] = count_bad_samples(run, stage)
+        if stage.epoch % run.recipe.log.eval_every == 0 or is_last:
+            row |= evaluate_stage(run, stage)
+        run.log.row(
+            kind="epoch", stage=config.name, epoch=stage.epoch, step=stage.step, epochs=config.epochs,
+            resolution=resolution, **row,
+        )  # fmt: skip
+        if is_last:
+            run.folder.save_weights(config.name, stage.model, is_main=run.ranks.is_main)
+            run.log.end_stage(f"top-1 {100 * row['top1']:.2f} %")
+            save_predictions(run, stage)
+        save_checkpoint(run, stage, must_succeed=is_last)
+        if run.ranks.is_main:
+            report.refresh(run.folder.path, say=run.log.say)
+
+
+def prepare(run: Run, stage: Stage) -> None:
+    """What the stage needs on this machine: micro-batch, loaders, compiled code, the model in DDP or sharded."""
+    recipe, ranks, config = run.recipe, run.ranks, stage.config
+    data = recipe.data
+    placement = {
+        "rank": ranks.rank, "world": ranks.world, "workers": data.workers, "device": ranks.device, "cache": data.cache,
+    }  # fmt: skip
+    train, val, _ = run.datasets[config.data]
+    train_batches = train_loader(
+        train.path, train.samples, config, seed=stage.seed, shuffle_pages=data.shuffle_pages,
+        bad_limit=data.bad_limit if data.on_bad_sample == "replace" else None, **placement,
+    )  # fmt: skip
+    stage.micro_batch_size = micro_batch.find(run, stage, forward_backward)  # before the loader takes its memory
+    val_batches = eval_loader(val.path, val.samples, config, batch=eval_batch_size(run, stage), **placement)
+    if recipe.speed.compile:
+        compiling.compile_stage(run, stage, forward_backward, say=run.log.say)
+    parallel.distribute(run, stage)
+    stage.train_loader = run.watchdog.watched(train_batches, f"stage {config.name}")
+    stage.val_loader = run.watchdog.watched(val_batches, f"evaluating in stage {config.name}")
+    stage.meter = Meter(ranks.device)
+
+
+def eval_batch_size(run: Run, stage: Stage) -> int:
+    return micro_batch.for_evaluation(run.recipe.speed.micro_batch, stage.micro_batch_size)
+
+
+def count_bad_samples(run: Run, stage: Stage) -> int:
+    """How many stored images of the epoch could not be decoded and were replaced, in all ranks; says so."""
+    bad = stage.train_loader.bad
+    count = distributed.all_reduce_total(bad.replaced, run.ranks.device)
+    if count:
+        path = run.datasets[stage.config.data].train.path
+        run.log.say(f"{path}: bad samples replaced: {count}; in this rank {bad.worst()}")
+    return count
+
+
+def evaluate_stage(run: Run, stage: Stage) -> dict:
+    """The columns of an epoch's row: of the model, and of its EMA where there is one. The images are read once."""
+    networks = [stage.model] if stage.ema is None else [stage.model, stage.ema]
+    with evaluating(run, stage, *networks):
+        result, *of_ema = evaluate(
+            networks, stage.val_loader.epoch(0), device=run.ranks.device, autocast=run.autocast,
+            flip=stage.config.eval_flip,
+        )  # fmt: skip
+    row = {"top1": result.top1, "top5": result.top5, "val_loss": result.loss, "val_images": result.images}
+    return row | {name: value for ema in of_ema for name, value in (("ema_top1", ema.top1), ("ema_top5", ema.top5))}
+
+
+def save_predictions(run: Run, stage: Stage) -> None:
+    """What the report shows of the last epoch: the class that the model gives each validation image."""
+    with evaluating(run, stage, stage.model):
+        collected = predictions.collect(run, stage.config, stage.model, stage.val_loader.epoch(0))
+    if run.ranks.is_main:
+        predictions.save(run.folder.path / predictions.FILE, collected, say=run.log.say)
+
+
+@contextmanager
+def evaluating(run: Run, stage: Stage, *networks):
+    """Evaluation runs eagerly: its batches have other shapes than training's, and to compile for them costs more than
+    it saves. Sharded networks are put together, as ranks may have different numbers of batches."""
+    eager = torch.compiler.set_stance("force_eager") if run.recipe.speed.compile else nullcontext()
+    batch = eval_batch_size(run, stage)
+    with ExitStack() as stack, eager:
+        stack.enter_context(
+            out_of_memory.explained_in_evaluation(run, stage.config, batch, micro_batch_size=stage.micro_batch_size)
+        )
+        for network in networks:
+            stack.enter_context(parallel.gathered(network))
+        yield
+
+
+# --- the run -------------------------------------------------------------------------------------------------------
+
+
+def train_run(run: Run, *, init: str | None, start_at: int) -> None:
+    """All stages from number `start_at` on, or what is left of them.
+
+    Where a stage starts from, the first that is there:
+      1. the newest whole checkpoint in the run's folder: its stage goes on, the ones before are done;
+      2. the weights that the stage before ended with, or their EMA (stage.start);
+      3. --init, for the first stage of a run that has no checkpoint;
+      4. initial weights drawn from the seed.
+    """
+    stages, folder, is_main = run.recipe.stages, run.folder, run.ranks.is_main
+    if (start_at or stages[0].head != "keep") and not init and not folder.begun():
+        raise UserError(f"stage {stages[start_at].name} starts from weights: it needs --init, {weights.SOURCES}")
+    with ExitStack() as stack:
+        if is_main:
+            stack.enter_context(folder.alone())
+            folder.prepare(run.recipe)
+        distributed.barrier()
+        checkpoint = folder.load(is_main=is_main)
+        if checkpoint:
+            check_resume(run, checkpoint, start_at)
+        plans = progress.plan(run.recipe, run.datasets, folder.first_stage(run.recipe, start_at)) if is_main else []
+        log = Log(folder, run.recipe, plans, is_main=is_main, world=run.ranks.world, saved=checkpoint)
+        stack.callback(log.close)
+        run = replace(run, log=log)
+        log.say(native.describe())
+
+        start_weights = weights.read(init) if init and not checkpoint else None
+        step = checkpoint["step"] if checkpoint else 0
+        for number in range(checkpoint["stage"] if checkpoint else start_at, len(stages)):
+            stage = create_stage(run, number, start_weights, step)
+            if checkpoint:
+                stage.load_state_dict(checkpoint)
+                after = f"epoch {stage.epoch}" + (f" and {stage.batch} steps" if stage.batch else "")
+                log.say(f"{folder.path}: going on at stage {stage.config.name}, after {after}")
+            start_weights = checkpoint = None  # free the host's memory
+            if stage.epoch < stage.config.epochs:
+                train_stage(run, stage)
+            step = stage.step
+            if number + 1 < len(stages):
+                start_weights = next_start_weights(stages[number + 1], stage)
+
+        log.close_bar()
+        folder.save_weights("model", stage.model, is_main=is_main)
+        if stage.ema is not None:
+            folder.save_weights("model_ema", stage.ema, is_main=is_main)
+        if is_main:
+            log.say(report.write(folder.path))
+
+
+def check_resume(run: Run, checkpoint: dict, start_at: int) -> None:
+    """UserError where the checkpoint is not one to go on from."""
+    names = [stage.name for stage in run.recipe.stages]
+    stage = run.recipe.stages[checkpoint["stage"]]
+    if checkpoint["stage"] < start_at:
+        raise UserError(
+            f"{run.folder.path} stands at stage {stage.name}, before --start-at {names[start_at]};"
+            " go on without --start-at, or give this run a folder with --log.name"
+        )
+    if run.ranks.is_main:
+        run.folder.check_order(checkpoint, stage.name, run.datasets[stage.data].train.samples)
+
+
+# --- the command line ----------------------------------------------------------------------------------------------
 
 
 def positive(text: str) -> float:
@@ -97,16 +347,18 @@ def main(argv=None) -> signal.Signals | None:
         return None
     ranks = distributed.init_process_group(recipe.speed.device, patience=recipe.watchdog)
     try:
-        forward = precision(recipe.speed.precision, ranks.device)
+        dtype = precision(recipe.speed.precision, ranks.device)
         if options.eval_only:
             asked = keys.build(judge.Asked, of_eval, "--eval.")
-            with Watchdog(recipe.watchdog, ranks) as watch:
-                judge.judge(Run(recipe, ranks, {}, forward), options.init, asked, watch)
+            with Watchdog(recipe.watchdog, ranks) as watchdog:
+                judge.judge(Run(recipe, ranks, {}, dtype), options.init, asked, watchdog)
             return None
-        first = stage_number(recipe, options.start_at) if options.start_at else 0
-        run = Run(recipe, ranks, open_sets(recipe, first=RunFolder(recipe).first_stage(recipe, first)), forward)
-        with Watchdog(recipe.watchdog, ranks) as watch, stop.on_request() as asked:
-            train_run(run, init=options.init, first=first, asked=asked, watch=watch)
+        start_at = stage_number(recipe, options.start_at) if options.start_at else 0
+        folder = RunFolder(recipe)
+        datasets = open_sets(recipe, first=folder.first_stage(recipe, start_at))
+        with Watchdog(recipe.watchdog, ranks) as watchdog, stop.on_request() as stop_requested:
+            run = Run(recipe, ranks, datasets, dtype, folder, watchdog=watchdog, stop_requested=stop_requested)
+            train_run(run, init=options.init, start_at=start_at)
         return None
     except stop.Stopped as stopped:
         return stopped.args[0]
@@ -117,9 +369,18 @@ def main(argv=None) -> signal.Signals | None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise UserError(f"{error}; make room, the same command goes on from the last checkpoint") from error
+        advice = "free some space and run the same command again: it goes on from the last checkpoint"
+        raise UserError(f"{error}; {advice}") from error
     finally:
         distributed.destroy_process_group()
+
+
+def stage_number(recipe: Recipe, name: str) -> int:
+    """The place of a stage in the recipe."""
+    names = [stage.name for stage in recipe.stages]
+    if name not in names:
+        raise UserError(f"--start-at {name}: the stages of {recipe.source} are {', '.join(names)}")
+    return names.index(name)
 
 
 def print_plan(recipe: Recipe, *, at_throughput: float | None, measured: bool) -> None:
@@ -131,252 +392,26 @@ def print_plan(recipe: Recipe, *, at_throughput: float | None, measured: bool) -
     print(render_recipe(recipe) + summary.describe(recipe, sets, images_per_s=speeds), end="")
 
 
-def precision(word: str, device: torch.device) -> torch.dtype:
-    """The type of the forward pass's matrix products."""
-    if word == "auto":
-        word = "fp32" if device.type == "cpu" else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    if word == "fp16" and device.type == "cpu":
-        raise UserError("speed.precision fp16 needs a GPU (its gradients are scaled); use fp32 or bf16 on a CPU")
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[word]
-
-
-def train_run(run: Run, *, init: str | None, first: int, asked, watch: Watchdog) -> None:
-    """All stages from number `first` on, or what is left of them, until `asked()` to stop."""
-    recipe, ranks = run.recipe, run.ranks
-    folder = RunFolder(recipe)
-    if (first or recipe.stages[0].head != "keep") and not init and not folder.begun():
-        raise UserError(f"stage {recipe.stages[first].name} starts from weights: it needs --init, {weights.SOURCES}")
-    with ExitStack() as ending:
-        if ranks.is_main:
-            ending.enter_context(folder.alone())
-            folder.prepare(recipe)
-        distributed.barrier()
-        saved = folder.load(is_main=ranks.is_main)
-        if saved and saved["stage"] < first:
-            names = [stage.name for stage in recipe.stages]
-            raise UserError(f"{folder.path} stands at stage {names[saved['stage']]}, before --start-at {names[first]};"
-                           " go on without --start-at, or give this run a folder with --log.name")  # fmt: skip
-        parts = progress.plan(recipe, run.datasets, folder.first_stage(recipe, first)) if ranks.is_main else []
-        if saved and ranks.is_main:
-            stage = recipe.stages[saved["stage"]]
-            folder.check_order(saved, stage.name, run.datasets[stage.data].train.samples)
-        log = Log(folder, recipe, parts, is_main=ranks.is_main, world=ranks.world, saved=saved)
-        ending.callback(log.close)
-        log.say(native.describe())
-        given = weights.read(init) if init and not saved else None
-        step = saved["step"] if saved else 0
-        for number in range(saved["stage"] if saved else first, len(recipe.stages)):
-            state, epoch_stats, given = begin_stage(run, number, given, step, say=log.say), StepStats(), None
-            if saved:
-                epoch_stats = restore(state, saved)
-                after = f"after epoch {state.epoch}" + (f" and {state.batch} steps" if state.batch else "")
-                log.say(f"{folder.path}: going on at stage {recipe.stages[number].name}, {after}")
-                saved = None
-            if state.epoch < recipe.stages[number].epochs:
-                train_stage(run, state, folder, log, epoch_stats=epoch_stats, asked=asked, watch=watch)
-            step = state.step
-            if number + 1 < len(recipe.stages):
-                given = weights_for(recipe.stages[number + 1], state)
-        log.close_bar()
-        folder.save_weights("model", state.model, is_main=ranks.is_main)
-        if state.average is not None:
-            folder.save_weights("model_ema", state.average, is_main=ranks.is_main)
-        if ranks.is_main:
-            log.say(report.write(folder.path))
-
-
-def weights_for(following: StageConfig, before: State) -> dict:
-    """What a stage starts from, on the host, so that the device is not left with two models."""
-    source = before.average if following.start == "ema" else before.model
-    return {
-        name: tensor.cpu() for name, tensor in distributed.full_state_dict(source.state_dict(), is_main=True).items()
-    }
-
-
-def stage_number(recipe: Recipe, name: str) -> int:
-    """The place of a stage in the recipe."""
-    names = [stage.name for stage in recipe.stages]
-    if name not in names:
-        raise UserError(f"--start-at {name}: the stages of {recipe.source} are {', '.join(names)}")
-    return names.index(name)
-
-
-def begin_stage(run: Run, number: int, given: dict | None, step: int, *, say=print) -> State:
-    """A fresh model at the stage's resolution, grown from the weights `given` if there are any, and a new optimizer."""
-    stage, device = run.recipe.stages[number], run.ranks.device
-    torch.manual_seed(run.recipe.seed)
-    network = model.create(
-        run.recipe.model.name,
-        resolution=stage.resolution,
-        classes=run.datasets[stage.data].classes,
-        drop_path=stage.drop_path,
-        layer_scale=run.recipe.model.layer_scale,
-        blur_pool=run.recipe.model.blur_pool,
-    )
-    if given is not None:
-        rows = rows_of_head(run, number, given, network) if stage.head == "map" else None
-        if rows is not None:
-            say(f"stage {stage.name}: {sum(row >= 0 for row in rows)} of {len(rows)} classes keep their weights")
-        model.load(network, model.grow(given, network, head=stage.head, rows=rows))
-    if run.recipe.speed.drop_path == "subset" and not depth.has_subsets(network):
-        raise UserError(f"speed.drop_path subset is for deit3 models; for {run.recipe.model.name} use exact")
-    if model.tokens(network) is not None and (stage.ramp or stage.eval_side != stage.resolution):
-        fault = f"{run.recipe.model.name} has one resolution; leave out ramp and eval_resolution"
-        raise UserError(f"stage {stage.name}: {fault}")
-    network.to(device)
-    if run.recipe.speed.channels_last and model.tokens(network) is None:
-        network.to(memory_format=torch.channels_last)
-    average = copy.deepcopy(network).eval().requires_grad_(False) if stage.ema is not None else None
-    scaler = torch.amp.GradScaler(device.type, enabled=run.precision == torch.float16)
-    return State(number, 0, step, network, average, optim.build(network, stage), scaler)
-
-
-def rows_of_head(run: Run, number: int, given: dict, network: nn.Module) -> list[int]:
-    """For each class of the stage the row of the head of `given` that stands for it, -1 for none."""
-    data = run.datasets[run.recipe.stages[number].data]
-    before = run.datasets.get(run.recipe.stages[number - 1].data) if number else None
-    return weights.matching_rows(
-        model.head_size(given, network), data.classes,
-        old_names=before.train.class_names if before else None, new_names=data.train.class_names,
-    )  # fmt: skip
-
-
-def train_stage(
-    run: Run, state: State, folder: RunFolder, log: Log, *, epoch_stats: StepStats, asked, watch: Watchdog
-) -> None:
-    """The epochs of one stage: train, evaluate, save. `epoch_stats`: of the epoch that is under way."""
-    recipe, ranks = run.recipe, run.ranks
-    stage = recipe.stages[state.stage]
-    loading = {
-        "rank": ranks.rank, "world": ranks.world, "workers": recipe.data.workers, "device": ranks.device,
-        "cache": recipe.data.cache,
-    }  # fmt: skip
-    seed = stage_seed(recipe.seed, state.stage)
-    train, val, _ = run.datasets[stage.data]
-    pages = recipe.data.shuffle_pages
-    bad = recipe.data.bad_limit if recipe.data.on_bad_sample == "replace" else None
-    batches = train_loader(train.path, train.samples, stage, seed=seed, shuffle_pages=pages, bad_limit=bad, **loading)
-    piece = micro.find(run, state, stage)
-    seen = micro.in_evaluation(recipe.speed.micro_batch, piece)
-    val_batches = eval_loader(val.path, val.samples, stage, batch=seen, **loading)
-    batches = watch.watched(batches, f"stage {stage.name}")
-    val_batches = watch.watched(val_batches, f"evaluating in stage {stage.name}")
-    steps = len(batches)
-    if recipe.speed.compile:
-        compiling.compile_stage(run, state, stage, piece, say=log.say)
-    forward = parallel.distribute(state, stage, ranks, recipe.speed.parallel, accumulates=piece < run.share(stage))
-    log.begin_stage(stage, done=steps * state.epoch + state.batch)
-    meter, spikes = Meter(ranks.device), guards.Spikes()
-    while state.epoch < stage.epochs:
-        means = epoch_stats
-        shown = replace(stage, resolution=schedule.resolution(stage, state.epoch))
-        batches.decoder.resolution = shown.resolution
-        readings = train_epoch(
-            run, state, shown, forward, batches, seed=seed, piece=piece, meter=meter, due=folder.due, log=log,
-            asked=asked,
-        )  # fmt: skip
-        with guards.explained_memory(run, stage, piece):
-            for reading in readings:
-                means += reading.means
-                guards.heed(run, state, stage, folder, log, reading, means, spikes)
-        epoch_stats = StepStats()
-        state.epoch, state.batch = state.epoch + 1, 0
-        lr, last = state.optimizer.param_groups[0]["lr"], state.epoch == stage.epochs
-        row = {"stage": stage.name, "epoch": state.epoch, "step": state.step, "lr": lr, **means.row()}
-        row["bad_samples"] = distributed.all_reduce_total(batches.bad.replaced, ranks.device)
-        if row["bad_samples"]:
-            log.say(f"{train.path}: bad samples replaced: {row['bad_samples']}; in this rank {batches.bad.worst()}")
-        if state.epoch % recipe.log.eval_every == 0 or last:
-            networks = [state.model] if state.average is None else [state.model, state.average]
-            with guards.explained_evaluation(run, stage, seen, piece=piece):
-                result, *averaged = evaluated(run, stage, networks, val_batches)
-            row |= {"top1": result.top1, "top5": result.top5, "val_loss": result.loss, "val_images": result.images}
-            for its in averaged:
-                row |= {"ema_top1": its.top1, "ema_top5": its.top5}
-        log.row(kind="epoch", epochs=stage.epochs, resolution=shown.resolution, **row)
-        if last:
-            folder.save_weights(stage.name, state.model, is_main=ranks.is_main)
-            log.end_stage(f"top-1 {100 * result.top1:.2f} %")
-            with guards.explained_evaluation(run, stage, seen, piece=piece), evaluating(run, state.model):
-                made = predictions.collect(run, stage, state.model, val_batches.epoch(0))
-            if ranks.is_main:
-                predictions.save(folder.path / predictions.FILE, made, say=log.say)
-        guards.save(run, state, stage, folder, log, epoch_stats, needed=last)
-        if ranks.is_main:
-            report.refresh(folder.path, say=log.say)
-
-
-def train_epoch(
-    run: Run, state: State, stage: StageConfig, forward, batches, *, seed, piece, meter: Meter, due, log: Log, asked
-):
-    """The optimizer steps of one epoch, or what is left of it. Yields a `LogPoint` at each log point: only there does
-    the host wait for the device. One comes every `log.every` steps, at the epoch's end, and when all ranks are `asked`
-    to stop."""
-    recipe = run.recipe
-    state.model.train()
-    meter.begin()
-    waiting = time.perf_counter()
-    for images, labels in batches.epoch(state.epoch, state.batch):
-        waited = time.perf_counter() - waiting
-        in_stage = state.epoch * len(batches) + state.batch
-        lr = schedule.of_stage(stage, in_stage, len(batches))
-        optim.set_lr(state.optimizer, lr)
-        loss = gradients(run, state, stage, forward, images, labels, step=in_stage, seed=seed, piece=piece)
-        norm, bad = update(run, state, stage, loss)
-        state.batch += 1
-        meter.add(loss, norm, bad, stage.batch, waited)
-        stopping, regular, last = asked(), state.batch % recipe.log.every == 0, state.batch == len(batches)
-        if stopping or regular or last:
-            wanted = run.ranks.is_main and not last and due()  # the epoch's end saves anyway
-            reading = meter.read(stop=stopping, due=wanted)
-            row = reading.means.row()
-            if regular:
-                row["bad_samples"] = distributed.all_reduce_total(batches.bad.replaced, run.ranks.device)
-                log.row(kind="step", stage=stage.name, epoch=state.epoch, step=state.step, lr=lr, **row)
-            log.advance(reading.means.steps, state.epoch + 1, row)
-            yield reading
-            meter.begin()
-        waiting = time.perf_counter()
-
-
-@contextmanager
-def evaluating(run: Run, *networks: nn.Module):
-    """Evaluation's batches have other shapes than training's, so nothing is compiled for them."""
-    eager = torch.compiler.set_stance("force_eager") if run.recipe.speed.compile else nullcontext()
-    with ExitStack() as whole, eager:
-        for network in networks:
-            whole.enter_context(parallel.gathered(network))
-        yield
-
-
-def evaluated(run: Run, stage: StageConfig, networks: Sequence[nn.Module], batches) -> list[Result]:
-    """Each network on all of the validation set, which is read once."""
-    with evaluating(run, *networks):
-        return evaluate(
-            networks, batches.epoch(0), device=run.ranks.device, autocast=run.autocast, flip=stage.eval_flip
-        )
-
-
-def stage_seed(seed: int, number: int) -> int:
-    """A seed for each stage, so that a fine-tune does not show the crops of the pre-training again (63 bits)."""
-    return int(rng.bits(rng.RandomKey(seed, number), rng.STAGE)) >> 1
-
-
 def measure(run: Run) -> list[float]:
-    """Training images per second of this device in each stage, without a loader."""
+    """Training images per second of this device in each stage, without a loader: one micro-batch a step."""
     speeds = []
-    for number, stage in enumerate(run.recipe.stages):
-        state = begin_stage(run, number, None, 0)
-        piece = micro.find(run, state, stage)
-        batch, forward = random_batch(run, stage, piece), state.model.train()
+    for number, config in enumerate(run.recipe.stages):
+        stage = create_stage(run, number)
+        stage.micro_batch_size = micro_batch.find(run, stage, forward_backward)
+        stage.model.train()
         if run.recipe.speed.compile:
-            compiling.compile_stage(run, state, stage, piece, say=lambda text: print(f"# {text}"))
+            compiling.compile_stage(run, stage, forward_backward, say=lambda text: print(f"# {text}"))
+        batch = micro_batch.random_batch(run, config, stage.micro_batch_size)
 
-        def step(state=state, stage=stage, forward=forward, batch=batch, piece=piece):
-            loss = gradients(run, state, stage, forward, *batch, step=state.step, seed=0, piece=piece)
-            update(run, state, stage, loss)
+        def step(stage=stage, batch=batch):
+            loss = forward_backward(run, stage, *batch)
+            norm = optim.gradient_norm(stage.optimizer)
+            skip = (~(loss.isfinite() & norm.isfinite())).float()
+            optim.step(stage.optimizer, norm, clip_norm=stage.config.clip_norm, skip=skip)
+            if stage.ema is not None:
+                optim.update_ema(stage.ema, stage.model, stage.config.ema, skip=skip)
 
-        speeds.append(summary.measured(step, piece, run.ranks.device))
+        speeds.append(summary.measured(step, stage.micro_batch_size, run.ranks.device))
     return speeds
 
 

@@ -3,7 +3,7 @@
     python -m bench.endless_saves FOLDER --megabytes=20      # a line, the step, for each checkpoint that is on the disk
     python -m bench.endless_saves FOLDER --newest            # its newest whole one: the step, and whether it is right
 
-It starts fast: it knows torch and training/checkpoints.py, and no model.
+It starts fast: it knows torch and training/checkpoint.py, and no model.
 """
 
 import argparse

@@ -18,7 +18,7 @@ from bench import report
 from config.recipe import BASE_RECIPE, Recipe, load_recipe
 from ffcv_ops.errors import exits_cleanly
 from training import checkpoints, model, optim
-from training.state import RunFolder, State
+from training.run_folder import RunFolder, State
 from training.step_stats import StepStats
 
 

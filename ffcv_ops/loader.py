@@ -110,11 +110,14 @@ class Loader(FFCVLoader):
     def __len__(self):
         return -(-self.showings // self.batch_size)
 
-    def epoch(self, number: int, first_batch: int = 0):
-        """Yields (images, labels) of epoch `number`, from batch `first_batch` on; always the same ones.
+    def epoch(self, number: int, start: int = 0, *, resolution: int | None = None):
+        """Yields (images, labels) of epoch `number`, from batch `start` on; always the same ones. resolution: of the
+        images, where it is another than before.
 
         `bad.replaced` counts the showings that were replaced, up to the last batch that was yielded."""
-        draw_ids = self.of_epoch(number)[first_batch * self.batch_size :]
+        if resolution is not None:
+            self.decoder.resolution = resolution
+        draw_ids = self.of_epoch(number)[start * self.batch_size :]
         self.bad.begin(len(draw_ids))
         if len(draw_ids) == 0:
             return

@@ -12,7 +12,7 @@ from ffcv_ops.errors import UserError
 from report import compare, page, png
 from report.collect import Facts, collect
 from report.tables import padded, stage_table
-from training.state import write_atomically
+from training.run_folder import write_atomically
 
 __all__ = ["compare", "padded", "refresh", "write"]
 

@@ -11,7 +11,7 @@ import report
 from ffcv_ops.errors import exits_cleanly, writing
 from report import compare, tables
 from report.collect import collect
-from training.state import write_atomically
+from training.run_folder import write_atomically
 
 
 @exits_cleanly

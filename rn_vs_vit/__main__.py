@@ -19,7 +19,8 @@ from config import keys
 from config.recipe import SECTIONS, base_values, load_recipe, render_recipe
 from ffcv_ops.errors import UserError, exits_cleanly, writing
 from rn_vs_vit import grid, others, report
-from training import state
+from training import run_folder
+from training.checkpoint import write_atomically
 from training.datasets import open_sets
 
 train = train_imagenet.main.__wrapped__  # raises UserError instead of ending the process
@@ -70,7 +71,7 @@ def run_cells(wanted: grid.Grid, *, most: int | None) -> tuple[list[str], bool]:
             left -= 1
             path = cell.folder / "recipe.yaml"
             if not path.exists():
-                state.write_atomically(path, lambda file, run=cell.run: file.write_text(render_recipe(run)))
+                write_atomically(path, lambda file, run=cell.run: file.write_text(render_recipe(run)))
             try:
                 if train(["--cfg", str(path)]):
                     return faults, True
@@ -99,7 +100,7 @@ def finished(cell: grid.Cell) -> bool:
     """Whether the cell's run came to its end. UserError where that was a run of another recipe."""
     if not (cell.folder / "report.md").exists():
         return False
-    if changed := state.science(load_recipe(cell.folder / "recipe.yaml"), cell.run):
+    if changed := run_folder.science(load_recipe(cell.folder / "recipe.yaml"), cell.run):
         raise UserError(f"{cell.folder} holds a run of another recipe ({changed}); choose another --log.out")
     return True
 

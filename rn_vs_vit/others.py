@@ -7,14 +7,13 @@ training/judge.py.
 import json
 from pathlib import Path
 
-import train_imagenet
 from ffcv_ops.errors import UserError
 from ffcv_ops.fields import describe
 from rn_vs_vit.grid import Cell
 from training import distributed, judge, weights
-from training.state import write_atomically
-from training.step import Run
-from training.watchdog import Watchdog
+from training.distributed.watchdog import Watchdog
+from training.run import Run, precision
+from training.run_folder import write_atomically
 
 
 def read(cell: Cell) -> dict[str, float]:
@@ -32,7 +31,7 @@ def evaluate(cell: Cell, *, v2: str | None, real: bool) -> None:
         return
     ranks = distributed.init_process_group(cell.run.speed.device)
     try:
-        run = Run(cell.run, ranks, {}, train_imagenet.precision(cell.run.speed.precision, ranks.device))
+        run = Run(cell.run, ranks, {}, precision(cell.run.speed.precision, ranks.device))
         network = judge.load(run, weights.read(cell.folder))
         names = judge.names_of_outputs(network.num_classes, None, data.train, data.val)
         for name in missing:

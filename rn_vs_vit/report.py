@@ -17,7 +17,7 @@ from report.tables import padded
 from rn_vs_vit import others
 from rn_vs_vit.grid import Grid
 from training.log import read_rows
-from training.state import write_atomically
+from training.run_folder import write_atomically
 
 matplotlib.use("Agg")
 

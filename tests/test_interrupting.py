@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from training import checkpoints
+from training import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -46,9 +46,9 @@ def test_training(jpg_beton, tmp_path):
              "--speed.device=cpu", "--data.workers=1"]  # fmt: skip
     folder = tmp_path / "run" / "checkpoints"
     for start in range(2):
-        before = len(checkpoints.saved(folder))
-        said, errors = interrupted(words, lambda before=before: len(checkpoints.saved(folder)) > before + 2)
-        step = int(checkpoints.saved(folder)[-1].stem)
+        before = len(checkpoint.saved(folder))
+        said, errors = interrupted(words, lambda before=before: len(checkpoint.saved(folder)) > before + 2)
+        step = int(checkpoint.saved(folder)[-1].stem)
         kept = f"{folder.parent} keeps the checkpoint of step {step}, the same command goes on from there"
         assert errors == f"interrupted; {kept}\n"
         assert ("going on at stage" in said) == bool(start)

@@ -13,7 +13,9 @@ import torch
 import train_imagenet
 from config.recipe import load_recipe
 from ffcv_ops.loader import train_loader
-from training import checkpoints, guards, log, stop
+from training import checkpoint, log
+from training.distributed import stop
+from training.loss_history import LossHistory
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -70,7 +72,7 @@ def train(recipe_file, out, *more):
 
 def end_of(out):
     """Everything in the last checkpoint, and what the log says of epochs except for times."""
-    found = checkpoints.read(checkpoints.saved(out / "run" / "checkpoints")[-1])
+    found = checkpoint.read(checkpoint.saved(out / "run" / "checkpoints")[-1])
     rows = [row for row in log.read_rows(out / "run" / "log.jsonl") if row["kind"] == "epoch"]
     for row in rows:
         for name in ("images_per_s", "wait", "seconds", "wall", "at"):
@@ -106,7 +108,7 @@ def test_stopped_anywhere_it_ends_with_the_same_bits(seed, recipe_file, unbroken
         if stopped is None:
             break
         assert stopped == signal.SIGTERM
-        points.append(checkpoints.read(checkpoints.saved(tmp_path / "run" / "checkpoints")[-1])["step"])
+        points.append(checkpoint.read(checkpoint.saved(tmp_path / "run" / "checkpoints")[-1])["step"])
         assert points[-1] == reached
     assert end_of(tmp_path) == unbroken
     assert len(points) >= 24 if seed == 0 else len(points) >= 8
@@ -130,11 +132,11 @@ def test_a_checkpoint_within_an_epoch_is_as_good(recipe_file, unbroken, tmp_path
     stops.asked = asked
     with pytest.raises(SystemExit):
         train(recipe_file, tmp_path, "--log.save_every=1e-9")
-    saved = [checkpoints.read(path) for path in checkpoints.saved(tmp_path / "run" / "checkpoints")]
+    saved = [checkpoint.read(path) for path in checkpoint.saved(tmp_path / "run" / "checkpoints")]
     places = [(content["stage"], content["epoch"], content["batch"], content["step"]) for content in saved]
     assert places == [(0, 1, 2, 5), (0, 2, 0, 6), (1, 0, 2, 8)]
     kill_at[0] = 0
-    newest = checkpoints.saved(tmp_path / "run" / "checkpoints")[-1]
+    newest = checkpoint.saved(tmp_path / "run" / "checkpoints")[-1]
     newest.write_bytes(newest.read_bytes()[:-100])
     assert train(recipe_file, tmp_path) is None
     assert end_of(tmp_path) == unbroken
@@ -144,7 +146,7 @@ def test_one_flipped_bit_costs_an_interval_and_no_more(recipe_file, unbroken, tm
     stops = Stops(monkeypatch)
     for stops.left in (4, 3):
         assert train(recipe_file, tmp_path) is not None
-    newest = checkpoints.saved(tmp_path / "run" / "checkpoints")[-1]
+    newest = checkpoint.saved(tmp_path / "run" / "checkpoints")[-1]
     data = bytearray(newest.read_bytes())
     data[len(data) // 2] ^= 4
     newest.write_bytes(data)
@@ -176,14 +178,14 @@ def test_the_order_after_a_resumption_is_that_of_any_number_of_ranks(pages, jpg_
 def test_a_full_disk_costs_a_warning_within_a_stage_and_status_2_at_its_end(
     recipe_file, unbroken, tmp_path, monkeypatch, capsys
 ):  # fmt: skip
-    real, full = checkpoints.write, {1: True, 2: True, 3: False}
+    real, full = checkpoint.write, {1: True, 2: True, 3: False}
 
     def write(folder, step, content, *, keep):
         if full.get(content["epoch"], False) or content["step"] == 6:
             raise OSError(28, "No space left on device")
         real(folder, step, content, keep=keep)
 
-    monkeypatch.setattr(checkpoints, "write", write)
+    monkeypatch.setattr(checkpoint, "write", write)
     with pytest.raises(SystemExit) as ended:
         train(recipe_file, tmp_path)
     assert ended.value.code == 2
@@ -228,20 +230,20 @@ def test_the_log_outlives_a_full_disk(recipe_file, tmp_path, monkeypatch):
     assert made[0].unwritten == b""
 
 
-def test_the_guards_are_used(recipe_file, tmp_path, monkeypatch, capsys):
+def test_too_little_memory_is_explained(recipe_file, tmp_path, monkeypatch, capsys):
     """Out of memory in the run itself names the micro-batch, in a step as in an evaluation; the run then goes on."""
-    real = train_imagenet.gradients
+    real = train_imagenet.forward_backward
 
-    def gradients(run, state, *given, **named):
-        if state.step == 4:
+    def forward_backward(run, stage, images, labels):
+        if stage.step == 4:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return real(run, state, *given, **named)
+        return real(run, stage, images, labels)
 
     def gives_out(*given, **named):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     for module, name, broken, words in (
-        (train_imagenet, "gradients", gradients, "for 16 samples at once (speed.micro_batch)"),
+        (train_imagenet, "forward_backward", forward_backward, "for 16 samples at once (speed.micro_batch)"),
         (train_imagenet, "evaluate", gives_out, "to evaluate 16 images at once"),
         (train_imagenet.predictions, "collect", gives_out, "to evaluate 16 images at once"),
     ):
@@ -253,18 +255,18 @@ def test_the_guards_are_used(recipe_file, tmp_path, monkeypatch, capsys):
         assert said.count("\n") == 1
         assert f"stage one: cpu has too little memory {words}; try --speed.micro_batch=8" in said
     assert train(recipe_file, tmp_path, "--speed.micro_batch=8") is None
-    assert guards.Spikes().usual(1.0) is None
+    assert LossHistory().usual_if_spike(1.0) is None
 
 
 def test_no_checkpoint_of_the_clock_at_an_epochs_last_step(recipe_file, tmp_path, monkeypatch):
     """The epoch's end saves the same step."""
-    written, real = [], checkpoints.write
+    written, real = [], checkpoint.write
 
     def write(folder, step, content, *, keep):
         written.append((step, content["batch"]))
         real(folder, step, content, keep=keep)
 
-    monkeypatch.setattr(checkpoints, "write", write)
+    monkeypatch.setattr(checkpoint, "write", write)
     stops = Stops(monkeypatch)
     stops.left = 7
     assert train(recipe_file, tmp_path, "--log.save_every=1e-9") is not None

@@ -22,7 +22,7 @@ from config.recipe import load_recipe
 from ffcv_ops.errors import UserError
 from ffcv_ops.loader import eval_loader, train_loader
 from ffcv_ops.lock import alone
-from training import checkpoints, model, predictions
+from training import checkpoint, model, predictions
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(path for path in (ROOT / "recipes").glob("**/*.yaml") if path.name != "base.yaml")
@@ -203,7 +203,7 @@ def test_killed_or_preempted_it_ends_with_the_same_bits(tmp_path, data, ranks, n
     killed.send_signal(number)
     output, errors = killed.communicate(timeout=60)
     if number == signal.SIGTERM:
-        step = checkpoints.read(checkpoints.saved(tmp_path / "killed" / "checkpoints")[-1])["step"]
+        step = checkpoint.read(checkpoint.saved(tmp_path / "killed" / "checkpoints")[-1])["step"]
         assert f"stopped at step {step}, as asked" in output, errors
     assert not (tmp_path / "killed" / "model.safetensors").exists()
     again = run_python(words, ranks=ranks)
@@ -252,7 +252,7 @@ def test_stopped_with_two_ranks_it_goes_on_with_one_and_then_with_two(tmp_path, 
         running[-1].send_signal(signal.SIGUSR1)
         output, errors = running[0].communicate(timeout=200)
         assert [process.wait(20) for process in running] == [0] * ranks, errors
-        saved = torch.load(checkpoints.saved(tmp_path / "run" / "checkpoints")[-1], weights_only=True)
+        saved = torch.load(checkpoint.saved(tmp_path / "run" / "checkpoints")[-1], weights_only=True)
         assert f"stopped at step {saved['step']}, as asked" in output
         assert reached < saved["step"] < 24
         reached = saved["step"]

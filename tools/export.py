@@ -33,7 +33,7 @@ from report import padded
 from tools import card, graphs
 from training import judge, model, weights
 from training.distributed import Ranks
-from training.step import Run
+from training.run import Run
 
 FORMATS = ("timm", "pt2", "onnx")
 FILES = ("model.safetensors", "config.json", "model.pt2", "model.onnx", "model.onnx.data", "README.md", "curves.png")

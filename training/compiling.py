@@ -5,31 +5,47 @@ gradients of one block while another is computed. Only another resolution compil
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
+from torch import Tensor
 
-from config.recipe import StageConfig
 from ffcv_ops.errors import UserError
-from training import distributed, micro
-from training.state import State
-from training.step import Run, gradients, random_batch
+from training import distributed, mixing
+from training.micro_batch import random_batch, untouched
+from training.run import Run
+from training.stage import Stage
 
 
-def compile_stage(run: Run, state: State, stage: StageConfig, piece: int, *, say: Callable[[str], object]) -> None:
+def compile_stage(
+    run: Run,
+    stage: Stage,
+    forward_backward: Callable[[Run, Stage, Tensor, Tensor], Tensor],
+    *,
+    say: Callable[[str], object],
+) -> None:
     """Compiles with one random batch. Where that does not work, one line says why, and everything runs as it is."""
-    network = state.model.train()
-    if run.recipe.speed.cuda_graphs and piece < run.share(stage):
-        wrong = f"speed.cuda_graphs takes a batch at once, not {piece} of {run.share(stage)} samples at a time"
-        raise UserError(f"stage {stage.name}: {wrong}; leave it out, or use more devices")
-    if run.recipe.speed.cuda_graphs:
+    speed, size, local_batch_size = run.recipe.speed, stage.micro_batch_size, run.local_batch_size(stage.config)
+    if speed.cuda_graphs and size < local_batch_size:
+        wrong = f"speed.cuda_graphs takes a batch at once, not {size} of {local_batch_size} samples at a time"
+        raise UserError(f"stage {stage.config.name}: {wrong}; leave it out, or use more devices")
+    # Dynamo keeps eight compiled versions of a function in a process and then runs it eagerly. All stages share the
+    # code of a block, so what earlier stages compiled is forgotten.
+    torch.compiler.reset()
+    stage.mix = torch.compile(mixing.mix, dynamic=False)
+    network = stage.model.train()
+    if speed.cuda_graphs:
         network.compile(mode="reduce-overhead", dynamic=False)
     else:
-        for part in getattr(network, "blocks", [network]):
-            part.compile(dynamic=False)
+        for block in getattr(network, "blocks", [network]):
+            block.compile(dynamic=False)
     fault = ""
     try:
-        with micro.untouched(network):
-            gradients(run, state, stage, network, *random_batch(run, stage, piece), step=0, seed=0, piece=piece)
+        with untouched(network):
+            trial = replace(stage, network=network)  # without DDP, which would sum the gradients
+            forward_backward(run, trial, *random_batch(run, stage.config, size))
+    except torch.OutOfMemoryError:
+        raise  # says nothing about the platform
     except Exception as error:  # Dynamo, Inductor, Triton and the C++ compiler have a kind each
         fault = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     if not distributed.all_reduce_min(int(not fault), run.ranks.device):

@@ -31,11 +31,11 @@ from ffcv_ops.errors import UserError, writing
 from ffcv_ops.fields import DatasetInfo, describe
 from ffcv_ops.loader import eval_loader
 from report import padded
-from training import guards, micro, model, weights
+from training import micro_batch, model, out_of_memory, weights
+from training.distributed.watchdog import Watchdog
 from training.evaluate import Exam, Marks, sit
-from training.state import write_atomically
-from training.step import Run
-from training.watchdog import Watchdog
+from training.run import Run
+from training.run_folder import write_atomically
 
 IMAGENET = 1000  # classes
 RECORD = "evaluations.json"
@@ -180,13 +180,13 @@ def examine(run: Run, network: nn.Module, beton: DatasetInfo, names: Names, watc
     if chosen is None and names.names == tuple(weights.synsets(IMAGENET)) and (answers := real(beton)) is not None:
         share = order.evaluation_share(beton.samples, rank=ranks.rank, world=ranks.world)
         exams["ReaL"] = Exam(answers=answers[share].to(ranks.device))
-    seen = micro.in_evaluation(run.recipe.speed.micro_batch)
+    seen = micro_batch.for_evaluation(run.recipe.speed.micro_batch)
     batches = eval_loader(
         beton.path, beton.samples, stage, batch=seen, rank=ranks.rank, world=ranks.world,
         workers=run.recipe.data.workers, device=ranks.device, cache=run.recipe.data.cache,
     )  # fmt: skip
     batches = watch.watched(batches, f"evaluating on {beton.path}")
-    with guards.explained_evaluation(run, stage, seen):
+    with out_of_memory.explained_in_evaluation(run, stage, seen):
         marks = sit(
             network, batches.epoch(0), list(exams.values()), labels=beton.classes, device=ranks.device,
             autocast=run.autocast, flip=stage.eval_flip,

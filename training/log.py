@@ -24,7 +24,7 @@ from config.recipe import Recipe, StageConfig, render_recipe
 from training import official
 from training.console import Watch
 from training.progress import Part
-from training.state import RunFolder, write_atomically
+from training.run_folder import RunFolder, write_atomically
 from training.trackers import Trackers
 
 

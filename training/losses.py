@@ -15,4 +15,4 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), targets.float())
 
 
-BY_NAME = {"bce": binary_cross_entropy, "ce": soft_cross_entropy}  # the words of `stage.loss`
+LOSSES = {"bce": binary_cross_entropy, "ce": soft_cross_entropy}  # the words of `stage.loss`

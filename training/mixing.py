@@ -13,13 +13,14 @@ from scipy.special import betaincinv
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
+from config.recipe import StageConfig
 from ffcv_ops import rng
 from ffcv_ops.rng import RandomKey
 
 _CHUNKS = 1 << 20  # more than the chunks of any step: step * _CHUNKS + chunk is unique
 
 
-class Mix(NamedTuple):
+class MixParams(NamedTuple):
     """How one chunk is mixed. Mixup: the box is empty. CutMix: `keep` is 1, the box comes from the partner."""
 
     lam: float  # share of a sample's own label
@@ -30,44 +31,45 @@ class Mix(NamedTuple):
     right: int
 
 
-def draw(seed: int, step: int, chunk: int, *, mixup: float, cutmix: float, resolution: int) -> Mix:
-    """timm's law: with both alphas above 0 each of the two has probability 1/2; lam ~ Beta(alpha, alpha). The box is a
-    square of area 1 - lam around a uniform centre, clipped to the image, and lam then follows from what is left of it.
-    """
+def draw(seed: int, step: int, chunk: int, *, mixup: float, cutmix: float, resolution: int) -> MixParams:
+    """timm's distribution: with both alphas above 0 each of the two has probability 1/2; lam ~ Beta(alpha, alpha). The
+    box is a square of area 1 - lam around a uniform center, clipped to the image, and lam then follows from what is
+    left of it."""
     key = RandomKey(seed, step * _CHUNKS + chunk)
     is_cutmix = cutmix > 0 and (mixup == 0 or rng.uniform(key, rng.MIX) < 0.5)
     alpha = cutmix if is_cutmix else mixup
     if alpha == 0:
-        return Mix(1.0, 1.0, 0, 0, 0, 0)
+        return MixParams(1.0, 1.0, 0, 0, 0, 0)
     lam = float(betaincinv(alpha, alpha, rng.uniform(key, rng.MIX + 1)))
     if not is_cutmix:
-        return Mix(lam, lam, 0, 0, 0, 0)
+        return MixParams(lam, lam, 0, 0, 0, 0)
     side = int(resolution * (1 - lam) ** 0.5)
     top, bottom = _interval(side, rng.uniform_int(key, rng.MIX + 2, resolution), resolution)
     left, right = _interval(side, rng.uniform_int(key, rng.MIX + 3, resolution), resolution)
-    return Mix(1 - (bottom - top) * (right - left) / resolution**2, 1.0, top, bottom, left, right)
+    return MixParams(1 - (bottom - top) * (right - left) / resolution**2, 1.0, top, bottom, left, right)
 
 
-def _interval(side, centre, resolution):
-    return max(centre - side // 2, 0), min(centre + (side + 1) // 2, resolution)
+def _interval(side, center, resolution):
+    return max(center - side // 2, 0), min(center + (side + 1) // 2, resolution)
 
 
-def plan(seed: int, step: int, stage, *, offset: int, count: int) -> Tensor | None:
-    """The draws of samples `offset` to `offset + count` of the global batch, a row for each: (count, 6) float32 on the
-    host, the columns of `Mix`. Both even. None where the stage does not mix."""
-    if stage.mixup == 0 and stage.cutmix == 0:
+def mix_params(
+    config: StageConfig, seed: int, step: int, *, resolution: int, first: int, samples: int
+) -> Tensor | None:
+    """The draws of samples first .. first + samples - 1 of the global batch, a row for each: (samples, 6) float32 on
+    the host, the columns of `MixParams`. Both numbers even. None where the stage does not mix."""
+    if not config.mixing:
         return None
-    first, last = offset // stage.mix_chunk, (offset + count - 1) // stage.mix_chunk
-    law = {"mixup": stage.mixup, "cutmix": stage.cutmix, "resolution": stage.resolution}
-    rows = torch.tensor([draw(seed, step, chunk, **law) for chunk in range(first, last + 1)])
-    return rows[torch.arange(offset, offset + count) // stage.mix_chunk - first]
+    chunks = range(first // config.mix_chunk, (first + samples - 1) // config.mix_chunk + 1)
+    alphas = {"mixup": config.mixup, "cutmix": config.cutmix}
+    rows = torch.tensor([draw(seed, step, chunk, **alphas, resolution=resolution) for chunk in chunks])
+    return rows[torch.arange(first, first + samples) // config.mix_chunk - chunks[0]]
 
 
 def mix(
     images: Tensor, labels: Tensor, rows: Tensor | None, *, classes: int, smoothing: float
 ) -> tuple[Tensor, Tensor]:
-    """`rows`: the samples' `plan`, on the device of the images; None mixes nothing. For a GPU, pin the plan's memory
-    and send it without blocking: then nothing here makes the host wait."""
+    """rows: the samples' `mix_params`, on the device of the images; None mixes nothing. The host waits for no GPU."""
     images, targets = normalize(images), soft_targets(labels, classes=classes, smoothing=smoothing)
     if rows is None:
         return images, targets

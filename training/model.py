@@ -24,8 +24,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from ffcv_ops.errors import UserError
-from training import depth
-from training.depth import StochasticDepth
+from training import stochastic_depth
+from training.stochastic_depth import StochasticDepth
 
 _SETTINGS = {
     "num_classes": 1000,
@@ -82,7 +82,7 @@ def create(
     if timm.get_pretrained_cfg(architecture).fixed_input_size:
         arguments["img_size"] = resolution
     if is_deit3:
-        arguments |= {"init_values": layer_scale or 0.0, "block_fn": depth.Block}
+        arguments |= {"init_values": layer_scale or 0.0, "block_fn": stochastic_depth.Block}
     elif drop_path:
         arguments["drop_path_rate"] = drop_path
     try:
@@ -246,7 +246,7 @@ def _kept(model, resolution, precision, samples):
         storages[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
         return tensor
 
-    branches = depth.branches(model)
+    branches = stochastic_depth.branches(model)
     masks = [branch.scale for branch in branches]
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     was_training = model.training

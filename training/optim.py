@@ -10,14 +10,18 @@ clipping and for this.
 Parameters may be sharded over the ranks (FSDP2). Updates are elementwise, so each rank updates its own part.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from torch.optim.sgd import sgd
 
+from config.recipe import StageConfig
+
 CPU_TOGETHER, GPU_TOGETHER = 1 << 18, 1 << 26  # weights
-MOMENTS = {"lamb": 2, "adamw": 2, "sgd": 1}  # tensors of each weight's size that an optimizer keeps
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -32,14 +36,32 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
 
 
-def build(model: nn.Module, stage) -> torch.optim.Optimizer:
-    """The stage's optimizer (`stage.optimizer`: lamb, adamw or sgd) over the model's parameter groups."""
-    groups = parameter_groups(model, stage.weight_decay)
-    if stage.optimizer == "lamb":
-        return Lamb(groups, lr=stage.lr, betas=stage.betas, eps=stage.eps, clip_norm=stage.clip_norm)
-    if stage.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=stage.lr, betas=stage.betas, eps=stage.eps, fused=True)
-    return Sgd(groups, lr=stage.lr, momentum=stage.momentum, fused=True)
+class Kind(NamedTuple):
+    """An optimizer that a recipe can name: how it is built from parameter groups and a stage's keys, and how many
+    tensors of each weight's size it keeps."""
+
+    build: Callable[[list[dict], StageConfig], torch.optim.Optimizer]
+    moments: int
+
+
+def _lamb(groups, config):
+    return Lamb(groups, lr=config.lr, betas=config.betas, eps=config.eps, clip_norm=config.clip_norm)
+
+
+def _adamw(groups, config):
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+
+
+def _sgd(groups, config):
+    return Sgd(groups, lr=config.lr, momentum=config.momentum, fused=True)
+
+
+OPTIMIZERS = {"lamb": Kind(_lamb, 2), "adamw": Kind(_adamw, 2), "sgd": Kind(_sgd, 1)}
+
+
+def build(model: nn.Module, config: StageConfig) -> torch.optim.Optimizer:
+    """The stage's optimizer (`stage.optimizer`) over the model's parameter groups."""
+    return OPTIMIZERS[config.optimizer].build(parameter_groups(model, config.weight_decay), config)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -47,48 +69,44 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def update(
-    optimizer: torch.optim.Optimizer,
-    *,
-    clip_norm: float | None,
-    scaler: torch.amp.GradScaler,
-    halted: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """One step with the gradients at hand, left out if they are not finite or where `halted` is 1.
+def step(optimizer: torch.optim.Optimizer, grad_norm: Tensor, *, clip_norm: float | None, skip: Tensor) -> None:
+    """One step with the gradients at hand, clipped to `clip_norm`; nothing moves where `skip` is 1.
 
-    Returns scalars on the device: the gradients' global norm before clipping, and 1.0 if the step was left out, else
-    0.0. `clip_norm` is for AdamW and SGD: LAMB clips by itself. `scaler` may be a disabled one, which changes nothing.
+    grad_norm: of all gradients, before clipping. Both are scalars on the device, and stay there.
     """
-    scaler.unscale_(optimizer)
-    norm = gradient_norm(optimizer)
-    skipped = (~norm.isfinite()).float()
-    if halted is not None:
-        skipped = torch.maximum(skipped, halted)
-    optimizer.found_inf = skipped
-    if isinstance(optimizer, Lamb):
-        optimizer.step(grad_norm=norm)
+    optimizer.found_inf = skip
+    if isinstance(optimizer, Lamb):  # clips by itself, as FusedLAMB does
+        optimizer.step(grad_norm=grad_norm)
     else:
-        optimizer.grad_scale = None if clip_norm is None else ((norm + 1e-6) / clip_norm).clamp(min=1.0)
+        optimizer.grad_scale = None if clip_norm is None else ((grad_norm + 1e-6) / clip_norm).clamp(min=1.0)
         optimizer.step()
-    scaler.update()
-    return norm, skipped
+    optimizer.zero_grad(set_to_none=True)
 
 
-def average(averages: nn.Module, model: nn.Module, decay: float, *, skipped: Tensor) -> None:
-    """Moves the averaged weights towards those of `model` by 1 - `decay` of the way; not at all where `skipped` is 1.
+def update_ema(ema: nn.Module, model: nn.Module, decay: float, *, skip: Tensor) -> None:
+    """Moves the averaged weights towards those of `model` by 1 - `decay` of the way; not at all where `skip` is 1.
 
     This is a step of SGD on half the squared distance, and done by torch's kernel for that: one pass, which asks the
     device whether to do anything. Integer buffers are copied.
     """
-    pairs = [*zip(averages.state_dict().values(), model.state_dict().values(), strict=True)]
-    for one, other in pairs:
-        if not one.is_floating_point():
-            one.copy_(other)
-    moved, goals = zip(*[pair for pair in pairs if pair[0].is_floating_point()], strict=True)
+    pairs = [*zip(ema.state_dict().values(), model.state_dict().values(), strict=True)]
+    for average, value in pairs:
+        if not average.is_floating_point():
+            average.copy_(value)
+    averages, values = zip(*[pair for pair in pairs if pair[0].is_floating_point()], strict=True)
     sgd(
-        local(moved), local(goals), [None] * len(moved), fused=True, found_inf=skipped, lr=1 - decay, maximize=True,
+        local(averages), local(values), [None] * len(averages), fused=True, found_inf=skip, lr=1 - decay, maximize=True,
         weight_decay=1.0, momentum=0.0, dampening=0.0, nesterov=False,
     )  # fmt: skip
+
+
+def match_memory_format(optimizer: torch.optim.Optimizer) -> None:
+    """Gives moments the memory layout of their parameters. A checkpoint keeps that of the run which wrote it, and
+    torch's fused kernels walk through the memory of both without looking at strides."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if torch.is_tensor(value) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def local(tensors) -> list[Tensor]:
@@ -168,12 +186,12 @@ class Lamb(torch.optim.Optimizer):
             if group["weight_decay"] == 0:
                 self._adam(local(params), params, group, group["lr"], divisor)
             else:
-                for some, updates in _together(params):
+                for chunk, updates in _chunks(params):
                     # Adam with rate -1 adds its direction to where it starts: from decay * p it arrives at u.
-                    torch._foreach_copy_(updates, local(some))
+                    torch._foreach_copy_(updates, local(chunk))
                     torch._foreach_mul_(updates, group["weight_decay"])
-                    self._adam(updates, some, group, -1.0, divisor)
-                    torch._foreach_addcmul_(local(some), updates, self._ratios(some, updates), value=-group["lr"])
+                    self._adam(updates, chunk, group, -1.0, divisor)
+                    torch._foreach_addcmul_(local(chunk), updates, self._ratios(chunk, updates), value=-group["lr"])
             if self.found_inf is not None:
                 torch._foreach_sub_(steps, [self.found_inf] * len(steps))
 
@@ -219,20 +237,20 @@ class Lamb(torch.optim.Optimizer):
         return list(ratios.unbind())
 
 
-def _together(params):
+def _chunks(params):
     """(parameters, space for their updates) that LAMB handles at once. On a GPU many, so that its kernels are long; on
-    a CPU few, so that all passes but the first find them in its cache. The space is the same for all; the lists are
+    a CPU few, so that all passes but the first find them in its cache. The space is the same for all; the chunks are
     the same on all ranks, which share norms."""
     most = CPU_TOGETHER if params[0].device.type == "cpu" else GPU_TOGETHER
-    lists, size = [], 0
+    chunks, size = [], 0
     for parameter in params:
-        if not lists or size + parameter.numel() > most:
-            lists.append([])
+        if not chunks or size + parameter.numel() > most:
+            chunks.append([])
             size = 0
-        lists[-1].append(parameter)
+        chunks[-1].append(parameter)
         size += parameter.numel()
-    sizes = [[part.numel() for part in local(some)] for some in lists]
+    sizes = [[part.numel() for part in local(chunk)] for chunk in chunks]
     space = torch.empty(max(map(sum, sizes)), dtype=torch.float32, device=params[0].device)
-    for some, counts in zip(lists, sizes, strict=True):
-        pairs = zip(space[: sum(counts)].split(counts), local(some), strict=True)
-        yield some, [update.as_strided(part.shape, part.stride()) for update, part in pairs]
+    for chunk, counts in zip(chunks, sizes, strict=True):
+        pairs = zip(space[: sum(counts)].split(counts), local(chunk), strict=True)
+        yield chunk, [update.as_strided(part.shape, part.stride()) for update, part in pairs]

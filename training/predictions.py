@@ -20,8 +20,8 @@ from torch import nn
 from ffcv_ops import order
 from training import distributed
 from training.evaluate import outputs
-from training.state import write_atomically
-from training.step import Run
+from training.run import Run
+from training.run_folder import write_atomically
 
 FILE = "predictions.npz"
 SHOWN = 24  # mistakes that are kept as pictures: those of which the model was surest

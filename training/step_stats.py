@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import time
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -45,7 +46,7 @@ class StepStats:
 class LogPoint(NamedTuple):
     """What the steps between two log points were."""
 
-    means: StepStats
+    stats: StepStats
     first_bad: tuple[int, float, float] | None  # step, loss, gradient norm
     bad_in_a_row: int  # at most, also counting those before the last log point
     stop: object  # what the run was asked to stop by, or None
@@ -56,44 +57,62 @@ class Meter:
     """Sums between two log points. They stay on the device until they are read; times are the host's."""
 
     def __init__(self, device: torch.device):
-        self.in_a_row = torch.zeros((), device=device)  # bad steps, the last ones
+        self.bad_now = torch.zeros((), device=device)  # bad steps in a row up to now
+        self.step_done = torch.cuda.Event() if device.type == "cuda" else None
         self.begin()
 
     def begin(self) -> None:
         """Sums from here on."""
         # of loss and gradient norm, where they are finite; in float64, so that it does not matter where a run stopped
-        self.sums = self.in_a_row.new_zeros(2, dtype=torch.float64)
-        self.counts = self.in_a_row.new_zeros(2)
-        self.bad, self.longest = self.in_a_row.new_zeros(()), self.in_a_row.new_zeros(())
-        self.first_bad = self.in_a_row.new_zeros(3)  # number of the step from 1 here, loss, gradient norm
+        self.sums = self.bad_now.new_zeros(2, dtype=torch.float64)
+        self.counts = self.bad_now.new_zeros(2)
+        self.bad, self.longest = self.bad_now.new_zeros(()), self.bad_now.new_zeros(())
+        self.first_bad = self.bad_now.new_zeros(3)  # number of the step from 1 here, loss, gradient norm
         self.steps = self.images = 0
         self.waited = 0.0
         self.began = time.perf_counter()
 
-    def add(self, loss: Tensor, norm: Tensor, bad: Tensor, images: int, waited: float) -> None:
-        """One optimizer step: this rank's loss, the gradient norm and whether the step was bad (device scalars), all
-        ranks' images, seconds."""
-        self.steps, self.images, self.waited = self.steps + 1, self.images + images, self.waited + waited
-        values = torch.stack([loss, norm])
+    def timed(self, batches: Iterable) -> Iterator:
+        """The batches. Time spent waiting for one counts where the device had nothing to do when it came: on a GPU the
+        host runs ahead, and then waits in the loader for the device, not for data."""
+        batches = iter(batches)
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            if self.step_done is None or self.step_done.query():
+                self.waited += time.perf_counter() - began
+            yield batch
+
+    def add(self, loss: Tensor, grad_norm: Tensor, bad: Tensor, images: int) -> None:
+        """One optimizer step: this rank's loss, the gradient norm and whether the step was bad (scalars on the device),
+        and the images of all ranks."""
+        self.steps, self.images = self.steps + 1, self.images + images
+        values = torch.stack([loss, grad_norm])
         good = values.isfinite() & (bad == 0)
         self.sums += torch.where(good, values, 0.0)
         self.counts += good
         found = torch.cat([torch.full_like(values[:1], self.steps), values])
         self.first_bad = torch.where((bad > 0) & (self.bad == 0), found, self.first_bad)
         self.bad = self.bad + bad
-        self.in_a_row = (self.in_a_row + bad) * bad
-        self.longest = torch.maximum(self.longest, self.in_a_row)
+        self.bad_now = (self.bad_now + bad) * bad
+        self.longest = torch.maximum(self.longest, self.bad_now)
+        if self.step_done is not None:
+            self.step_done.record()
 
-    def read(self, *, stop=None, due: bool = False) -> LogPoint:
-        """Means over steps and ranks, and a new beginning; this waits for the device and for the other ranks. `stop`
-        is the same in all ranks; `due`: whether this rank wants a checkpoint; only the first may."""
-        ends = torch.cat([(self.bad > 0)[None], self.bad.new_tensor([float(due), 1.0])])
+    def read(self, *, stop=None, save: bool = False) -> LogPoint:
+        """Means over steps and ranks, and a new beginning; this waits for the device and for the other ranks. stop: the
+        same in all ranks. save: whether this rank wants a checkpoint; only the main one may."""
+        ends = torch.cat([(self.bad > 0)[None], self.bad.new_tensor([float(save), 1.0])])
         values = torch.cat([self.sums, self.counts, torch.stack([self.bad, self.longest]), self.first_bad, ends])
         summed = distributed.all_reduce_sum(values.double()).tolist()
-        *good, bad, longest, number, bad_loss, bad_norm, hit, save, ranks = summed
+        *good, bad, longest, number, bad_loss, bad_norm, ranks_with_bad, save, ranks = summed
         loss, norm, losses, norms = (value / ranks for value in good)
-        seconds, hit = time.perf_counter() - self.began, max(hit, 1.0)  # a loss may be bad in one rank only
-        means = StepStats(self.steps, self.images, loss, losses, norm, norms, round(bad / hit), seconds, self.waited)
-        first_bad = (round(number / hit), bad_loss / hit, bad_norm / hit) if bad else None
+        seconds, ranks_with_bad = time.perf_counter() - self.began, max(ranks_with_bad, 1.0)
+        stats = StepStats(
+            self.steps, self.images, loss, losses, norm, norms, round(bad / ranks_with_bad), seconds, self.waited
+        )
+        first_bad = (round(number / ranks_with_bad), bad_loss / ranks_with_bad, bad_norm / ranks_with_bad)
         self.begin()
-        return LogPoint(means, first_bad, round(longest / hit), stop, save > 0)
+        return LogPoint(stats, first_bad if bad else None, round(longest / ranks_with_bad), stop, save > 0)

@@ -96,7 +96,7 @@ def memory(recipe: Recipe, stage: StageConfig, network: nn.Module, samples: int)
     once, each = model.activations(network, stage.resolution, precision)
     weights = 4 * model.count(network)
     update = min(weights, 4 * optim.GPU_TOGETHER) if stage.optimizer == "lamb" else 0
-    kept = weights * (2 + optim.MOMENTS[stage.optimizer] + (stage.ema is not None))
+    kept = weights * (2 + optim.OPTIMIZERS[stage.optimizer].moments + (stage.ema is not None))
     return kept + max(once + samples * each, update)
 
 

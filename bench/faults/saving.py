@@ -18,7 +18,7 @@ from bench.faults import campaign
 from bench.faults.campaign import OURS, ROOT, STOCK, Fault
 from config.recipe import load_recipe
 from training import checkpoints, optim
-from training.state import RunFolder, State, restore
+from training.run_folder import RunFolder, State, restore
 from training.step_stats import StepStats
 
 KILLS, KILLS_IN_PLACE, FLIPS = 200, 30, 100

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from training.step import random_batch
 
 from bench.step.contenders import contender
 from bench.step.tasks import job_of
 from training import distributed
-from training.step import random_batch
 
 
 def warm(step, batch, device) -> int:

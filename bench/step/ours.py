@@ -1,9 +1,10 @@
 """The step of train_imagenet.py."""
 
+from training.step import gradients, update
+
 import train_imagenet
 from bench.command import say
 from training import compiling, distributed
-from training.step import gradients, update
 
 
 class OurStep:

@@ -5,13 +5,13 @@ import functools
 import timm.optim
 import torch
 from timm.utils import ModelEmaV3
+from training.step import random_batch
 
 import train_imagenet
 from bench import report
 from bench.step.clock import Clock
 from bench.step.tasks import Task, job_of
 from training import mixing, optim
-from training.step import random_batch
 
 
 def measure_parts(task: Task, options, device) -> list[dict]:

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from training.step import Run
 
 import train_imagenet
 from config.recipe import load_recipe
 from training import distributed
 from training.datasets import DataSet
-from training.step import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -3,6 +3,7 @@
 import statistics
 
 import torch
+from training.step import random_batch
 
 import train_imagenet
 from bench import report
@@ -12,7 +13,6 @@ from bench.step.clock import PHASES, Clock
 from bench.step.contenders import contender
 from bench.step.tasks import Task, job_of
 from bench.step.work import Matmul, macs
-from training.step import random_batch
 
 
 def measure_task(name: str, task: Task, options, device) -> list[dict]:

@@ -9,8 +9,11 @@ from torch._dynamo.utils import counters
 
 import train_imagenet
 from config.recipe import load_recipe
+from tests.training.one_step import take_step
 from training import compiling, datasets, distributed
-from training.step import Run, gradients, random_batch, update
+from training.micro_batch import random_batch
+from training.run import Run
+from training.stage import create_stage
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,18 +34,24 @@ def begun(resolution=32, **keys):
     recipe = load_recipe(ROOT / "recipes/smoke.yaml", keys)
     ranks = distributed.Ranks(0, 0, 1, torch.device("cpu"))
     run = Run(recipe, ranks, {"main": datasets.DataSet(None, None, 5)}, torch.float32)
-    return run, train_imagenet.begin_stage(run, 0, None, 0), recipe.stages[0]
+    stage = create_stage(run, 0)
+    stage.micro_batch_size = 16
+    return run, stage
 
 
-def train(run, state, stage, steps):
+def train(run, stage, steps):
     losses = []
-    state.model.train()
-    for step in range(steps):
-        torch.manual_seed(step)
-        loss = gradients(run, state, stage, state.model, *random_batch(run, stage, 32), step=step, seed=0, piece=16)
-        update(run, state, stage, loss)
-        losses.append(loss.item())
+    stage.model.train()
+    for stage.batch in range(steps):
+        torch.manual_seed(stage.batch)
+        losses.append(take_step(run, stage, *random_batch(run, stage.config, 32))[0])
     return losses
+
+
+def compile_stage(run, stage):
+    said = []
+    compiling.compile_stage(run, stage, train_imagenet.forward_backward, say=said.append)
+    return said
 
 
 class Uncompiled:
@@ -56,46 +65,63 @@ class Uncompiled:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("law", ["exact", "subset"])
-def test_only_another_resolution_compiles_anew_and_the_numbers_stay(law):
+@pytest.mark.parametrize("mode", ["exact", "subset"])
+def test_only_another_resolution_compiles_anew_and_the_numbers_stay(mode):
     """Two stages: a graph for the block, one for the mixing, in each; all blocks share theirs."""
-    graphs = []
     for resolution in (32, 48):
-        expected = train(*begun(resolution, **{"speed.compile": "false", "speed.drop_path": law}), steps=4)
-        run, state, stage = begun(resolution, **{"speed.drop_path": law})
-        said = []
-        compiling.compile_stage(run, state, stage, 16, say=said.append)
-        assert said == []
-        graphs.append(counters["stats"]["unique_graphs"])
-        assert train(run, state, stage, 4) == pytest.approx(expected, abs=1e-5)
-        train_imagenet.evaluated(run, stage, [state.model], Uncompiled(resolution))
-        train(run, state, stage, 2)
-        assert counters["stats"]["unique_graphs"] == graphs[-1], "something was compiled again"
-    assert graphs == [2, 4]
+        expected = train(*begun(resolution, **{"speed.compile": "false", "speed.drop_path": mode}), steps=4)
+        run, stage = begun(resolution, **{"speed.drop_path": mode})
+        counters.clear()
+        assert compile_stage(run, stage) == []
+        assert counters["stats"]["unique_graphs"] == 2
+        assert train(run, stage, 4) == pytest.approx(expected, abs=1e-5)
+        stage.val_loader = Uncompiled(resolution)
+        train_imagenet.evaluate_stage(run, stage)
+        train(run, stage, 2)
+        assert counters["stats"]["unique_graphs"] == 2, "something was compiled again"
     assert counters["graph_break"] == {}
+
+
+@pytest.mark.slow
+def test_each_of_nine_stages_is_compiled():
+    """Dynamo runs a function eagerly once it holds eight versions of it, with a warning only."""
+    for resolution in range(16, 16 * 10, 16):
+        run, stage = begun(resolution)
+        counters.clear()
+        compile_stage(run, stage)
+        assert counters["stats"]["unique_graphs"] == 2, resolution
 
 
 def test_where_it_cannot_compile_one_line_says_so():
     """A C++ compiler that is not there, as on a machine without one."""
-    run, state, stage = begun()
+    run, stage = begun()
     expected = train(*begun(**{"speed.compile": "false"}), steps=2)
-    said = []
     with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",), "fx_graph_cache": False}):
-        compiling.compile_stage(run, state, stage, 16, say=said.append)
+        said = compile_stage(run, stage)
     assert len(said) == 1
     assert said[0].startswith("speed.compile: this platform cannot (")
     assert "\n" not in said[0]
-    assert train(run, state, stage, 2) == expected
-    assert all(parameter.grad is None for parameter in state.model.parameters())
+    assert train(run, stage, 2) == expected
+    assert all(parameter.grad is None for parameter in stage.model.parameters())
+
+
+def test_too_little_memory_is_not_taken_for_a_platform_that_cannot(monkeypatch):
+    run, stage = begun()
+
+    def crowded(*given):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        compiling.compile_stage(run, stage, crowded, say=pytest.fail)
 
 
 def test_attention_is_fused():
     """One operation, in timm's blocks and on this platform."""
-    run, state, stage = begun()
+    run, stage = begun()
     assert use_fused_attn()
-    assert all(block.attn.fused_attn for block in state.model.blocks)
+    assert all(block.attn.fused_attn for block in stage.model.blocks)
     with torch.profiler.profile() as profile:
-        train(run, state, stage, 1)
+        train(run, stage, 1)
     names = {event.key for event in profile.key_averages()}
     assert any("scaled_dot_product" in name for name in names)
     assert "aten::softmax" not in names

@@ -17,7 +17,7 @@ from ffcv_ops.errors import UserError
 from ffcv_ops.fields import describe
 from ffcv_ops.loader import eval_loader
 from training import judge, weights
-from training.state import RunFolder
+from training.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = ["--cfg", str(ROOT / "recipes/smoke.yaml"), "--stage.resolution=32", "--stage.batch=16",
@@ -161,7 +161,7 @@ def test_a_run_remembers_its_evaluations_raw_and_averaged(tmp_path, jpg_beton):
     run = tmp_path / "run"
     train_imagenet.main([*SMOKE, *data, f"--log.out={tmp_path}", "--log.name=run"])
     epochs = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines() if '"epoch"' in line]
-    average = RunFolder(load_recipe(run / "recipe.yaml")).load()["average"]
+    average = RunFolder(load_recipe(run / "recipe.yaml")).load()["ema"]
     saved = load_file(run / "model_ema.safetensors")
     assert all(torch.equal(saved[key], value) for key, value in average.items())
     for source in (run, run / "model_ema.safetensors", run):

@@ -8,7 +8,7 @@ import pytest
 from config.recipe import BASE_RECIPE, load_recipe
 from training import log as logging
 from training.progress import Part
-from training.state import RunFolder
+from training.run_folder import RunFolder
 
 
 @pytest.fixture

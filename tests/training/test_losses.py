@@ -59,6 +59,6 @@ def test_soft_cross_entropy_by_hand(logits, targets):
 def test_float32_inside_autocast(name, logits, targets):
     low = logits.bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = losses.BY_NAME[name](low, targets)
+        loss = losses.LOSSES[name](low, targets)
     assert loss.dtype == torch.float32
-    assert torch.equal(loss, losses.BY_NAME[name](low.float(), targets))
+    assert torch.equal(loss, losses.LOSSES[name](low.float(), targets))

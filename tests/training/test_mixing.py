@@ -9,16 +9,16 @@ from timm.data import mixup as timm_mixup
 from torchvision.transforms import functional as vision
 
 from ffcv_ops import rng
-from training.mixing import Mix, draw, mix, normalize, plan, soft_targets
+from training.mixing import MixParams, draw, mix, mix_params, normalize, soft_targets
 
 CLASSES = 10
 
 
 class Stage:
+    mixing = True
     mixup = 0.8
     cutmix = 1.0
     mix_chunk = 16
-    resolution = 40
 
 
 def batch(count, size=40, seed=0):
@@ -77,17 +77,19 @@ def test_a_chunk_is_mixed_as_timm_mixes_it(alphas, smoothing, monkeypatch):
 @pytest.mark.parametrize("count", [2, 4, 8, 16])
 def test_any_even_slice_is_mixed_as_in_the_whole(count):
     images, labels = batch(48)
-    whole = mix(images, labels, plan(1, 5, Stage, offset=0, count=48), classes=CLASSES, smoothing=0.1)
+    whole = mix(
+        images, labels, mix_params(Stage, 1, 5, resolution=40, first=0, samples=48), classes=CLASSES, smoothing=0.1
+    )
     for offset in range(0, 48, count):
         part = slice(offset, offset + count)
-        rows = plan(1, 5, Stage, offset=offset, count=count)
+        rows = mix_params(Stage, 1, 5, resolution=40, first=offset, samples=count)
         images_part, targets_part = mix(images[part], labels[part], rows, classes=CLASSES, smoothing=0.1)
         assert torch.equal(images_part, whole[0][part])
         assert torch.equal(targets_part, whole[1][part])
 
 
 def test_plan_gives_each_sample_the_draw_of_its_chunk():
-    rows = plan(1, 5, Stage, offset=8, count=24)
+    rows = mix_params(Stage, 1, 5, resolution=40, first=8, samples=24)
     law = {"mixup": 0.8, "cutmix": 1.0, "resolution": 40}
     expected = [draw(1, 5, 0, **law)] * 8 + [draw(1, 5, 1, **law)] * 16
     assert torch.equal(rows, torch.tensor(expected))
@@ -97,14 +99,15 @@ def test_a_stage_without_mixing_has_no_plan_and_keeps_its_images():
     class Plain(Stage):
         mixup = 0.0
         cutmix = 0.0
+        mixing = False
 
     images, labels = batch(3)
-    rows = plan(1, 5, Plain, offset=0, count=3)
+    rows = mix_params(Plain, 1, 5, resolution=40, first=0, samples=3)
     assert rows is None
     mixed, targets = mix(images, labels, rows, classes=CLASSES, smoothing=0.0)
     assert torch.equal(mixed, normalize(images))
     assert torch.equal(targets, torch.nn.functional.one_hot(labels, CLASSES).float())
-    assert draw(1, 5, 0, mixup=0.0, cutmix=0.0, resolution=40) == Mix(1.0, 1.0, 0, 0, 0, 0)
+    assert draw(1, 5, 0, mixup=0.0, cutmix=0.0, resolution=40) == MixParams(1.0, 1.0, 0, 0, 0, 0)
 
 
 def test_cutmix_pastes_exactly_its_share():
@@ -138,7 +141,7 @@ def test_boxes_have_the_law_of_timms():
     theirs = [timm_mixup.cutmix_bbox_and_lam((3, 64, 64), np.random.beta(1, 1)) for _ in range(4000)]
     theirs = np.array([[lam, 1.0, *box] for box, lam in theirs])
     for column in (0, 2, 3, 4, 5):
-        assert stats.ks_2samp(ours[:, column], theirs[:, column]).pvalue > 0.01, Mix._fields[column]
+        assert stats.ks_2samp(ours[:, column], theirs[:, column]).pvalue > 0.01, MixParams._fields[column]
     heights, widths = ours[:, 3] - ours[:, 2], ours[:, 5] - ours[:, 4]
     unclipped = (ours[:, 2:] > 0).all(1) & (ours[:, 2:] < 64).all(1)
     assert (heights == widths)[unclipped].all()

@@ -15,7 +15,7 @@ from torchvision.models import ResNet50_Weights
 
 from ffcv_ops.errors import UserError
 from training import model
-from training.depth import StochasticDepth
+from training.stochastic_depth import StochasticDepth
 
 
 def create(name="deit3_micro_patch16_224", *, resolution=48, classes=10, drop_path=0.0, layer_scale=1e-4):

@@ -14,7 +14,6 @@ from torch import nn
 
 from training import model, optim
 
-NO_SCALER = torch.amp.GradScaler("cpu", enabled=False)
 LAMB = {"lr": 4e-3, "betas": (0.9, 0.999), "eps": 1e-8}
 
 
@@ -37,6 +36,18 @@ def give_gradients(network, step, size):
 def stage(**keys):
     base = {"weight_decay": 0.05, "momentum": 0.9, "clip_norm": 1.0, "optimizer": "lamb"}
     return SimpleNamespace(**(base | LAMB | keys))
+
+
+def update(optimizer, *, clip_norm, scaler=None, halted=None):
+    """A step as the training loop takes it. Returns the norm and whether it was left out."""
+    if scaler is not None:
+        scaler.unscale_(optimizer)
+    norm = optim.gradient_norm(optimizer)
+    skip = (~norm.isfinite()).float() if halted is None else halted
+    optim.step(optimizer, norm, clip_norm=clip_norm, skip=skip)
+    if scaler is not None:
+        scaler.update()
+    return norm, skip
 
 
 # --- parameter groups ----------------------------------------------------------------------------------------------
@@ -169,7 +180,7 @@ def test_a_saved_optimizer_goes_on_bit_for_bit(name):
     def advance(network, optimizer, steps):
         for step in steps:
             give_gradients(network, step, size=5.0)
-            optim.update(optimizer, clip_norm=1.0, scaler=NO_SCALER)
+            update(optimizer, clip_norm=1.0)
 
     advance(straight, optim.build(straight, stage(optimizer=name)), range(5))
     first = optim.build(resumed, stage(optimizer=name))
@@ -234,7 +245,7 @@ def test_build_hands_the_stages_keys_to_its_optimizer():
 def test_sgd_moves_along_the_clipped_gradient(clip_norm, factor):
     network = one_weight(1.0, [3.0, 0.0, -4.0])
     optimizer = optim.build(network, stage(optimizer="sgd", lr=0.5, weight_decay=0.0))
-    norm, skipped = optim.update(optimizer, clip_norm=clip_norm, scaler=NO_SCALER)
+    norm, skipped = update(optimizer, clip_norm=clip_norm)
     assert (norm.item(), skipped.item()) == (5.0, 0.0)
     expected = [1 - 0.5 * factor * 3, 1, 1 + 0.5 * factor * 4]
     assert network.weight[0].tolist() == pytest.approx(expected, rel=1e-5)
@@ -243,7 +254,7 @@ def test_sgd_moves_along_the_clipped_gradient(clip_norm, factor):
 def test_adamw_decays_and_steps():
     network = one_weight(2.0, [3.0, 0.0, -4.0])
     optimizer = optim.build(network, stage(optimizer="adamw", lr=0.1, weight_decay=0.5))
-    optim.update(optimizer, clip_norm=None, scaler=NO_SCALER)
+    update(optimizer, clip_norm=None)
     decayed = 2.0 * (1 - 0.1 * 0.5)  # the first step of Adam is lr times the gradient's sign
     assert network.weight[0].tolist() == pytest.approx([decayed - 0.1, decayed, decayed + 0.1], rel=1e-5)
 
@@ -251,18 +262,18 @@ def test_adamw_decays_and_steps():
 @pytest.mark.parametrize("name", ["lamb", "adamw", "sgd"])
 def test_scaled_gradients_give_the_same_step_and_infinite_ones_none(name):
     plain, scaled = one_weight(1.0, [3.0, 0.5, -4.0]), one_weight(1.0)
-    optim.update(optim.build(plain, stage(optimizer=name)), clip_norm=1.0, scaler=NO_SCALER)
+    update(optim.build(plain, stage(optimizer=name)), clip_norm=1.0)
     optimizer = optim.build(scaled, stage(optimizer=name))
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     scaler.scale((scaled.weight * torch.tensor([3.0, 0.5, -4.0])).sum()).backward()
-    norm, skipped = optim.update(optimizer, clip_norm=1.0, scaler=scaler)
+    norm, skipped = update(optimizer, clip_norm=1.0, scaler=scaler)
     assert norm.item() == pytest.approx((9 + 0.25 + 16) ** 0.5)
     assert torch.equal(plain.weight, scaled.weight)
     assert not torch.equal(scaled.weight, torch.ones(1, 3))
 
     optimizer.zero_grad()
     scaler.scale(scaled.weight.sum() * float("inf")).backward()
-    norm, skipped = optim.update(optimizer, clip_norm=1.0, scaler=scaler)
+    norm, skipped = update(optimizer, clip_norm=1.0, scaler=scaler)
     assert not torch.isfinite(norm)
     assert skipped.item() == 1.0
     assert torch.equal(plain.weight, scaled.weight)
@@ -283,11 +294,11 @@ def test_a_step_that_is_not_finite_leaves_no_trace(name, bad, at):
         if step == at:
             give_gradients(disturbed, 99, size=1.0)
             disturbed.head.bias.grad[0] = bad
-            norm, skipped = optim.update(optimizers[1], clip_norm=1.0, scaler=NO_SCALER)
+            norm, skipped = update(optimizers[1], clip_norm=1.0)
             assert (norm.isfinite().item(), skipped.item()) == (False, 1.0)
         for network, optimizer in zip((plain, disturbed), optimizers, strict=True):
             give_gradients(network, step, size=5.0)
-            assert optim.update(optimizer, clip_norm=1.0, scaler=NO_SCALER)[1].item() == 0
+            assert update(optimizer, clip_norm=1.0)[1].item() == 0
     for one, other in zip(plain.parameters(), disturbed.parameters(), strict=True):
         assert torch.equal(one, other)
 
@@ -298,7 +309,7 @@ def test_a_halted_optimizer_moves_nothing(name):
     optimizer = optim.build(network, stage(optimizer=name))
     before = [p.detach().clone() for p in network.parameters()]
     give_gradients(network, 0, size=1.0)
-    norm, skipped = optim.update(optimizer, clip_norm=1.0, scaler=NO_SCALER, halted=torch.tensor(1.0))
+    norm, skipped = update(optimizer, clip_norm=1.0, halted=torch.tensor(1.0))
     assert (norm.item(), skipped.item()) == (pytest.approx(1.0), 1.0)
     assert all(torch.equal(one, other) for one, other in zip(network.parameters(), before, strict=True))
 
@@ -314,7 +325,7 @@ def test_clipped_steps_are_those_of_torchs_plain_loops(name, size):
     for step in range(4):
         give_gradients(ours, step, size)
         give_gradients(theirs, step, size)
-        optim.update(optimizer, clip_norm=1.0, scaler=NO_SCALER)
+        update(optimizer, clip_norm=1.0)
         nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
         reference.step()
     for one, other, start in zip(ours.parameters(), theirs.parameters(), small_vit().parameters(), strict=True):
@@ -333,9 +344,9 @@ def test_the_average_is_timms_with_its_buffers(name):
     optimizer = optim.build(network, stage(optimizer="sgd", lr=0.1))
     for _ in range(5):
         network(torch.randn(4, 3, 32, 32)).square().sum().backward()
-        _, skipped = optim.update(optimizer, clip_norm=1.0, scaler=NO_SCALER)
+        _, skipped = update(optimizer, clip_norm=1.0)
         optimizer.zero_grad()
-        optim.average(ours, network, 0.97, skipped=skipped)
+        optim.update_ema(ours, network, 0.97, skip=skipped)
         theirs.update(network)
         exact = {key: 0.97 * exact[key] + 0.03 * value.double() for key, value in network.state_dict().items()}
     for key, value in ours.state_dict().items():
@@ -348,7 +359,38 @@ def test_the_average_is_timms_with_its_buffers(name):
 def test_the_average_stays_where_a_step_is_left_out():
     network, average = small_vit(), small_vit()
     nn.init.ones_(network.head.bias)
-    optim.average(average, network, 0.9, skipped=torch.tensor(1.0))
+    optim.update_ema(average, network, 0.9, skip=torch.tensor(1.0))
     assert torch.equal(average.head.bias, torch.zeros(10))
-    optim.average(average, network, 0.9, skipped=torch.tensor(0.0))
+    optim.update_ema(average, network, 0.9, skip=torch.tensor(0.0))
     assert torch.allclose(average.head.bias, torch.full((10,), 0.1))
+
+
+# --- another memory format -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["lamb", "adamw", "sgd"])
+def test_moments_survive_another_memory_format(name):
+    """A run of a convolutional model that goes on with the other speed.channels_last takes the same steps."""
+
+    def begun(memory_format):
+        torch.manual_seed(0)
+        network = nn.Conv2d(8, 8, 3, bias=False).to(memory_format=memory_format)
+        return network, optim.build(network, stage(optimizer=name, lr=0.01))
+
+    def step(network, optimizer, number):
+        gradient = torch.randn(8, 8, 3, 3, generator=torch.Generator().manual_seed(number))
+        network.weight.grad = torch.empty_like(network.weight).copy_(gradient)
+        update(optimizer, clip_norm=None)
+
+    before, optimizer = begun(torch.contiguous_format)
+    step(before, optimizer, 0)
+    step(before, optimizer, 1)
+    saved = copy.deepcopy((before.state_dict(), optimizer.state_dict()))
+    after, resumed = begun(torch.channels_last)
+    after.load_state_dict(saved[0])
+    resumed.load_state_dict(saved[1])
+    optim.match_memory_format(resumed)
+    step(before, optimizer, 2)
+    step(after, resumed, 2)
+    assert after.weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(before.weight, after.weight, atol=1e-7, rtol=0)

@@ -13,7 +13,7 @@ from torch import nn
 from config.recipe import BASE_RECIPE, load_recipe
 from ffcv_ops import order
 from training import distributed, predictions
-from training.step import Run
+from training.run import Run
 
 STAGE = load_recipe(Path(BASE_RECIPE.parent / "smoke.yaml")).stages[0]  # 32 px
 N, CLASSES = 61, 5

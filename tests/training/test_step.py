@@ -1,6 +1,7 @@
 """The hot loop: what the host reads, and what happens to steps that are not finite."""
 
 import copy
+import dataclasses
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,24 +13,29 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import train_imagenet
 from config.recipe import load_recipe
 from ffcv_ops.errors import UserError
-from training import datasets, distributed, guards, step
-from training.state import RunFolder
-from training.step import Run, random_batch
-from training.step_stats import Meter, StepStats
+from training import datasets, distributed, optim
+from training.micro_batch import random_batch
+from training.run import Run
+from training.run_folder import RunFolder
+from training.stage import create_stage
+from training.step_stats import Meter
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 
 
-def job_of(tmp_path, **keys):
+def run_of(tmp_path, **keys):
     keys = {"stage.resolution": "32", "stage.batch": "8", "stage.mix_chunk": "8", "speed.micro_batch": "4",
             "stage.drop_path": "0.2", "log.out": str(tmp_path), "log.every": "4"} | keys  # fmt: skip
     recipe = load_recipe(ROOT / "recipes/smoke.yaml", keys)
-    return Run(recipe, distributed.Ranks(0, 0, 1, CPU), {"main": datasets.DataSet(None, None, 5)}, torch.float32)
+    data, ranks = {"main": datasets.DataSet(None, None, 5)}, distributed.Ranks(0, 0, 1, CPU)
+    folder = RunFolder(recipe)
+    folder.prepare(recipe)
+    return Run(recipe, ranks, data, torch.float32, folder, Silent())
 
 
 class Batches:
-    """A loader of random images, with a class of images that make gradients infinite at `bad` steps."""
+    """A loader of random images."""
 
     def __init__(self, run, count):
         torch.manual_seed(1)
@@ -39,8 +45,9 @@ class Batches:
     def __len__(self):
         return len(self.batches)
 
-    def epoch(self, number, first=0):
-        yield from self.batches[first:]
+    def epoch(self, number, start=0, *, resolution):
+        assert resolution == 32
+        yield from self.batches[start:]
 
 
 class Silent:
@@ -61,11 +68,10 @@ class Silent:
         self.say(said)
 
 
-def epoch(run, state, batches, log):
-    return train_imagenet.train_epoch(
-        run, state, run.recipe.stages[0], state.model, batches, seed=3, piece=4, meter=Meter(CPU), due=lambda: False,
-        log=log, asked=lambda: None,
-    )  # fmt: skip
+def stage_of(run, batches):
+    stage = create_stage(run, 0)
+    stage.train_loader, stage.micro_batch_size, stage.meter, stage.seed = batches, 4, Meter(CPU), 3
+    return stage
 
 
 class Reads(TorchDispatchMode):
@@ -87,15 +93,16 @@ class Reads(TorchDispatchMode):
 @pytest.mark.parametrize("optimizer", ["lamb", "adamw", "sgd"])
 @pytest.mark.parametrize("drop_path", ["exact", "subset"])
 def test_between_log_points_the_host_reads_nothing(optimizer, drop_path, tmp_path):
-    run = job_of(tmp_path, **{"stage.optimizer": optimizer, "speed.drop_path": drop_path})
-    state = train_imagenet.begin_stage(run, 0, None, 0)
+    run = run_of(tmp_path, **{"stage.optimizer": optimizer, "speed.drop_path": drop_path})
+    stage = stage_of(run, Batches(run, 8))
     with Reads() as reads:
         torch.ones(3).sum().item()
         torch.ones(3).nonzero()
         assert reads.found == ["_local_scalar_dense", "nonzero"], "the count itself"
         reads.found.clear()
-        readings = list(epoch(run, state, Batches(run, 8), Silent()))
-    assert [reading.means.steps for reading in readings] == [4, 4]
+        train_imagenet.train_epoch(run, stage)
+    assert len([row for row in run.log.rows if row["kind"] == "step"]) == 2
+    assert stage.epoch_stats.steps == 8
     assert reads.found == []
 
 
@@ -103,50 +110,36 @@ def test_between_log_points_the_host_reads_nothing(optimizer, drop_path, tmp_pat
 def test_a_step_runs_on_tensors_without_contents(drop_path, tmp_path, monkeypatch):
     """On the meta device anything that needs a value fails, whichever way it is read. torch has LAMB's kernels there,
     not SGD's, of which the average is made."""
-    run = job_of(tmp_path, **{"speed.drop_path": drop_path})
-    run = run._replace(ranks=run.ranks._replace(device=torch.device("meta")))
+    run = run_of(tmp_path, **{"speed.drop_path": drop_path})
+    stage = stage_of(run, Batches(run, 2))
+    stage.model.to("meta")
+    stage.ema, stage.optimizer = None, optim.build(stage.model, stage.config)
+    run = dataclasses.replace(run, ranks=run.ranks._replace(device=torch.device("meta")))
+    stage.train_loader, stage.meter = Batches(run, 2), Meter(torch.device("meta"))
     monkeypatch.setattr(Run, "autocast", lambda self: nullcontext())
-    state = train_imagenet.begin_stage(job_of(tmp_path), 0, None, 0)
-    state.model.to("meta").train()
-    state.average = None
-    state.optimizer = train_imagenet.optim.build(state.model, run.recipe.stages[0])
-    meter = Meter(torch.device("meta"))
-    for _ in range(2):
-        images, labels = random_batch(run, run.recipe.stages[0], 8)
-        loss = step.gradients(run, state, run.recipe.stages[0], state.model, images, labels, step=0, seed=0, piece=4)
-        norm, bad = step.update(run, state, run.recipe.stages[0], loss)
-        meter.add(loss, norm, bad, 8, 0.0)
-    assert loss.device.type == norm.device.type == bad.device.type == "meta"
-    with pytest.raises(NotImplementedError):
-        meter.read()
+    with pytest.raises(NotImplementedError, match="meta"):  # by the log point at the end, which reads
+        train_imagenet.train_epoch(run, stage)
+    assert stage.step == 2
 
 
-def poison(monkeypatch, steps):
-    """Makes the loss of these steps infinite."""
-    real = step.gradients
+def poison(monkeypatch, steps, loss=float("nan"), gradient=float("nan")):
+    """Multiplies loss and gradients of these steps."""
+    real = train_imagenet.forward_backward
 
-    def gradients(run, state, *given, **named):
-        loss = real(run, state, *given, **named)
-        if state.step in steps:
-            loss = loss * float("nan")
-            for parameter in state.model.parameters():
-                parameter.grad *= float("nan")
-        return loss
+    def forward_backward(run, stage, images, labels):
+        value = real(run, stage, images, labels)
+        if stage.step in steps:
+            value = value * loss
+            for parameter in stage.model.parameters():
+                parameter.grad *= gradient
+        return value
 
-    monkeypatch.setattr(train_imagenet, "gradients", gradients)
-
-
-def run_to_the_end(run, state, batches, folder, log):
-    means = StepStats()
-    for reading in epoch(run, state, batches, log):
-        means += reading.means
-        guards.heed(run, state, run.recipe.stages[0], folder, log, reading, means, guards.Spikes())
-    return means
+    monkeypatch.setattr(train_imagenet, "forward_backward", forward_backward)
 
 
-def weights_of(state):
-    tensors = {**state.model.state_dict(), **{f"average.{k}": v for k, v in state.average.state_dict().items()}}
-    for number, kept in state.optimizer.state_dict()["state"].items():
+def weights_of(stage):
+    tensors = {**stage.model.state_dict(), **{f"ema.{k}": v for k, v in stage.ema.state_dict().items()}}
+    for number, kept in stage.optimizer.state_dict()["state"].items():
         tensors |= {f"{number}.{name}": value for name, value in kept.items()}
     return {key: value.clone() for key, value in tensors.items()}
 
@@ -154,25 +147,23 @@ def weights_of(state):
 @pytest.mark.parametrize("bad", [0, 4, 6])
 def test_a_bad_step_stops_the_run_with_the_state_before_it(bad, tmp_path, monkeypatch):
     """Found at the next log point, and yet the checkpoint is that of the last good step, bit for bit."""
-    run, folder = job_of(tmp_path), None
-    folder = RunFolder(run.recipe)
-    folder.prepare(run.recipe)
+    run = run_of(tmp_path)
     batches = Batches(run, 8)
-    reference = train_imagenet.begin_stage(run, 0, None, 0)
-    short = copy.copy(batches)
-    short.batches = batches.batches[:bad]
-    list(epoch(run, reference, short, Silent()))
+    reference = stage_of(run, copy.copy(batches))
+    reference.train_loader.batches = batches.batches[:bad]
+    train_imagenet.train_epoch(run, reference)
 
-    state = train_imagenet.begin_stage(run, 0, None, 0)
+    stage = stage_of(run, batches)
     poison(monkeypatch, {bad, bad + 2})
     words = f"stage first_32, step {bad + 1}: loss nan, gradient norm nan; stopped"
     with pytest.raises(UserError, match=words) as said:
-        run_to_the_end(run, state, batches, folder, Silent())
+        train_imagenet.train_epoch(run, stage)
     assert "\n" not in str(said.value)
-    saved = folder.load()
+    saved = run.folder.load()
     assert (saved["step"], saved["batch"], saved["epoch"]) == (bad, bad, 0)
-    resumed = train_imagenet.begin_stage(run, 0, None, 0)
-    means = train_imagenet.restore(resumed, saved)
+    resumed = create_stage(run, 0)
+    resumed.load_state_dict(saved)
+    means = resumed.epoch_stats
     assert (means.losses, means.steps, means.images, means.bad) == (bad, bad, 8 * bad, 0)
     one, other = weights_of(reference), weights_of(resumed)
     if bad == 0:
@@ -180,71 +171,86 @@ def test_a_bad_step_stops_the_run_with_the_state_before_it(bad, tmp_path, monkey
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+def test_an_infinite_loss_with_finite_gradients_is_a_bad_step(tmp_path, monkeypatch):
+    """BCE of an infinite logit: the loss is infinite, its gradient 0."""
+    run = run_of(tmp_path, on_nonfinite="skip")
+    stage = stage_of(run, Batches(run, 4))
+    before = weights_of(stage)
+    poison(monkeypatch, {0, 1, 2, 3}, loss=float("inf"), gradient=1.0)
+    train_imagenet.train_epoch(run, stage)
+    assert stage.epoch_stats.bad == 4
+    after = weights_of(stage)
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert run.log.said[0].startswith("stage first_32, step 1: loss inf, gradient norm ")
+
+
 def test_with_a_scaler_the_state_is_that_of_the_log_point_and_said_to_be(tmp_path, monkeypatch):
     """Scaled gradients cannot be halted for: what follows the bad step counts."""
-    run = job_of(tmp_path)
-    folder, state = RunFolder(run.recipe), train_imagenet.begin_stage(run, 0, None, 0)
-    folder.prepare(run.recipe)
-    state.scaler = torch.amp.GradScaler("cpu", enabled=True)
+    run = run_of(tmp_path)
+    stage = stage_of(run, Batches(run, 8))
+    stage.scaler = torch.amp.GradScaler("cpu", enabled=True)
     poison(monkeypatch, {1})
     words = r"step 2: loss nan, .* holds the state after step 4, without that one \(fp16: the steps after it moved"
     with pytest.raises(UserError, match=words):
-        run_to_the_end(run, state, Batches(run, 8), folder, Silent())
-    saved = folder.load()
+        train_imagenet.train_epoch(run, stage)
+    saved = run.folder.load()
     assert (saved["step"], saved["batch"], saved["epoch_stats"]["steps"], saved["epoch_stats"]["bad"]) == (4, 4, 4, 1)
 
 
 def test_bad_steps_are_left_out_and_counted(tmp_path, monkeypatch):
     """`skip`: what follows is as if the weights had been kept by hand."""
-    run = job_of(tmp_path, on_nonfinite="skip")
-    batches, log = Batches(run, 8), Silent()
-    state = train_imagenet.begin_stage(run, 0, None, 0)
+    run = run_of(tmp_path, on_nonfinite="skip")
+    batches, log = Batches(run, 8), run.log
+    stage = stage_of(run, batches)
     poison(monkeypatch, {1, 2, 6})
-    means = run_to_the_end(run, state, batches, RunFolder(run.recipe), log)
-    assert (means.bad, means.losses, means.norms, state.step) == (3, 5, 5, 8)
+    train_imagenet.train_epoch(run, stage)
+    means = stage.epoch_stats
+    assert (means.bad, means.losses, means.norms, stage.step) == (3, 5, 5, 8)
     steps = [row for row in log.rows if row["kind"] == "step"]
     assert [row["bad_steps"] for row in steps] == [2, 1]
     assert all(row["loss"] > 0 for row in steps)
     assert [row["said"] for row in log.rows if row["kind"] == "warning"] == log.said
     assert log.said[0].startswith("stage first_32, step 2: loss nan")
     assert "left out, and 1 of the 2 steps after it" in log.said[0]
-    assert all(value.isfinite().all() for value in weights_of(state).values())
+    assert all(value.isfinite().all() for value in weights_of(stage).values())
     monkeypatch.undo()
 
-    by_hand = train_imagenet.begin_stage(run, 0, None, 0)
+    by_hand = stage_of(run, batches)
+    by_hand.model.train()
     for k, (images, labels) in enumerate(batches.batches):
-        by_hand.step = k
+        by_hand.batch = k
         if k not in {1, 2, 6}:
-            train_imagenet.optim.set_lr(by_hand.optimizer, steps[k // 4]["lr"])
-            given = {"step": k, "seed": 3, "piece": 4}
-            loss = step.gradients(run, by_hand, run.recipe.stages[0], by_hand.model.train(), images, labels, **given)
-            step.update(run, by_hand, run.recipe.stages[0], loss)
-    one, other = weights_of(state), weights_of(by_hand)
+            optim.set_lr(by_hand.optimizer, steps[k // 4]["lr"])
+            train_imagenet.forward_backward(run, by_hand, images, labels)
+            norm, never = optim.gradient_norm(by_hand.optimizer), torch.zeros(())
+            optim.step(by_hand.optimizer, norm, clip_norm=by_hand.config.clip_norm, skip=never)
+            optim.update_ema(by_hand.ema, by_hand.model, by_hand.config.ema, skip=never)
+    one, other = weights_of(stage), weights_of(by_hand)
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 @pytest.mark.parametrize("most, ends", [(4, True), (5, False)])
 def test_too_many_bad_steps_in_a_row_end_the_run(most, ends, tmp_path, monkeypatch):
     """Five in a row, over the border of two log intervals; one in front of them does not count."""
-    run = job_of(tmp_path, on_nonfinite="skip", nonfinite_in_a_row=str(most))
+    run = run_of(tmp_path, on_nonfinite="skip", nonfinite_in_a_row=str(most))
     poison(monkeypatch, {0, 2, 3, 4, 5, 6})
-    state, folder = train_imagenet.begin_stage(run, 0, None, 0), RunFolder(run.recipe)
-    folder.prepare(run.recipe)
-    folder.save(state, StepStats(), is_main=True)
-    before = {path: path.read_bytes() for path in folder.checkpoints.iterdir()}
+    stage = stage_of(run, Batches(run, 8))
+    run.folder.save(stage.state_dict(), is_main=True)
+    before = {path: path.read_bytes() for path in run.folder.checkpoints.iterdir()}
     if ends:
         with pytest.raises(UserError, match=r"step 5: .*more than 4 steps in a row .* not finite; stopped") as said:
-            run_to_the_end(run, state, Batches(run, 8), folder, Silent())
+            train_imagenet.train_epoch(run, stage)
         assert "\n" not in str(said.value)
     else:
-        assert run_to_the_end(run, state, Batches(run, 8), folder, Silent()).bad == 6
-    assert {path: path.read_bytes() for path in folder.checkpoints.iterdir()} == before, "the last good one is kept"
+        train_imagenet.train_epoch(run, stage)
+        assert stage.epoch_stats.bad == 6
+    assert {path: path.read_bytes() for path in run.folder.checkpoints.iterdir()} == before, "the last good one is kept"
 
 
 def test_convolutional_weights_are_channels_last(tmp_path):
     for name, expected in (("resnet18", True), ("deit3_micro_patch16_224", False)):
-        state = train_imagenet.begin_stage(job_of(tmp_path, **{"model.name": name}), 0, None, 0)
-        matrices = [p for p in state.model.parameters() if p.ndim == 4 and p.shape[2] > 1 and p.shape[1] > 1]
+        stage = create_stage(run_of(tmp_path / name, **{"model.name": name}), 0)
+        matrices = [p for p in stage.model.parameters() if p.ndim == 4 and p.shape[2] > 1 and p.shape[1] > 1]
         assert {p.is_contiguous(memory_format=torch.channels_last) for p in matrices} == {expected}
 
 
@@ -252,13 +258,13 @@ def test_a_meter_gives_the_means_and_the_first_bad_step():
     meter = Meter(CPU)
     rows = [(2.0, 1.0, 0), (float("nan"), float("inf"), 1), (4.0, 3.0, 0), (5.0, float("nan"), 1)]
     for loss, norm, bad in rows:
-        meter.add(torch.tensor(loss), torch.tensor(norm), torch.tensor(float(bad)), 10, 0.5)
-    reading = meter.read(stop="SIGTERM", due=True)
+        meter.add(torch.tensor(loss), torch.tensor(norm), torch.tensor(float(bad)), 10)
+    reading = meter.read(stop="SIGTERM", save=True)
     assert (reading.stop, reading.save, reading.bad_in_a_row) == ("SIGTERM", True, 1)
     assert (reading.first_bad[0], reading.first_bad[2]) == (2, float("inf"))
-    row = reading.means.row()
-    assert (row["loss"], row["grad_norm"], row["bad_steps"], reading.means.images) == (3.0, 2.0, 2, 40)
-    doubled = reading.means + reading.means
+    row = reading.stats.row()
+    assert (row["loss"], row["grad_norm"], row["bad_steps"], reading.stats.images) == (3.0, 2.0, 2, 40)
+    doubled = reading.stats + reading.stats
     assert (doubled.row()["loss"], doubled.bad, doubled.steps) == (3.0, 4, 8)
     again = meter.read()
-    assert (again.first_bad, again.means.steps, again.stop, again.save) == (None, 0, None, False)
+    assert (again.first_bad, again.stats.steps, again.stop, again.save) == (None, 0, None, False)

@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
+from training.step import random_batch
 
 from bench.step.clock import PHASES, Clock
 from bench.step.contenders import contender
 from bench.step.tasks import QUICK
-from training.step import random_batch
 
 CPU = torch.device("cpu")
 TINY = QUICK._replace(batch=16, drop_path=0.45)

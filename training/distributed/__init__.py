@@ -77,6 +77,15 @@ def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def all_true(condition: torch.Tensor) -> torch.Tensor:
+    """Whether the scalar `condition`, on the device, is true in all processes: a scalar on the device."""
+    if not distributed.is_initialized():
+        return condition
+    number = condition.float()
+    distributed.all_reduce(number, distributed.ReduceOp.MIN)
+    return number > 0
+
+
 def all_reduce_min(number: int, device: torch.device) -> int:
     """The smallest of the numbers that the processes give."""
     least = torch.tensor(number, device=device)
@@ -100,9 +109,9 @@ def broadcast_object(value):
 
 
 def to_device(tensor: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
-    """A tensor of the host on the device; from pinned memory, so that the host need not wait for a GPU."""
-    if tensor is None:
-        return None
+    """The tensor on the device; from pinned memory, so that the host need not wait for a GPU."""
+    if tensor is None or tensor.device.type == device.type != "cpu":
+        return tensor
     pinned = tensor.pin_memory() if device.type == "cuda" else tensor
     return pinned.to(device, non_blocking=True)
 

@@ -13,9 +13,11 @@ from torch import nn
 
 from config.recipe import load_recipe
 from ffcv_ops.errors import UserError
-from training import checkpoints, optim
-from training.state import RunFolder, State, restore, science
+from training import checkpoint, optim
+from training.run_folder import RunFolder, science
+from training.stage import Stage
 from training.step_stats import StepStats
+from training.stochastic_depth import DepthMasks
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,34 +29,35 @@ def run(tmp_path):
 
 def begun(run):
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3))
-    stage = run.stages[0]
+    network, config = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3)), run.stages[0]
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return State(0, 0, 0, network, copy.deepcopy(network), optim.build(network, stage), scaler)
+    masks = DepthMasks(network, subset=False)
+    return Stage(config, 0, 0, network, copy.deepcopy(network), optim.build(network, config), scaler, masks)
 
 
 def trained(run, steps=3):
-    begun_state = begun(run)
+    stage = begun(run)
     for _ in range(steps):
-        begun_state.model(torch.randn(5, 4)).square().sum().backward()
-        stage, scaler = run.stages[0], begun_state.scaler
-        _, skipped = optim.update(begun_state.optimizer, clip_norm=stage.clip_norm, scaler=scaler)
-        begun_state.optimizer.zero_grad()
-        optim.average(begun_state.average, begun_state.model, 0.9, skipped=skipped)
-        begun_state.step += 1
-    begun_state.epoch, begun_state.batch = 1, 2
-    return begun_state
+        stage.model(torch.randn(5, 4)).square().sum().backward()
+        norm, never = optim.gradient_norm(stage.optimizer), torch.zeros(())
+        optim.step(stage.optimizer, norm, clip_norm=stage.config.clip_norm, skip=never)
+        optim.update_ema(stage.ema, stage.model, 0.9, skip=never)
+        stage.step += 1
+    stage.epoch, stage.batch = 1, 2
+    return stage
 
 
 def test_what_is_saved_comes_back(run):
     folder, before = RunFolder(run), trained(run)
     folder.prepare(run)
     assert folder.load() is None
-    folder.save(before, StepStats(steps=2, loss=1.5, losses=2), is_main=True)
+    before.epoch_stats = StepStats(steps=2, loss=1.5, losses=2)
+    folder.save(before.state_dict(), is_main=True)
     after = begun(run)
-    assert restore(after, folder.load()) == StepStats(steps=2, loss=1.5, losses=2)
+    after.load_state_dict(folder.load())
+    assert after.epoch_stats == before.epoch_stats
     assert (after.epoch, after.batch, after.step) == (1, 2, 3)
-    for name in ("model", "average", "optimizer"):
+    for name in ("model", "ema", "optimizer"):
         one, other = (getattr(s, name).state_dict() for s in (before, after))
         assert flat(one) == flat(other)
     again = begun(run)
@@ -82,20 +85,20 @@ def test_the_last_stages_weights_are_a_file_of_their_own(run):
 def test_a_checkpoint_of_another_version_or_run_is_refused_in_one_line(run):
     folder = RunFolder(run)
     folder.prepare(run)
-    good = {"format": 3, "stage": 0, "epoch": 0, "batch": 0, "step": 1}
-    for content in (good | {"format": 2}, good | {"epoch": -1}, good | {"batch": "0"}, {"format": 3}):
-        checkpoints.write(folder.checkpoints, 1, content, keep=1)
+    good = {"format": 4, "stage": 0, "epoch": 0, "batch": 0, "step": 1}
+    for content in (good | {"format": 3}, good | {"epoch": -1}, good | {"batch": "0"}, {"format": 4}):
+        checkpoint.write(folder.checkpoints, 1, content, keep=1)
         with pytest.raises(UserError, match=r"000000001\.pt: not a checkpoint of this version") as caught:
             folder.load()
         assert "\n" not in str(caught.value)
-    folder.save(trained(run), StepStats(), is_main=True)
+    folder.save(trained(run).state_dict(), is_main=True)
     whole = folder.load()
     other = trained(run)
     other.model = nn.Linear(7, 7)
-    for state, content in ((other, whole), (trained(run), {k: v for k, v in whole.items() if k != "optimizer"}),
+    for stage, content in ((other, whole), (trained(run), {k: v for k, v in whole.items() if k != "optimizer"}),
                            (trained(run), whole | {"epoch_stats": {"speed": 1}})):  # fmt: skip
         with pytest.raises(UserError, match="the checkpoint of step 3 is not one of this run") as caught:
-            restore(state, content)
+            stage.load_state_dict(content)
         assert "\n" not in str(caught.value)
 
 
@@ -103,14 +106,14 @@ def test_a_full_disk_keeps_what_was_saved_before(run, monkeypatch):
     folder = RunFolder(run)
     folder.prepare(run)
     before = trained(run)
-    assert folder.save(before, StepStats(), is_main=True) == ""
+    assert folder.save(before.state_dict(), is_main=True) == ""
 
     def full(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
     before.step = 4
-    assert folder.save(before, StepStats(), is_main=True) == "No space left on device"
+    assert folder.save(before.state_dict(), is_main=True) == "No space left on device"
     assert [path.name for path in folder.checkpoints.iterdir()] == ["000000003.pt"]
     assert folder.load()["step"] == 3
 
@@ -127,21 +130,21 @@ def test_strays_of_a_killed_writer_are_removed(run):
 
 def test_a_checkpoint_is_due_by_the_clock(run, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("training.state.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("training.run_folder.time.monotonic", lambda: now[0])
     folder = RunFolder(dataclasses.replace(run, log=dataclasses.replace(run.log, save_every=2.0)))
     never = RunFolder(dataclasses.replace(run, log=dataclasses.replace(run.log, save_every=None)))
     folder.prepare(run)
     found = []
     for now[0] in (219.0, 220.0, 221.0):
-        found.append(folder.due())
-    folder.save(trained(run), StepStats(), is_main=True)
-    assert (found, folder.due(), never.due()) == ([False, True, True], False, False)
+        found.append(folder.is_checkpoint_due())
+    folder.save(trained(run).state_dict(), is_main=True)
+    assert (found, folder.is_checkpoint_due(), never.is_checkpoint_due()) == ([False, True, True], False, False)
 
 
 def test_a_folder_belongs_to_one_recipe(run):
     folder = RunFolder(run)
     folder.prepare(run)
-    folder.save(trained(run), StepStats(), is_main=True)
+    folder.save(trained(run).state_dict(), is_main=True)
     folder.prepare(dataclasses.replace(run, data=dataclasses.replace(run.data, workers=1)))
     stages = (dataclasses.replace(run.stages[0], lr=0.5), *run.stages[1:])
     with pytest.raises(UserError, match=r"stage first_32: lr .* not 0\.5"):
@@ -162,7 +165,7 @@ def test_the_order_within_an_epoch_stays(run, batch):
     folder, state = RunFolder(run), trained(run)
     folder.prepare(run)
     state.batch = batch
-    assert folder.save(state, StepStats(), is_main=True) == ""
+    assert folder.save(state.state_dict(), is_main=True) == ""
     (folder.path / "plan.json").write_text('[{"stage": "first_32", "train_images": 96}]')
     other = RunFolder(dataclasses.replace(run, data=dataclasses.replace(run.data, shuffle_pages=7)))
     saved = folder.load()

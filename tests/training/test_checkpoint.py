@@ -19,7 +19,7 @@ import xxhash
 
 from bench import endless_saves
 from ffcv_ops.errors import UserError
-from training import checkpoints
+from training import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,7 +32,7 @@ def content(step):
 def folder(tmp_path):
     """Checkpoints of the steps 5 and 10."""
     for step in (5, 10):
-        checkpoints.write(tmp_path, step, content(step), keep=2)
+        checkpoint.write(tmp_path, step, content(step), keep=2)
     return tmp_path
 
 
@@ -41,15 +41,15 @@ def names(folder):
 
 
 def test_what_is_written_comes_back_and_the_last_ones_are_kept(folder):
-    path, found = checkpoints.newest(folder, pytest.fail)
+    path, found = checkpoint.newest(folder, pytest.fail)
     assert path.name == "000000010.pt"
     assert torch.equal(found["weights"], torch.full((300,), 10.0))
     assert found["nested"] == {"none": None, "list": [1, 2.5, "x"]}
     for step in (15, 1_000_000_000):
-        checkpoints.write(folder, step, content(step), keep=2)
+        checkpoint.write(folder, step, content(step), keep=2)
     assert names(folder) == ["000000015.pt", "1000000000.pt"]
-    assert checkpoints.newest(folder, pytest.fail)[1]["step"] == 1_000_000_000
-    assert checkpoints.newest(folder / "nothing", pytest.fail) is None
+    assert checkpoint.newest(folder, pytest.fail)[1]["step"] == 1_000_000_000
+    assert checkpoint.newest(folder / "nothing", pytest.fail) is None
 
 
 def test_the_checksum_is_that_of_all_bytes_and_torch_reads_the_file_as_it_is(folder):
@@ -71,9 +71,9 @@ def test_what_cannot_be_read_now_is_not_taken_for_damaged(fault, words, folder, 
     def load(*given, **named):
         raise fault
 
-    monkeypatch.setattr(checkpoints.torch, "load", load)
+    monkeypatch.setattr(checkpoint.torch, "load", load)
     with pytest.raises(UserError, match=rf"000000010\.pt cannot be read now \({words}\); nothing is changed"):
-        checkpoints.newest(folder, pytest.fail)
+        checkpoint.newest(folder, pytest.fail)
     assert names(folder) == ["000000005.pt", "000000010.pt"]
 
 
@@ -95,7 +95,7 @@ def test_every_flipped_bit_and_every_cut_is_found(folder):
 def whole(data):
     """Whether these bytes pass."""
     try:
-        checkpoints._check(io.BytesIO(data))
+        checkpoint._check(io.BytesIO(data))
         return True
     except ValueError:
         return False
@@ -111,14 +111,14 @@ def test_a_damaged_newest_one_is_put_aside_and_the_one_before_used(folder, seed)
         data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
     path.write_bytes(data)
     said = []
-    used, found = checkpoints.newest(folder, said.append)
+    used, found = checkpoint.newest(folder, said.append)
     assert (used.name, found["step"]) == ("000000005.pt", 5)
     assert len(said) == 1
     assert said[0].startswith(f"{path} cannot be used (its checksum is wrong")
     assert "\n" not in said[0]
     assert names(folder) == ["000000005.pt", "000000010.damaged"]
-    checkpoints.write(folder, 7, content(7), keep=1)
-    assert checkpoints.newest(folder, pytest.fail)[1]["step"] == 7
+    checkpoint.write(folder, 7, content(7), keep=1)
+    assert checkpoint.newest(folder, pytest.fail)[1]["step"] == 7
 
 
 def test_nothing_starts_anew_where_all_are_damaged(folder):
@@ -128,7 +128,7 @@ def test_nothing_starts_anew_where_all_are_damaged(folder):
         with pytest.raises(
             UserError, match=r"000000010.pt is no checkpoint .* no older one is whole; delete"
         ) as caught:
-            checkpoints.newest(folder, pytest.fail)
+            checkpoint.newest(folder, pytest.fail)
         assert "\n" not in str(caught.value)
 
 
@@ -157,10 +157,10 @@ HOSTILE = {
 def test_what_is_no_tensor_and_no_plain_value_is_refused_and_nothing_runs(kind, tmp_path):
     """With a right checksum: whoever makes such a file can make that too."""
     folder, ran = tmp_path / "checkpoints", tmp_path / "ran"
-    checkpoints.write(folder, 5, content(5), keep=2)
-    checkpoints.write(folder, 9, content(9) | {"hostile": HOSTILE[kind](ran)}, keep=2)
+    checkpoint.write(folder, 5, content(5), keep=2)
+    checkpoint.write(folder, 9, content(9) | {"hostile": HOSTILE[kind](ran)}, keep=2)
     said = []
-    path, _ = checkpoints.newest(folder, said.append)
+    path, _ = checkpoint.newest(folder, said.append)
     assert path.name == "000000005.pt"
     assert "\n" not in said[0]
     assert not ran.exists()
@@ -170,20 +170,20 @@ def test_a_pickle_without_a_wrapping_is_refused(folder):
     data = pickle.dumps(Runs(folder / "ran"), protocol=2)
     mark = b"\nxxh3_128 " + xxhash.xxh3_128_hexdigest(data).encode() + b"\n"
     (folder / "000000011.pt").write_bytes(data + mark)
-    assert checkpoints.newest(folder, lambda said: None)[0].name == "000000010.pt"
+    assert checkpoint.newest(folder, lambda said: None)[0].name == "000000010.pt"
     assert not (folder / "ran").exists()
 
 
 def test_a_failed_write_leaves_the_file_before(tmp_path):
     path = tmp_path / "x"
-    checkpoints.write_atomically(path, lambda p: p.write_text("good"))
+    checkpoint.write_atomically(path, lambda p: p.write_text("good"))
 
     def fail(p):
         p.write_text("half")
         raise OSError("disk full")
 
     with pytest.raises(OSError):
-        checkpoints.write_atomically(path, fail)
+        checkpoint.write_atomically(path, fail)
     assert path.read_text() == "good"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -194,7 +194,7 @@ def test_a_name_appears_when_its_content_is_on_the_disk(tmp_path, monkeypatch):
     sync, rename = os.fsync, Path.replace
     monkeypatch.setattr(os, "fsync", lambda fd: calls.append(os.readlink(f"/proc/self/fd/{fd}")) or sync(fd))
     monkeypatch.setattr(Path, "replace", lambda self, to: calls.append(f"rename to {to}") or rename(self, to))
-    checkpoints.write_atomically(path, lambda p: p.write_text("good"))
+    checkpoint.write_atomically(path, lambda p: p.write_text("good"))
     assert calls == [f"{path}.{os.getpid()}.tmp", f"rename to {path}", str(tmp_path)]
 
 
@@ -213,12 +213,12 @@ def small_disk(tmp_path):
 @pytest.mark.parametrize("numbers", [150_000, 262_100])
 def test_a_full_disk_keeps_the_one_before(small_disk, numbers):
     """The disk gets full among the tensors, or with the last bytes."""
-    checkpoints.write(small_disk, 1, {"step": 1, "x": torch.zeros(1000)}, keep=2)
+    checkpoint.write(small_disk, 1, {"step": 1, "x": torch.zeros(1000)}, keep=2)
     spent = (small_disk / "spent").write_bytes(bytes(600_000 if numbers < 200_000 else 0))
     with pytest.raises(OSError) as caught:
-        checkpoints.write(small_disk, 2, {"step": 2, "x": torch.zeros(numbers)}, keep=2)
+        checkpoint.write(small_disk, 2, {"step": 2, "x": torch.zeros(numbers)}, keep=2)
     assert (caught.value.errno, spent >= 0) == (errno.ENOSPC, True)
-    assert checkpoints.newest(small_disk, pytest.fail)[1]["step"] == 1
+    assert checkpoint.newest(small_disk, pytest.fail)[1]["step"] == 1
     assert names(small_disk) == ["000000001.pt", "spent"]
 
 
@@ -238,12 +238,12 @@ def test_kills_while_saving_lose_nothing_that_was_reported(start_python, tmp_pat
         assert right
         assert step in (reported, reported + 1)
     assert step >= 6
-    checkpoints.remove_strays(folder)
+    checkpoint.remove_strays(folder)
     assert len(names(folder)) in (2, 3)  # 3: killed between the newest's name and the oldest's removal
 
 
 def test_what_torch_says_reaches_no_terminal_with_escape_codes(tmp_path):
-    checkpoints.write(tmp_path, 1, {"step": Path("x"), "other": {1, 2}}, keep=1)
+    checkpoint.write(tmp_path, 1, {"step": Path("x"), "other": {1, 2}}, keep=1)
     with pytest.raises(ValueError, match="Weights only load failed") as raised:
-        checkpoints.read(tmp_path / "000000001.pt")
+        checkpoint.read(tmp_path / "000000001.pt")
     assert str(raised.value).isprintable()

@@ -4,7 +4,7 @@ timm's DropPath draws from torch's global generator, so its masks depend on what
 was split. Here each step hands every branch the masks of the samples in this micro-batch; a global batch has the same
 masks on one GPU, on eight, in one piece or in many, and after a restart.
 
-Two laws, `speed.drop_path`:
+Two modes, `speed.drop_path`:
 
 exact:  each sample alone skips the branch with probability `rate`, as in the paper's code. All samples are computed.
 subset: the branch computes only the samples that it keeps (the idea is DINOv2's). A sample still skips it with
@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from ffcv_ops import rng
 from ffcv_ops.compiled import kernel
 from ffcv_ops.rng import RandomKey
-from training.distributed import to_device
 
 GROUP = 16  # places of the global batch
 _NOWHERE = 1 << 40  # a place that no global batch has: its draw is the group counts'
@@ -32,7 +31,7 @@ _NOWHERE = 1 << 40  # a place that no global batch has: its draw is the group co
 class StochasticDepth(nn.Module):
     """Scales the residual branch of each sample by 0 or 1 / (1 - rate); the identity in evaluation.
 
-    x: (samples, tokens, channels). `set_masks` sets before each forward pass in training: `kept`, the samples that are
+    x: (samples, tokens, channels). `DepthMasks` sets before each forward pass in training: `kept`, the samples that are
     computed, (n,) int64, or None for all, and `scale`, their factors, (n,) float32.
     """
 
@@ -115,30 +114,65 @@ def has_subsets(model: nn.Module) -> bool:
     return len(branches(model)) == sum(len(branches(block)) for block in blocks)
 
 
-def set_masks(
-    stochastic: list[StochasticDepth], *, seed: int, step: int, first: int, samples: int, device, subset: bool = False
-) -> None:
-    """Draws the masks of samples first .. first + samples - 1 of the global batch of `step`."""
-    if not stochastic:
-        return
-    rates = np.array([branch.rate for branch in stochastic])
-    scale = (_even_masks if subset else _masks)(rates, seed, step, first, samples)
-    sizes = [most_kept(rate, first, samples) if subset else samples for rate in rates]
-    if min(sizes) == samples:
-        for branch, factors in zip(stochastic, _send(scale, device), strict=True):
-            branch.kept, branch.scale = None, factors
-        return
-    order = np.argsort(scale == 0, axis=1, kind="stable")[:, : max(sizes)]  # the kept ones, and then some others
-    rows = zip(_send(order, device), _send(np.take_along_axis(scale, order, axis=1), device), strict=True)
-    for branch, size, (kept, factors) in zip(stochastic, sizes, rows, strict=True):
-        branch.kept, branch.scale = kept[:size], factors[:size]
+class DepthMasks:
+    """The masks of all stochastic branches of a model, in buffers that stay where they are.
+
+    torch.compile takes the tensors that modules hold for static: CUDA graphs are recorded anew when their addresses
+    change, and kernels may read in steps of the 16 bytes to which the first branch's are aligned. So each size of a
+    micro-batch has one buffer for all branches, with rows of a multiple of 16 bytes, and a step only copies into it.
+    """
+
+    ALIGNED = 4  # float32 values in 16 bytes; twice that for int64
+
+    def __init__(self, model: nn.Module, *, subset: bool):
+        self.branches, self.subset = branches(model), subset
+        self.rates = np.array([branch.rate for branch in self.branches])
+        self.buffers = {}  # by samples of a micro-batch: (scale, kept), on the device
+        self.views = {}  # by (samples, kept samples of each branch)
+
+    def set(self, seed: int, step: int, first: int, samples: int, device: torch.device) -> None:
+        """Draws the masks of samples first .. first + samples - 1 of the global batch of `step`."""
+        if not self.branches:
+            return
+        scale = (_even_masks if self.subset else _masks)(self.rates, seed, step, first, samples)
+        sizes = tuple(most_kept(rate, first, samples) if self.subset else samples for rate in self.rates)
+        scales, kepts = self._buffers(samples, device)
+        if min(sizes) < samples:
+            order = np.argsort(scale == 0, axis=1, kind="stable")  # the kept ones in front
+            scale = np.take_along_axis(scale, order, axis=1)
+            self._copy(order, kepts)
+        self._copy(scale, scales)
+        for branch, (factors, kept) in zip(self.branches, self._views(samples, sizes), strict=True):
+            branch.scale, branch.kept = factors, kept
+
+    def _buffers(self, samples, device):
+        if samples not in self.buffers:
+            shape = (len(self.branches), -(-samples // self.ALIGNED) * self.ALIGNED)
+            self.buffers[samples] = (
+                torch.zeros(shape, dtype=torch.float32, device=device),
+                torch.zeros(shape, dtype=torch.int64, device=device) if self.subset else None,
+            )
+        return self.buffers[samples]
+
+    def _views(self, samples, sizes):
+        """(scale, kept) of each branch, the same objects in every step. kept: None where all samples are computed."""
+        if (samples, sizes) not in self.views:
+            scales, kepts = self.buffers[samples]
+            subset = min(sizes) < samples
+            self.views[samples, sizes] = [
+                (scales[k, :size], kepts[k, :size] if subset else None) for k, size in enumerate(sizes)
+            ]
+        return self.views[samples, sizes]
+
+    def _copy(self, array, buffer):
+        """One transfer of contiguous, pinned memory: from any other the host would wait for the device."""
+        padded = np.zeros(buffer.shape, array.dtype)
+        padded[:, : array.shape[1]] = array
+        source = torch.from_numpy(padded)
+        buffer.copy_(source.pin_memory() if buffer.device.type == "cuda" else source, non_blocking=True)
 
 
 def most_kept(rate: float, first: int, samples: int) -> int:
     """An upper bound, the same in every step, of the samples that `subset` keeps of first .. first + samples - 1."""
     groups = max((first + samples) // GROUP - -(-first // GROUP), 0)
     return min(math.ceil(groups * GROUP * (1 - rate) - 1e-9) + samples - groups * GROUP, samples)
-
-
-def _send(array, device):
-    return to_device(torch.from_numpy(array), device)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from training import stop
+from training.distributed import stop
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
@@ -33,7 +33,7 @@ AGREEING = """
 import os, signal, sys, time
 sys.path.insert(0, {root!r})
 import torch.distributed as dist
-from training import stop
+from training.distributed import stop
 dist.init_process_group("gloo")
 rank = dist.get_rank()
 with stop.on_request() as asked:

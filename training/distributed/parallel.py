@@ -1,6 +1,6 @@
 """One model on several devices: DDP, where each holds all of it, or FSDP2, where each holds a part of every tensor.
 
-A state is begun, restored and saved whole; `distribute` comes between. Both ways sum the same gradients and give the
+A stage is made, restored and saved whole; `distribute` comes between. Both ways sum the same gradients and give the
 same steps within rounding, and a checkpoint of one goes on under the other, on any number of ranks.
 """
 
@@ -13,40 +13,43 @@ from torch.distributed.tensor import distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from training import optim
-from training.distributed import Ranks
-from training.state import State
+from training.run import Run
+from training.stage import Stage
 
 
-def distribute(state: State, stage, ranks: Ranks, how: str, *, accumulates: bool) -> nn.Module:
-    """The model as the training loop calls it. `how`: ddp or fsdp; the latter shards the state in place.
-
-    DDP cannot take the graph as static when the first backward pass is one without a sum over the ranks.
-    """
+def distribute(run: Run, stage: Stage) -> None:
+    """Sets `stage.network`, the model as the training loop calls it. With fsdp the stage is sharded in place."""
+    ranks, parallel = run.ranks, run.recipe.speed.parallel
+    stage.network = stage.model
     if ranks.world == 1:
-        return state.model
-    if how == "fsdp":
-        _shard(state, stage, ranks)
-        return state.model
-    devices = [ranks.device] if ranks.device.type == "cuda" else None
-    return DistributedDataParallel(
-        state.model, device_ids=devices, gradient_as_bucket_view=True, static_graph=not accumulates
+        return
+    if parallel == "fsdp":
+        _shard(stage, ranks)
+        return
+    # DDP cannot take the graph as static when the first backward pass is one without a sum over the ranks.
+    accumulates = stage.micro_batch_size < run.local_batch_size(stage.config)
+    stage.network = DistributedDataParallel(
+        stage.model,
+        device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+        static_graph=not accumulates,
     )
 
 
-def _shard(state, stage, ranks):
+def _shard(stage, ranks):
     """Each block is gathered when it is needed; in float32, as autocast's own casts give DDP's numbers."""
     mesh = init_device_mesh(ranks.device.type, (ranks.world,))
-    for module in filter(None, (state.model, state.average)):
+    for module in filter(None, (stage.model, stage.ema)):
         for block in getattr(module, "blocks", ()):
             fully_shard(block, mesh=mesh)
         fully_shard(module, mesh=mesh)
-    before = state.optimizer.state_dict()
-    state.optimizer = optim.build(state.model, stage)
-    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+    before = stage.optimizer.state_dict()
+    stage.optimizer = optim.build(stage.model, stage.config)
+    parameters = [p for group in stage.optimizer.param_groups for p in group["params"]]
     parts = {
         k: {name: _part(value, parameters[k]) for name, value in kept.items()} for k, kept in before["state"].items()
     }
-    state.optimizer.load_state_dict(before | {"state": parts})
+    stage.optimizer.load_state_dict(before | {"state": parts})
 
 
 def _part(value, parameter):
@@ -56,13 +59,13 @@ def _part(value, parameter):
 
 
 @contextmanager
-def summing(forward: nn.Module, *, last: bool):
-    """The forward and backward pass of one piece of a batch; with the last one the gradients are summed over ranks."""
-    if isinstance(forward, FSDPModule):
-        forward.set_requires_gradient_sync(last)
+def gradient_sync(network: nn.Module, *, on: bool):
+    """The forward and backward pass of one micro-batch; `on`, after the last one, sums gradients over the ranks."""
+    if isinstance(network, FSDPModule):
+        network.set_requires_gradient_sync(on)
         yield
-    elif isinstance(forward, DistributedDataParallel) and not last:
-        with forward.no_sync():
+    elif isinstance(network, DistributedDataParallel) and not on:
+        with network.no_sync():
             yield
     else:
         yield

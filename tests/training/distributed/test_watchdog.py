@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from training import distributed
-from training.watchdog import DONE, Beat, Seen, Watchdog, verdict
+from training.distributed.watchdog import DONE, Beat, Seen, Watchdog, verdict
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CPU = torch.device("cpu")
 
 
@@ -63,8 +63,8 @@ class Loader:
     def __len__(self):
         return 3
 
-    def epoch(self, number, first=0):
-        yield from range(10 * number + first, 10 * number + 3)
+    def epoch(self, number, start=0):
+        yield from range(10 * number + start, 10 * number + 3)
 
 
 def test_a_watched_loader_gives_the_same_and_says_where_it_is():
@@ -84,8 +84,9 @@ SUSPENDED = """
 import sys, time
 sys.path.insert(0, {root!r})
 import torch
-from training import distributed, watchdog
-from training.watchdog import Watchdog
+from training import distributed
+from training.distributed import watchdog
+from training.distributed.watchdog import Watchdog
 
 watchdog.TICK = 0.5
 with Watchdog(4 / 60, distributed.Ranks(0, 0, 1, torch.device("cpu"))) as watch:
@@ -115,8 +116,9 @@ WORKER = """
 import sys, time
 sys.path.insert(0, {root!r})
 import torch
-from training import distributed, watchdog
-from training.watchdog import Watchdog
+from training import distributed
+from training.distributed import watchdog
+from training.distributed.watchdog import Watchdog
 
 watchdog.TICK = 1.0
 ranks, stalled = distributed.init_process_group("cpu"), {stalled}
@@ -125,7 +127,7 @@ ranks, stalled = distributed.init_process_group("cpu"), {stalled}
 class Loader:
     decoder = bad = None
 
-    def epoch(self, number, first=0):
+    def epoch(self, number, start=0):
         for batch in range(10**9):
             while ranks.rank == stalled and batch == 3:
                 time.sleep(1)

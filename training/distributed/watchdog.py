@@ -24,7 +24,7 @@ from torch import distributed
 
 from ffcv_ops.errors import UserError
 from training.distributed import Ranks, barrier
-from training.stop import Stopped
+from training.distributed.stop import Stopped
 
 TICK = 2.0  # seconds
 SOON = 10.0  # seconds; of silence, which are enough where a collective has failed; of a failed rank, to end by itself
@@ -71,9 +71,9 @@ def verdict(ranks: Sequence[Seen], limit: float, *, failed: bool) -> str | None:
     if not any(seen.still > limit for seen in there):
         return None
     waiting = [seen for seen in there if seen.beat.waits and seen.still > limit / 2]  # the others wait for these
-    worst = max(waiting, key=lambda s: s.still) if waiting else min(there, key=lambda s: (s.beat.moves, -s.still))
-    said = f"{worst.beat} is {_where(worst.beat)}, for {_time(worst.still)}"
-    return f"{said}. Where that is no fault, raise --watchdog"
+    culprit = max(waiting, key=lambda s: s.still) if waiting else min(there, key=lambda s: (s.beat.moves, -s.still))
+    message = f"{culprit.beat} is {_where(culprit.beat)}, for {_time(culprit.still)}"
+    return f"{message}. Where that is no fault, raise --watchdog"
 
 
 def _where(beat):
@@ -150,11 +150,11 @@ class Watchdog:
             self.clock, last = self.clock + min(now - last, 2 * TICK), now
             try:
                 self._beat()
-                said = self._judged()
+                message = self._judged()
             except RuntimeError as error:  # torch's errors of the store
-                said = self._without_store(error)
-            if said and not self.ended.is_set():
-                print(f"error: rank {self.ranks.rank} ends: {said}", file=sys.stderr, flush=True)
+                message = self._without_store(error)
+            if message and not self.ended.is_set():
+                print(f"error: rank {self.ranks.rank} ends: {message}", file=sys.stderr, flush=True)
                 if self.store is not None and self.ranks.is_main:
                     time.sleep(2 * TICK)  # the store may end with this process; the others read the verdict first
                 os._exit(STATUS)
@@ -164,12 +164,12 @@ class Watchdog:
             return self.store.get("verdict").decode()
         self._listen()
         if self.ranks.is_main:
-            said = verdict([self._seen(beat) for beat in self.known.values()], self.limit, failed=self.failed)
+            message = verdict([self._seen(beat) for beat in self.known.values()], self.limit, failed=self.failed)
         else:  # only whether the first rank lives: who stands still is its to judge, as it sees all of them
-            said = verdict([self._seen(self.known[0])._replace(still=0.0)], self.limit, failed=self.failed)
-        if said and self.store is not None:
-            self.store.set("verdict", said)
-        return said
+            message = verdict([self._seen(self.known[0])._replace(still=0.0)], self.limit, failed=self.failed)
+        if message and self.store is not None:
+            self.store.set("verdict", message)
+        return message
 
     def _without_store(self, error):
         first, reason = self.known[0], str(error).partition("\n")[0]
@@ -211,8 +211,8 @@ class _Watched:
     def __len__(self):
         return len(self.loader)
 
-    def epoch(self, number: int, first_batch: int = 0):
-        batches, batch = iter(self.loader.epoch(number, first_batch)), first_batch
+    def epoch(self, number: int, start: int = 0, **options):
+        batches, batch = iter(self.loader.epoch(number, start, **options)), start
         while True:
             batch += 1
             self.at(f"waiting for its loader, {self.words}, epoch {number + 1}, batch {batch}", waits=True)

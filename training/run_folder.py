@@ -1,15 +1,14 @@
-"""Everything that a run must not lose, and the folder in which it is kept.
+"""The folder of a run: everything that it must not lose.
 
     runs/NAME/recipe.yaml         the resolved recipe            environment.json   commit, versions, machine
               log.jsonl           a line per log point, per epoch and per stage
-              checkpoints/        the last few of where the run stood: weights, averages, optimizer, position
+              checkpoints/        the last few states: weights, EMA, optimizer, position
               STAGE.safetensors   the weights that stage STAGE ended with; model.safetensors: the last stage's;
                                   model_ema.safetensors: their average, where the last stage has one
               report.html, curves.png, report.md (of a finished run); plan.json, predictions.npz, of which they are made
               tensorboard/
 
-A checkpoint holds tensors and plain values only. Random numbers are no part of it: all of them follow from
-(seed, step), so the position is enough to go on bit for bit.
+A checkpoint holds tensors and plain values only: what `Stage.state_dict` gives, and the format's number.
 """
 
 import dataclasses
@@ -18,7 +17,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
@@ -26,29 +24,12 @@ from torch import nn
 from config.recipe import Recipe, load_recipe, render_recipe
 from ffcv_ops.errors import UserError, writing
 from ffcv_ops.lock import alone
-from training import checkpoints, distributed
-from training.checkpoints import write_atomically
+from training import checkpoint, distributed
+from training.checkpoint import write_atomically
 from training.distributed import full_state_dict
-from training.step_stats import StepStats
 
-_FORMAT = 3
+_FORMAT = 4
 _COUNTS = ("stage", "epoch", "batch", "step")
-
-
-@dataclasses.dataclass
-class State:
-    """One stage in training, and where it stands. `epoch`, `batch` (of the epoch that follows) and `step` count what is
-    done; `step` over all stages."""
-
-    stage: int
-    epoch: int
-    step: int
-    model: nn.Module
-    average: nn.Module | None  # a model with the exponential moving average of the weights
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    batch: int = 0
-    halted: torch.Tensor | None = None  # 1.0 on the device once a step was not finite and no more are to follow
 
 
 class RunFolder:
@@ -66,7 +47,7 @@ class RunFolder:
 
     def begun(self) -> bool:
         """Whether there is a checkpoint, whole or not."""
-        return bool(checkpoints.saved(self.checkpoints))
+        return bool(checkpoint.saved(self.checkpoints))
 
     def first_stage(self, recipe: Recipe, asked: int) -> int:
         """The number of the stage with which the run in the folder began; without a checkpoint the one `asked` for."""
@@ -98,41 +79,32 @@ class RunFolder:
                 )
         with writing(self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            checkpoints.remove_strays(self.path)
-            checkpoints.remove_strays(self.checkpoints)
+            checkpoint.remove_strays(self.path)
+            checkpoint.remove_strays(self.checkpoints)
             write_atomically(written, lambda path: path.write_text(render_recipe(recipe), encoding="utf-8"))
 
     def kept(self) -> str:
         """What a run that ends here leaves for the next start, in words."""
-        saved = checkpoints.saved(self.checkpoints)
+        saved = checkpoint.saved(self.checkpoints)
         if not saved:
             return f"{self.path} has no checkpoint yet, the same command begins anew"
         return f"{self.path} keeps the checkpoint of step {int(saved[-1].stem)}, the same command goes on from there"
 
-    def due(self) -> bool:
+    def is_checkpoint_due(self) -> bool:
         """Whether `log.save_every` minutes have passed since the last checkpoint, by this process's clock."""
         return self.minutes is not None and time.monotonic() - self.saved_at >= 60 * self.minutes
 
-    def save(self, state: State, epoch_stats: StepStats, *, is_main: bool) -> str:
-        """The checkpoint. `epoch_stats`: of the epoch that is under way. All ranks come here, the first one writes.
+    def save(self, stage_state: dict, *, is_main: bool) -> str:
+        """Writes a checkpoint of what `Stage.state_dict` gives. All ranks come here, the main one writes.
 
         Returns "", or why the disk did not take it (it is full, say); what was saved before is still there then.
         """
-        content = {
-            "format": _FORMAT,
-            **{name: getattr(state, name) for name in _COUNTS},
-            "epoch_stats": dataclasses.asdict(epoch_stats),
-            "shuffle_pages": self.pages,
-            "model": state.model.state_dict(),
-            "average": state.average.state_dict() if state.average is not None else None,
-            "optimizer": state.optimizer.state_dict(),
-            "scaler": state.scaler.state_dict(),
-        }
+        content = {"format": _FORMAT, "shuffle_pages": self.pages} | stage_state
         content = full_state_dict(content, is_main=is_main)
         fault = ""
         try:
             if is_main:
-                checkpoints.write(self.checkpoints, state.step, content, keep=self.keep)
+                checkpoint.write(self.checkpoints, content["step"], content, keep=self.keep)
         except OSError as error:
             fault = error.strerror or str(error)
         self.saved_at = time.monotonic()
@@ -144,7 +116,7 @@ class RunFolder:
         found, fault = None, ""
         if is_main:
             try:
-                found = checkpoints.newest(self.checkpoints, say)
+                found = checkpoint.newest(self.checkpoints, say)
             except UserError as error:
                 fault = str(error)
         name, fault = distributed.broadcast_object((found[0].name if found else None, fault))
@@ -154,7 +126,7 @@ class RunFolder:
             return None
         path = self.checkpoints / name
         try:
-            content = found[1] if found else checkpoints.read(path)
+            content = found[1] if found else checkpoint.read(path)
             if content.get("format") != _FORMAT:
                 raise ValueError(f"format {content.get('format')} instead of {_FORMAT}")
             if not all(type(content.get(name)) is int and content[name] >= 0 for name in _COUNTS):
@@ -186,22 +158,6 @@ class RunFolder:
                 write_atomically(path, lambda temporary: save_file(weights, temporary))
             except SafetensorError as error:
                 raise UserError(f"{path}: cannot be written ({error}); make room, the same command goes on") from error
-
-
-def restore(state: State, content: dict) -> StepStats:
-    """Puts a checkpoint's content into a freshly begun stage. Returns the means of the epoch that is under way."""
-    try:
-        state.model.load_state_dict(content["model"])
-        if state.average is not None:
-            state.average.load_state_dict(content["average"])
-        state.optimizer.load_state_dict(content["optimizer"])
-        state.scaler.load_state_dict(content["scaler"])
-        epoch_stats = StepStats(**content["epoch_stats"])
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"the checkpoint of step {content['step']} is not one of this run ({reason:.200})") from error
-    state.epoch, state.batch, state.step = content["epoch"], content["batch"], content["step"]
-    return epoch_stats
 
 
 def science(before: Recipe, after: Recipe) -> str:

@@ -1,0 +1,46 @@
+"""What holds for a whole run: its recipe, this process among the others, its data sets, and where it writes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from config.recipe import Recipe, StageConfig
+from ffcv_ops.errors import UserError
+from training.datasets import DataSet
+from training.distributed import Ranks
+from training.distributed.watchdog import Watchdog
+from training.log import Log
+from training.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Run:
+    """The first four are always there. A run that only evaluates or measures has no folder, no log and no watchdog."""
+
+    recipe: Recipe
+    ranks: Ranks
+    datasets: dict[str, DataSet]  # by the word of `stage.data`
+    precision: torch.dtype  # of the matrix products in forward and backward pass
+    folder: RunFolder | None = None
+    log: Log | None = None
+    watchdog: Watchdog | None = None
+    stop_requested: Callable = lambda: None  # the signal that asks for an end, the same in all ranks, or None
+
+    def local_batch_size(self, config: StageConfig) -> int:
+        """This rank's samples of a batch."""
+        return config.batch // self.ranks.world
+
+    def autocast(self):
+        """The context of a forward pass."""
+        enabled = self.precision != torch.float32
+        return torch.autocast(self.ranks.device.type, dtype=self.precision if enabled else None, enabled=enabled)
+
+
+def precision(word: str, device: torch.device) -> torch.dtype:
+    """The type of the matrix products. `word`: speed.precision."""
+    if word == "auto":
+        word = "fp32" if device.type == "cpu" else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    if word == "fp16" and device.type == "cpu":
+        raise UserError("speed.precision fp16 needs a GPU (its gradients are scaled); use fp32 or bf16 on a CPU")
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[word]

@@ -1,0 +1,164 @@
+"""One stage in training: the model and all that trains it, and where it stands.
+
+A stage is made fresh by `create_stage`, from the weights of the stage before if there is one. `load_state_dict` puts a
+checkpoint into it. Random numbers are no part of its state: all of them follow from (seed, step, place in the batch).
+"""
+
+import copy
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from config.recipe import StageConfig
+from ffcv_ops import rng
+from ffcv_ops.errors import UserError
+from ffcv_ops.rng import RandomKey
+from training import distributed, mixing, model, optim, stochastic_depth, weights
+from training.loss_history import LossHistory
+from training.run import Run
+from training.step_stats import Meter, StepStats
+from training.stochastic_depth import DepthMasks
+
+
+@dataclass
+class Stage:
+    """`epoch`, `batch` (of the epoch under way) and `step` (of the whole run) count what is done."""
+
+    config: StageConfig
+    number: int  # in the recipe
+    seed: int  # of this stage's draws
+    model: nn.Module
+    ema: nn.Module | None  # a model with the exponential moving average of the weights
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler  # does something with fp16 only
+    depth_masks: DepthMasks
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    epoch_stats: StepStats = field(default_factory=StepStats)  # of the epoch under way, up to the last log point
+    halted: Tensor | None = None  # 1.0 on the device once a step was not finite and no more are to follow
+
+    # How it runs on this machine; set before the first step.
+    network: nn.Module | None = None  # the model as it is called: itself, or the model in DDP
+    mix: object = mixing.mix  # or the same compiled
+    micro_batch_size: int = 0  # samples that go through the model at once
+    train_loader: object = None
+    val_loader: object = None
+    meter: Meter | None = None
+    loss_history: LossHistory = field(default_factory=LossHistory)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.train_loader) if self.train_loader is not None else 0
+
+    @property
+    def step_in_stage(self) -> int:
+        """Optimizer steps that this stage has done. It keys all random numbers of the next one."""
+        return self.epoch * self.steps_per_epoch + self.batch
+
+    @property
+    def is_epoch_end(self) -> bool:
+        return self.batch == self.steps_per_epoch
+
+    def state_dict(self) -> dict:
+        """All that must survive a restart, as tensors and plain values."""
+        return {
+            "stage": self.number,
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "step": self.step,
+            "epoch_stats": asdict(self.epoch_stats),
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict() if self.ema is not None else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Puts the content of a checkpoint into a freshly made stage. UserError where it does not fit."""
+        try:
+            self.model.load_state_dict(state["model"])
+            if self.ema is not None:
+                self.ema.load_state_dict(state["ema"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            self.epoch_stats = StepStats(**state["epoch_stats"])
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"the checkpoint of step {state['step']} is not one of this run ({reason:.200})") from error
+        optim.match_memory_format(self.optimizer)
+        self.epoch, self.batch, self.step = state["epoch"], state["batch"], state["step"]
+
+
+def create_stage(run: Run, number: int, start_weights: dict[str, Tensor] | None = None, step: int = 0) -> Stage:
+    """A fresh model at the stage's resolution, with `start_weights` if there are any, and a new optimizer.
+
+    start_weights: a state_dict, of the stage before or of --init; position embedding and head are adapted. step: of
+    the run, up to here. UserError where model, weights and keys do not fit together.
+    """
+    recipe, config, device = run.recipe, run.recipe.stages[number], run.ranks.device
+    torch.manual_seed(recipe.seed)  # initial weights are the only draws of torch's global generator
+    network = model.create(
+        recipe.model.name,
+        resolution=config.resolution,
+        classes=run.datasets[config.data].classes,
+        drop_path=config.drop_path,
+        layer_scale=recipe.model.layer_scale,
+        blur_pool=recipe.model.blur_pool,
+    )
+    if start_weights is not None:
+        _load_start_weights(run, number, network, start_weights)
+    _check_model(run, config, network)
+    network.to(device)
+    if recipe.speed.channels_last and model.tokens(network) is None:  # convolutions are faster so, transformers not
+        network.to(memory_format=torch.channels_last)
+    return Stage(
+        config,
+        number,
+        seed=stage_seed(recipe.seed, number),
+        model=network,
+        ema=copy.deepcopy(network).eval().requires_grad_(False) if config.ema is not None else None,
+        optimizer=optim.build(network, config),
+        scaler=torch.amp.GradScaler(device.type, enabled=run.precision == torch.float16),
+        depth_masks=DepthMasks(network, subset=recipe.speed.drop_path == "subset"),
+        step=step,
+        network=network,
+    )
+
+
+def stage_seed(seed: int, number: int) -> int:
+    """A seed for each stage, so that a fine-tune does not show the crops of the pre-training again (63 bits)."""
+    return int(rng.bits(RandomKey(seed, number), rng.STAGE)) >> 1
+
+
+def _check_model(run, config, network):
+    name = run.recipe.model.name
+    if run.recipe.speed.drop_path == "subset" and not stochastic_depth.has_subsets(network):
+        raise UserError(f"speed.drop_path subset is for deit3 models; for {name} use exact")
+    if model.tokens(network) is not None and (config.ramp or config.eval_side != config.resolution):
+        raise UserError(f"stage {config.name}: {name} has one resolution; leave out ramp and eval_resolution")
+
+
+def _load_start_weights(run, number, network, start_weights):
+    config = run.recipe.stages[number]
+    rows = None
+    if config.head == "map":  # the classes that both data sets have keep their weights
+        data = run.datasets[config.data]
+        before = run.datasets.get(run.recipe.stages[number - 1].data) if number else None
+        rows = weights.matching_rows(
+            model.head_size(start_weights, network),
+            data.classes,
+            old_names=before.train.class_names if before else None,
+            new_names=data.train.class_names,
+        )
+        say = run.log.say if run.log else print
+        say(f"stage {config.name}: {sum(row >= 0 for row in rows)} of {len(rows)} classes keep their weights")
+    model.load(network, model.grow(start_weights, network, head=config.head, rows=rows))
+
+
+def next_start_weights(following: StageConfig, stage: Stage) -> dict[str, Tensor]:
+    """What the stage after `stage` starts from, on the host, so that the device does not hold two models."""
+    source = stage.ema if following.start == "ema" else stage.model
+    full = distributed.full_state_dict(source.state_dict(), is_main=True)
+    return {name: tensor.cpu() for name, tensor in full.items()}
