@@ -33,7 +33,13 @@ class _Iterator(EpochIterator):
     failure: BaseException | None = None
 
     def run_pipeline(self, b_ix, batch_indices, batch_slot, cuda_event):
-        """A batch, decoded again with stand-ins where samples are bad, out of files that have not changed."""
+        """A batch, decoded again with stand-ins where samples are bad, out of files that have not changed.
+
+        FFCV's event makes the device wait before this slot's memory *on the device* is written again. That in the host
+        is written by our threads at once: so this thread waits until the device has copied the slot's last batch.
+        """
+        if self.loader.on_gpu:
+            self.cuda_streams[batch_slot].synchronize()  # holds nothing but the slot's copies
         while True:
             try:
                 result = super().run_pipeline(b_ix, batch_indices, batch_slot, cuda_event)
@@ -46,6 +52,9 @@ class _Iterator(EpochIterator):
 
     def run(self):
         try:
+            if self.loader.on_gpu:  # the device's memory may be that of an epoch whose last steps are still to come
+                for copies in self.cuda_streams:
+                    copies.wait_stream(self.current_stream)
             super().run()
         except BaseException as error:  # whatever it is, the consumer must hear of it
             self.failure = error
@@ -67,6 +76,9 @@ class _Iterator(EpochIterator):
                 self.output_queue.get(timeout=0.01)
             except Empty:
                 continue
+        if self.loader.on_gpu:  # copies that nobody waits for still use the memory that is freed next
+            for copies in self.cuda_streams:
+                copies.synchronize()
         super().close()
         self.closed = True
 
@@ -89,7 +101,8 @@ class Loader(FFCVLoader):
             )
         decoder.reads(index, levels)
         self.memory_manager = Files(index) if cache == "os" else Pages(index)
-        upload = [ToDevice(device, non_blocking=True)] if device.type == "cuda" else []
+        self.on_gpu = device.type == "cuda"
+        upload = [ToDevice(device, non_blocking=True)] if self.on_gpu else []
         self.pipeline_specs = {
             "image": PipelineSpec("image", transforms=[decoder, ToTensor(), *upload]),
             "label": PipelineSpec("label", transforms=[LabelDecoder(), ToTensor(), *upload]),

@@ -1,0 +1,150 @@
+"""Batches as a GPU sees them that is many steps behind the host: equal to those of a loader for the CPU."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from ffcv_ops import loader
+from tests import emulated_streams
+from tests.emulated_streams import CUDA, Device
+
+SAMPLES, BATCH = 96, 4
+
+
+@dataclass(frozen=True)
+class Stage:
+    name: str = "test"
+    resolution: int = 24
+    batch: int = BATCH
+    crop: str = "rrc"
+    rrc_scale: tuple = (0.08, 1.0)
+    interpolation: str = "bicubic"
+    least_downscale: float | None = None
+    flip: float = 0.5
+    augment: str = "none"
+    three_ops: tuple = ()
+    rand_config: str = "rand-m9-mstd0.5-inc1"
+    jitter: float | None = None
+    erasing: float = 0.0
+    erasing_mode: str = "pixel"
+    repeats: int = 1
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_chunk: int = BATCH
+    eval_side: int = 24
+    eval_crop: float = 1.0
+
+
+def train(path, **options):
+    return loader.train_loader(path, SAMPLES, Stage(), seed=5, workers=1, **options)
+
+
+def evaluation(path, **options):
+    return loader.eval_loader(path, SAMPLES, Stage(), batch=BATCH, workers=1, **options)
+
+
+def collected(batches):
+    return [(images.clone(), labels.clone()) for images, labels in batches]
+
+
+def differing(seen, expected):
+    assert len(seen) == len(expected) > 0
+    return [number for number, (one, other) in enumerate(zip(seen, expected, strict=True))
+            if not all(map(torch.equal, one, other))]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def expected(jpg_beton):
+    """What loaders for the CPU give."""
+    small, large = train(jpg_beton), train(jpg_beton)
+    small.decoder.resolution, large.decoder.resolution = 24, 32
+    return {
+        "training": collected(small.epoch(0)),
+        "next": collected(small.epoch(1)),
+        "larger": collected(large.epoch(1)),
+        "evaluation": collected(evaluation(jpg_beton).epoch(0)),
+    }
+
+
+@pytest.fixture
+def emulated(expected, monkeypatch):
+    """Emulated streams, from here on."""
+    emulated_streams.install(monkeypatch)
+
+
+@pytest.fixture(params=[0, 1, 2, 4, 5, 6, 8, 12, 20])
+def device(request, emulated):
+    """One that takes its time: the loader alone would be five batches ahead before it has done one."""
+    return Device(request.param, seconds=0.01)
+
+
+def run(device, batches):
+    for batch in batches:
+        device.step(*batch)
+
+
+@pytest.mark.parametrize("kind", ["training", "evaluation"])
+def test_an_epoch(jpg_beton, expected, device, kind):
+    batches = {"training": train, "evaluation": evaluation}[kind](jpg_beton, device=CUDA)
+    run(device, batches.epoch(0))
+    assert not differing(device.finish(), expected[kind])
+
+
+def test_epoch_after_epoch_at_other_resolutions(jpg_beton, expected, device):
+    batches = train(jpg_beton, device=CUDA)
+    for epoch, resolution in ((0, 24), (1, 24), (1, 32)):
+        batches.decoder.resolution = resolution
+        run(device, batches.epoch(epoch))
+    assert not differing(device.finish(), expected["training"] + expected["next"] + expected["larger"])
+
+
+def test_leaving_an_epoch_early(jpg_beton, expected, device):
+    batches, wanted = train(jpg_beton, device=CUDA), []
+    for left_after in (1, 7, 11):
+        for number, batch in enumerate(batches.epoch(0)):
+            device.step(*batch)
+            if number + 1 == left_after:
+                break
+        wanted += expected["training"][:left_after]
+    run(device, batches.epoch(1))
+    assert not differing(device.finish(), wanted + expected["next"])
+
+
+def test_two_loaders_at_a_time(jpg_beton, expected, device):
+    both = train(jpg_beton, device=CUDA).epoch(0), evaluation(jpg_beton, device=CUDA).epoch(0)
+    for one, other in zip(*both, strict=True):
+        device.step(*one)
+        device.step(*other)
+    seen = device.finish()
+    assert not differing(seen[0::2], expected["training"])
+    assert not differing(seen[1::2], expected["evaluation"])
+
+
+def test_the_emulation_sees_what_stock_ffcv_does(jpg_beton, expected, emulated, monkeypatch):
+    """Without the wait in FFCV's thread the host's memory is written again before it is copied."""
+    batches, device = train(jpg_beton, device=CUDA), Device(lag=None)
+    monkeypatch.setattr(emulated_streams.Stream, "synchronize", lambda stream: None)
+    with emulated_streams.device_is_busy():
+        run(device, batches.epoch(0))
+    monkeypatch.undo()
+    seen = device.finish()
+    wrong = differing(seen, expected["training"])
+    slots = batches.batches_ahead + 2
+    assert wrong == list(range(len(seen) - slots))  # all but the last of each slot
+    assert any(not torch.equal(seen[k][1], expected["training"][k][1]) for k in wrong), "labels too"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("resolution", [24, 32])
+def test_a_real_device_that_is_behind(jpg_beton, expected, resolution):
+    """Each step spins for about 20 ms; 24 of them fit into the queue of launches."""
+    device, seen = torch.device("cuda"), []
+    batches = train(jpg_beton, device=device)
+    batches.decoder.resolution = resolution
+    for images, labels in batches.epoch(1):
+        torch.cuda._sleep(30_000_000)
+        seen.append((images.clone(), labels.clone()))
+    seen = [(images.cpu(), labels.cpu()) for images, labels in seen]
+    assert not differing(seen, expected["next" if resolution == 24 else "larger"])
