@@ -16,11 +16,11 @@ import numpy as np
 
 from bench import corpus, report
 from config.recipe import BASE_RECIPE, load_recipe
-from ffcv_ops.checksum import xxh64
 from ffcv_ops.compiled import kernel
 from ffcv_ops.errors import exits_cleanly
-from ffcv_ops.fields import describe
 from ffcv_ops.loader import Loader, train_loader
+from ffcv_ops.storage.checksum import xxh64
+from ffcv_ops.storage.index import describe
 
 BATCH = 40
 VIEWS = (("rrc", 128), ("rrc", 224), ("src", 192))

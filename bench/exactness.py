@@ -25,8 +25,8 @@ from PIL import Image
 from bench import corpus, machine, report
 from conversion.photos import photographs
 from ffcv_ops.errors import UserError, exits_cleanly
-from ffcv_ops.fields import describe
 from ffcv_ops.loader import eval_loader
+from ffcv_ops.storage.index import describe
 from tools import export
 from training.evaluate import outputs
 

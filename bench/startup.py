@@ -70,8 +70,8 @@ def ours(path: Path) -> dict[str, float]:
     """Seconds of each step."""
     clock = Clock()
     from config.recipe import BASE_RECIPE, load_recipe
-    from ffcv_ops.fields import describe
     from ffcv_ops.loader import train_loader
+    from ffcv_ops.storage.index import describe
 
     stage = load_recipe(BASE_RECIPE).stages[0]
     clock("import")

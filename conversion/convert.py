@@ -27,7 +27,7 @@ from conversion.sources import Source
 from conversion.unfinished import Unfinished, begin_or_go_on, identity_of, is_complete, note, noted, probe
 from conversion.workers import encoded
 from ffcv_ops.errors import UserError
-from ffcv_ops.lock import alone
+from ffcv_ops.files import locked
 
 SIDECAR_FORMAT = 3
 ENDS = (".files.txt", ".skipped.txt", ".xxh64", ".json", ".beton")
@@ -62,7 +62,7 @@ def convert(
     found = 0
     with (
         _one_line(path),
-        alone(beside(path, ".unfinished"), path) as marker,
+        locked(beside(path, ".unfinished"), path) as marker,
         _tidied(path, marker, parts, last) as complete,
     ):
         refuse_other_shards(path, len(parts))
@@ -102,7 +102,7 @@ def _one_line(path: Path):
 
 def forget(path: Path):
     """A complete conversion to `path` is begun anew the next time, since images may change under their names."""
-    with contextlib.suppress(UserError), alone(beside(path, ".unfinished"), path) as marker:
+    with contextlib.suppress(UserError), locked(beside(path, ".unfinished"), path) as marker:
         os.unlink(marker.name)
 
 

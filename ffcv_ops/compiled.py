@@ -14,7 +14,7 @@ from ffcv_ops import native
 
 def _cache_folder() -> Path:
     digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    for source in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(source.name.encode() + source.read_bytes())
     digest.update(str(native.library()[0]).encode())  # kernels are bound to the JPEG decoder in use
     return native.cache_folder() / digest.hexdigest()[:16]

@@ -20,12 +20,13 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ffcv_ops import crops, erasing, jpeg, lanes, operations, policies, randaugment, resample, rng, storage
-from ffcv_ops.checksum import xxh64
+from ffcv_ops import crops, erasing, jpeg, lanes, operations, policies, randaugment, resample, rng
 from ffcv_ops.compiled import kernel
-from ffcv_ops.index import Index, column
 from ffcv_ops.pixels import interleave
 from ffcv_ops.rng import RandomKey
+from ffcv_ops.storage import reading
+from ffcv_ops.storage.checksum import xxh64
+from ffcv_ops.storage.index import Index, column
 
 JPG, RAW = int(IMAGE_MODES["jpg"]), int(IMAGE_MODES["raw"])
 
@@ -129,7 +130,7 @@ def _read_raw(address, width, first_row, count, columns, pixels):
 @kernel
 def fetch(file, place, size, checksum, checked, buffer):
     """(address, OK) of an image's bytes, or (0, what is wrong with them); `checked`: whether it has a checksum."""
-    address = storage.fetch(file, place, size, buffer)
+    address = reading.fetch(file, place, size, buffer)
     if address == 0:
         return address, UNREAD
     if checked and xxh64(address, size) != checksum:
@@ -237,7 +238,7 @@ def show(image: np.ndarray, *, plan: TransformParams, resolution: int, key: Rand
     image = np.ascontiguousarray(image)
     out = np.empty((1, resolution, resolution, 3), np.uint8)
     height, width, _ = image.shape
-    file, place = np.array([[storage.IN_MEMORY]], np.int32), np.array([[image.ctypes.data]], np.uint64)
+    file, place = np.array([[reading.IN_MEMORY]], np.int32), np.array([[image.ctypes.data]], np.uint64)
     size, mode, height, width = (np.array([[n]], np.int64) for n in (image.nbytes, RAW, height, width))
     _decode_some(
         np.zeros(1, np.int64), np.array([key.sample_id]), file, place, size, np.zeros((1, 1), np.uint64), False,

@@ -19,12 +19,11 @@ from ffcv.pipeline.graph import Graph
 from ffcv.transforms import ToDevice, ToTensor
 
 from ffcv_ops import crops, erasing, order, policies, randaugment, resample
-from ffcv_ops.bad import BadSamples
+from ffcv_ops.corrupt_samples import CorruptSamples
 from ffcv_ops.decoders import ImageDecoder, LabelDecoder, SampleError, TransformParams
 from ffcv_ops.errors import UserError
-from ffcv_ops.fields import open_index
-from ffcv_ops.index import Index, column, levels_of, pages_of
-from ffcv_ops.storage import Files, Pages
+from ffcv_ops.storage.index import Index, column, levels_of, open_index, pages_of
+from ffcv_ops.storage.reading import Files, Pages
 
 
 class _Iterator(EpochIterator):
@@ -90,7 +89,7 @@ class Loader(FFCVLoader):
     """
 
     def __init__(self, index: Index, *, decoder: ImageDecoder, of_epoch, showings: int, batch: int, device, cache,
-                 bad: BadSamples):  # fmt: skip
+                 bad: CorruptSamples):  # fmt: skip
         self.reader, self.batch_size, self.batches_ahead, self.showings = index, batch, 3, showings
         self.decoder, self.of_epoch, self.num_workers, self.bad = decoder, of_epoch, decoder.workers, bad
         levels = levels_of(index) if decoder.plan.least > 0 else ("image",)
@@ -206,7 +205,7 @@ def train_loader(
     decoder = ImageDecoder(plan=plan_of(stage), resolution=stage.resolution, seed=seed, workers=worker_count(workers))
     return Loader(
         index, decoder=decoder, of_epoch=of_epoch, showings=steps * stage.batch // world, batch=stage.batch // world,
-        device=device or torch.device("cpu"), cache=cache, bad=BadSamples(index, seed=seed, limit=bad_limit),
+        device=device or torch.device("cpu"), cache=cache, bad=CorruptSamples(index, seed=seed, limit=bad_limit),
     )  # fmt: skip
 
 
@@ -221,7 +220,7 @@ def eval_loader(path, num_samples, stage, *, batch, rank=0, world=1, workers="au
     share = order.evaluation_share(num_samples, rank=rank, world=world)
     return Loader(
         index, decoder=decoder, of_epoch=lambda epoch: share, showings=len(share), batch=batch,
-        device=device or torch.device("cpu"), cache=cache, bad=BadSamples(index, seed=0, limit=None),
+        device=device or torch.device("cpu"), cache=cache, bad=CorruptSamples(index, seed=0, limit=None),
     )  # fmt: skip
 
 

@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 from ffcv_ops.errors import UserError
+from ffcv_ops.files import write_atomically
 from report import compare, page, png
 from report.collect import Facts, collect
 from report.tables import padded, stage_table
-from training.run_folder import write_atomically
 
 __all__ = ["compare", "padded", "refresh", "write"]
 

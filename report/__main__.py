@@ -9,9 +9,9 @@ from pathlib import Path
 
 import report
 from ffcv_ops.errors import exits_cleanly, writing
+from ffcv_ops.files import write_atomically
 from report import compare, tables
 from report.collect import collect
-from training.run_folder import write_atomically
 
 
 @exits_cleanly

@@ -18,9 +18,9 @@ import train_imagenet
 from config import keys
 from config.recipe import SECTIONS, base_values, load_recipe, render_recipe
 from ffcv_ops.errors import UserError, exits_cleanly, writing
+from ffcv_ops.files import write_atomically
 from rn_vs_vit import grid, others, report
 from training import run_folder
-from training.checkpoint import write_atomically
 from training.datasets import open_sets
 
 train = train_imagenet.main.__wrapped__  # raises UserError instead of ending the process

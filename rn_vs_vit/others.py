@@ -8,12 +8,12 @@ import json
 from pathlib import Path
 
 from ffcv_ops.errors import UserError
-from ffcv_ops.fields import describe
+from ffcv_ops.files import write_atomically
+from ffcv_ops.storage.index import describe
 from rn_vs_vit.grid import Cell
 from training import distributed, judge, weights
 from training.distributed.watchdog import Watchdog
 from training.run import Run, precision
-from training.run_folder import write_atomically
 
 
 def read(cell: Cell) -> dict[str, float]:

@@ -13,11 +13,11 @@ import matplotlib
 from matplotlib.figure import Figure
 from scipy.stats import t as student
 
+from ffcv_ops.files import write_atomically
 from report.tables import padded
 from rn_vs_vit import others
 from rn_vs_vit.grid import Grid
 from training.log import read_rows
-from training.run_folder import write_atomically
 
 matplotlib.use("Agg")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ffcv_ops import index
+from ffcv_ops.storage import beton_file
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -26,4 +26,4 @@ def test_a_folder_that_is_not_utf8_is_converted_and_readable(tmp_path):
 
 def test_a_lone_surrogate_in_a_description_is_printable(tmp_path):
     (tmp_path / "x.json").write_text('{"classes": ["\\udcff", "caf\\u00e9"]}')
-    assert index._said(tmp_path / "x.beton")[1] == ("\\udcff", "café")
+    assert beton_file._read_sidecar(tmp_path / "x.beton")[1] == ("\\udcff", "café")

@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 import train_imagenet
 from config.recipe import load_recipe
 from ffcv_ops.errors import UserError
+from ffcv_ops.files import locked
 from ffcv_ops.loader import eval_loader, train_loader
-from ffcv_ops.lock import alone
 from training import checkpoint, model, predictions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -164,7 +164,7 @@ def test_start_at_and_new_heads_need_weights(tmp_path, data, capsys):
 
 
 def test_a_folder_in_which_another_process_trains_is_left_alone(tmp_path, data, capsys):
-    with alone(tmp_path / "mine" / "run.lock", "mine"), pytest.raises(SystemExit) as ended:
+    with locked(tmp_path / "mine" / "run.lock", "mine"), pytest.raises(SystemExit) as ended:
         train_imagenet.main(["--cfg", str(ROOT / "recipes/smoke.yaml"), *SMALL, *data, f"--log.out={tmp_path}",
                              "--log.name=mine"])  # fmt: skip
     assert ended.value.code == 2

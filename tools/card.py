@@ -10,7 +10,8 @@ import shutil
 from pathlib import Path
 
 from config.recipe import DataConfig, render_recipe
-from ffcv_ops import index
+from ffcv_ops.storage.beton_file import sidecar
+from ffcv_ops.storage.shards import exists, files_of
 from report import padded
 from training import judge
 
@@ -88,7 +89,7 @@ def _data(run):
     lines = [("file", "images", "classes", "stored")]
     for value in dataclasses.asdict(run.data).values():
         if isinstance(value, str) and value.endswith(".beton"):
-            files = [index.sidecar(file) for file in index.files_of(value)] if index.exists(value) else []
+            files = [sidecar(file) for file in files_of(value)] if exists(value) else []
             shards = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()] or [{}]
             settings = shards[0].get("settings", {})
             stored = ", ".join(f"{key} {settings[key]}" for key in ("mode", "quality", "max_side") if key in settings)

@@ -23,10 +23,10 @@ from PIL import Image, UnidentifiedImageError
 
 from ffcv_ops import crops, decoders, erasing, operations, policies, randaugment, rng
 from ffcv_ops.errors import UserError, exits_cleanly, writing
-from ffcv_ops.fields import column, open_index
 from ffcv_ops.loader import plan_of
 from ffcv_ops.rng import RandomKey
-from ffcv_ops.storage import Files
+from ffcv_ops.storage.index import column, open_index
+from ffcv_ops.storage.reading import Files
 
 matplotlib.use("Agg")
 

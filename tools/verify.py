@@ -14,9 +14,9 @@ import numpy as np
 from conversion.progress import progress
 from ffcv_ops import decoders, jpeg
 from ffcv_ops.compiled import kernel
-from ffcv_ops.fields import open_index
-from ffcv_ops.index import Index, column, levels_of, sources_from
-from ffcv_ops.storage import Files
+from ffcv_ops.storage.index import Index, column, levels_of, open_index
+from ffcv_ops.storage.reading import Files
+from ffcv_ops.storage.sources import named, sources_from
 
 _AT_ONCE = 2048  # samples between two updates of the bar
 
@@ -28,7 +28,7 @@ def verify(path: Path | str, *, workers: int) -> int:
     with progress("verifying", len(known.metadata)) as advance:
         for sample, fault in faults(known, workers=workers, after=advance):
             source = next(source for number, source in sources if number == sample)
-            print(f"{path}: {f'sample {sample} {source}'.rstrip()}: {fault}")
+            print(f"{path}: {named(sample, source)}: {fault}")
             bad += 1
     held = "decode; there are no checksums" if known.checksums is None else "decode and have their checksums"
     said = f"{bad:,} of them bad" if bad else f"all {held}"

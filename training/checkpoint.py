@@ -16,28 +16,11 @@ import torch
 import xxhash
 
 from ffcv_ops.errors import UserError
+from ffcv_ops.files import write_atomically
 
 _MARK = b"\nxxh3_128 "
 _LINE = len(_MARK) + 32 + 1  # the mark, hexadecimal digits and a line feed
 _PIECE = 16 << 20  # bytes read at a time
-
-
-def write_atomically(path: Path, write) -> None:
-    """Calls write(temporary path) and renames the result to `path` once it is safely on the disk."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def remove_strays(folder: Path) -> None:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from config.recipe import Recipe
 from ffcv_ops.errors import UserError
-from ffcv_ops.fields import DatasetInfo, describe
-from ffcv_ops.index import exists
+from ffcv_ops.storage.index import DatasetInfo, describe
+from ffcv_ops.storage.shards import exists
 
 # (images to train on, classes) by the name that our recipes give the file, for plans made where it is not.
 PUBLIC = {

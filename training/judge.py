@@ -26,16 +26,17 @@ from timm.data import RealLabelsImagenet
 from torch import Tensor, nn
 
 from config.keys import key
-from ffcv_ops import index, order
+from ffcv_ops import order
 from ffcv_ops.errors import UserError, writing
-from ffcv_ops.fields import DatasetInfo, describe
+from ffcv_ops.files import write_atomically
 from ffcv_ops.loader import eval_loader
+from ffcv_ops.storage import shards, sources
+from ffcv_ops.storage.index import DatasetInfo, describe
 from report import padded
 from training import micro_batch, model, out_of_memory, weights
 from training.distributed.watchdog import Watchdog
 from training.evaluate import Exam, Marks, sit
 from training.run import Run
-from training.run_folder import write_atomically
 
 IMAGENET = 1000  # classes
 RECORD = "evaluations.json"
@@ -126,7 +127,7 @@ def load(run: Run, given: dict[str, Tensor]) -> nn.Module:
 def names_of_outputs(count: int, given: Sequence[str] | None, *files: str) -> Names:
     """The names of `count` outputs: those `given`, those of the first of the `files` that is there and names so many,
     or ImageNet's. Names that are numbers are not taken from files, see above."""
-    for found in (given, *(describe(path).class_names for path in files if index.exists(path))):
+    for found in (given, *(describe(path).class_names for path in files if shards.exists(path))):
         if found is not None and len(found) == count and (found is given or not _are_numbers(found)):
             return Names(tuple(found), True)
     synsets = weights.synsets(count)
@@ -161,7 +162,7 @@ def _are_numbers(names):
 def real(beton: DatasetInfo) -> Tensor | None:
     """ReaL's classes of each image, int64 (images, most), filled up with -1; None where the files' names do not say
     which of ImageNet's validation images these are."""
-    found = [re.search(r"ILSVRC2012_val_\d{8}", name) for name in index.source_names(beton.path)]
+    found = [re.search(r"ILSVRC2012_val_\d{8}", name) for name in sources.source_names(beton.path)]
     if not all(found) or len(found) != beton.samples:
         return None
     lists = RealLabelsImagenet([""] * 50_000).real_labels

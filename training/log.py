@@ -21,10 +21,11 @@ import psutil
 import torch
 
 from config.recipe import Recipe, StageConfig, render_recipe
+from ffcv_ops.files import write_atomically
 from training import official
 from training.console import Watch
 from training.progress import Part
-from training.run_folder import RunFolder, write_atomically
+from training.run_folder import RunFolder
 from training.trackers import Trackers
 
 

@@ -18,10 +18,10 @@ from PIL import Image
 from torch import nn
 
 from ffcv_ops import order
+from ffcv_ops.files import write_atomically
 from training import distributed
 from training.evaluate import outputs
 from training.run import Run
-from training.run_folder import write_atomically
 
 FILE = "predictions.npz"
 SHOWN = 24  # mistakes that are kept as pictures: those of which the model was surest

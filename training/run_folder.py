@@ -23,9 +23,8 @@ from torch import nn
 
 from config.recipe import Recipe, load_recipe, render_recipe
 from ffcv_ops.errors import UserError, writing
-from ffcv_ops.lock import alone
+from ffcv_ops.files import locked, write_atomically
 from training import checkpoint, distributed
-from training.checkpoint import write_atomically
 from training.distributed import full_state_dict
 
 _FORMAT = 4
@@ -65,7 +64,7 @@ class RunFolder:
 
     def alone(self):
         """A context in which no other process trains in this folder; UserError where one does."""
-        return alone(self.path / "run.lock", str(self.path))
+        return locked(self.path / "run.lock", str(self.path))
 
     def prepare(self, recipe: Recipe) -> None:
         """Makes the folder, or checks that the run that is in it already is this one."""

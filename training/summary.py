@@ -17,7 +17,7 @@ from torch import nn
 from config.recipe import ModelConfig, Recipe, StageConfig
 from ffcv_ops import order
 from ffcv_ops.errors import UserError
-from ffcv_ops.index import exists
+from ffcv_ops.storage.shards import exists
 from training import model, optim, schedule
 from training.datasets import DataSet
 

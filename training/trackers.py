@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from training.checkpoint import write_atomically
+from ffcv_ops.files import write_atomically
 
 PROJECT = "deit3-ffcv"  # unless WANDB_PROJECT or TRACKIO_PROJECT says otherwise
 

@@ -97,10 +97,11 @@ def _while_open(name: str, path: Path):
 def read_ours(path: Path, after_opening=lambda: None):
     """(pixels, labels) as training would see them without augmentation."""
     from config.recipe import BASE_RECIPE, load_recipe
-    from ffcv_ops import fields, loader
+    from ffcv_ops import loader
+    from ffcv_ops.storage.index import describe
 
     stage = load_recipe(BASE_RECIPE, {"stage.resolution": str(SIDE)}).stages[0]
-    batches = loader.eval_loader(path, fields.describe(path).samples, stage, batch=16, workers=1)
+    batches = loader.eval_loader(path, describe(path).samples, stage, batch=16, workers=1)
     after_opening()
     return _gathered(batches.epoch(0))
 

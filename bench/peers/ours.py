@@ -8,8 +8,8 @@ import numpy as np
 from bench.peers import Unavailable
 from bench.tasks import JITTER
 from config.recipe import BASE_RECIPE, load_recipe
-from ffcv_ops.fields import describe
 from ffcv_ops.loader import eval_loader, train_loader
+from ffcv_ops.storage.index import describe
 
 
 def stage_of(task, batch, keys):

@@ -8,8 +8,8 @@ import torch
 from bench import report
 from bench.step.ours import OurStep
 from bench.step.tasks import TASKS, job_of
-from ffcv_ops.fields import describe
 from ffcv_ops.loader import train_loader
+from ffcv_ops.storage.index import describe
 
 
 def measure_loading(path: Path, options, device) -> list[dict]:

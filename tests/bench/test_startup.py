@@ -7,7 +7,7 @@ import pytest
 from ffcv.reader import Reader
 
 from bench import startup
-from ffcv_ops.fields import open_index
+from ffcv_ops.storage.index import open_index
 
 pytestmark = pytest.mark.timeout(240)
 

@@ -17,9 +17,8 @@ from conversion.encode import encode_item, encode_rgb
 from conversion.sources import image_folder
 from ffcv_ops import decoders, loader, order
 from ffcv_ops.errors import UserError
-from ffcv_ops.fields import describe
-from ffcv_ops.index import column, pages_of
 from ffcv_ops.rng import RandomKey
+from ffcv_ops.storage.index import column, describe, pages_of
 
 pytestmark = pytest.mark.timeout(240)
 

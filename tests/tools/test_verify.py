@@ -10,8 +10,8 @@ import xxhash
 
 from conversion import beton
 from conversion.encode import encode_rgb
-from ffcv_ops import index
 from ffcv_ops.errors import UserError
+from ffcv_ops.storage import index, sources
 from tools import verify
 
 pytestmark = pytest.mark.timeout(120)
@@ -43,7 +43,7 @@ def shards(tmp_path, tiles):
 
 def damage(pattern, sample, level):
     """Flips a bit in the middle of a stored image."""
-    known = index.read(pattern)
+    known = index.open_index(pattern)
     image = index.column(known, level)[sample]
     size = known.sizes[np.searchsorted(known.places, image["data_ptr"])]
     file = [file for file in known.files if file.start <= image["data_ptr"]][-1]
@@ -74,8 +74,10 @@ def test_every_bad_sample_and_level_is_named(shards, capsys):
 
 def test_names_are_read_once(shards, monkeypatch):
     """However many samples are bad."""
-    read, source_names = [], index.source_names
-    monkeypatch.setattr(index, "source_names", lambda path: (read.append(name) or name for name in source_names(path)))
+    read, source_names = [], sources.source_names
+    monkeypatch.setattr(
+        sources, "source_names", lambda path: (read.append(name) or name for name in source_names(path))
+    )
     for sample in (3, 7, 25, 36):
         damage(shards, sample, "image")
     assert verify.verify(shards, workers=1) == 4
@@ -95,7 +97,7 @@ def test_a_file_of_stock_ffcv(jpg_beton, raw_beton, tmp_path, capsys):
     assert verify.verify(raw_beton, workers=2) == 0
     assert verify.verify(jpg_beton, workers=2) == 0
     assert f"{jpg_beton}: 96 samples, all decode; there are no checksums" in capsys.readouterr().out
-    known, content = index.read(jpg_beton), bytearray(jpg_beton.read_bytes())
+    known, content = index.open_index(jpg_beton), bytearray(jpg_beton.read_bytes())
     for sample in (5, 95):
         place = index.column(known, "image")["data_ptr"][sample]
         number = int(np.searchsorted(known.places, place))

@@ -174,30 +174,6 @@ def test_a_pickle_without_a_wrapping_is_refused(folder):
     assert not (folder / "ran").exists()
 
 
-def test_a_failed_write_leaves_the_file_before(tmp_path):
-    path = tmp_path / "x"
-    checkpoint.write_atomically(path, lambda p: p.write_text("good"))
-
-    def fail(p):
-        p.write_text("half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError):
-        checkpoint.write_atomically(path, fail)
-    assert path.read_text() == "good"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_name_appears_when_its_content_is_on_the_disk(tmp_path, monkeypatch):
-    """The order of the system's calls: file synced, renamed, folder synced."""
-    calls, path = [], tmp_path / "x"
-    sync, rename = os.fsync, Path.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: calls.append(os.readlink(f"/proc/self/fd/{fd}")) or sync(fd))
-    monkeypatch.setattr(Path, "replace", lambda self, to: calls.append(f"rename to {to}") or rename(self, to))
-    checkpoint.write_atomically(path, lambda p: p.write_text("good"))
-    assert calls == [f"{path}.{os.getpid()}.tmp", f"rename to {path}", str(tmp_path)]
-
-
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 1 MiB."""

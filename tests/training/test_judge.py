@@ -14,8 +14,8 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 import train_imagenet
 from config.recipe import load_recipe
 from ffcv_ops.errors import UserError
-from ffcv_ops.fields import describe
 from ffcv_ops.loader import eval_loader
+from ffcv_ops.storage.index import describe
 from training import judge, weights
 from training.run_folder import RunFolder
 

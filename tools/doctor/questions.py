@@ -31,7 +31,7 @@ for name in sys.argv[1:]:
 """
 FILES = f"""{SAY}
 from ffcv_ops.errors import UserError
-from ffcv_ops.fields import describe
+from ffcv_ops.storage.index import describe
 for path in sys.argv[1:]:
     try:
         beton = describe(path)

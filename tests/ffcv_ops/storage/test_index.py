@@ -10,9 +10,11 @@ from ffcv.reader import Reader
 
 from bench.startup import write_hole
 from config.recipe import BASE_RECIPE, load_recipe
-from ffcv_ops import index, loader
+from ffcv_ops import loader
 from ffcv_ops.errors import UserError
-from ffcv_ops.fields import describe, open_index
+from ffcv_ops.storage import index, sources
+from ffcv_ops.storage.index import describe, open_index
+from ffcv_ops.storage.shards import exists
 
 COUNTS = (40, 1, 35, 20)
 
@@ -38,7 +40,7 @@ def shards(tmp_path, encoded, write_shards):
 
 
 def test_one_file_is_what_stock_ffcv_reads(jpg_beton):
-    known, stock = index.read(jpg_beton), Reader(str(jpg_beton))
+    known, stock = open_index(jpg_beton), Reader(str(jpg_beton))
     by_place = np.argsort(stock.alloc_table["ptr"])
     np.testing.assert_array_equal(known.metadata, stock.metadata)
     np.testing.assert_array_equal(known.places, stock.alloc_table["ptr"][by_place])
@@ -68,20 +70,20 @@ def test_shards_are_one_row(request, tmp_path, write_shards, write_beton, fixtur
 
 
 def test_names_go_on_from_shard_to_shard(shards):
-    known = index.read(shards[0])
-    names = list(index.source_names(shards[0]))
+    known = open_index(shards[0])
+    names = list(sources.source_names(shards[0]))
     assert len(names) == 96
     assert names[0] == "x_train-00000-of-00004/0.jpg"
     for sample in (0, 39, 40, 41, 95):
-        assert index.source_of(known, sample) == names[sample]
+        assert sources.source_of(known, sample) == names[sample]
     shards[1][0].with_suffix(".files.txt").unlink()
-    assert index.source_of(known, 3) == ""
-    assert index.source_of(known, 40) == names[40]
+    assert sources.source_of(known, 3) == ""
+    assert sources.source_of(known, 40) == names[40]
 
 
 def test_no_file_matches(tmp_path):
     refused(tmp_path / "x_*.beton", "no such file")
-    assert not index.exists(tmp_path / "x_*.beton")
+    assert not exists(tmp_path / "x_*.beton")
 
 
 @pytest.mark.parametrize("missing", [0, 2, 3])

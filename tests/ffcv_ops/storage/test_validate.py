@@ -10,8 +10,8 @@ from ffcv.writer import DatasetWriter
 from conversion import beton as layout
 from conversion.encode import Encoded
 from ffcv_ops.errors import UserError
-from ffcv_ops.fields import describe
-from ffcv_ops.index import sidecar
+from ffcv_ops.storage.beton_file import sidecar
+from ffcv_ops.storage.index import describe
 
 
 def refused(path, *words):

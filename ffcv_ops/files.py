@@ -1,4 +1,4 @@
-"""A file that one process at a time holds, and that outlives it when it is killed."""
+"""Files that are whole or not there, and files that one process at a time holds."""
 
 import contextlib
 import fcntl
@@ -8,10 +8,29 @@ from pathlib import Path
 from ffcv_ops.errors import UserError, writing
 
 
+def write_atomically(path: Path, write) -> None:
+    """Calls write(temporary path) and renames the result to `path` once it is safely on the disk."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
 @contextlib.contextmanager
-def alone(path: Path, what: str):
+def locked(path: Path, what: str):
     """Gives the open file `path`, created if need be, which no other process gets meanwhile: another one is told that
-    `what` is being written. The lock ends with the process; the file stays until someone removes it."""
+    `what` is being written. What is in the file stays. The lock ends with the process, however that ends; the file
+    stays until someone removes it."""
     with writing(what):
         path.parent.mkdir(parents=True, exist_ok=True)
     while True:

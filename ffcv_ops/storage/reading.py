@@ -16,7 +16,8 @@ from numba import types
 
 from ffcv_ops.compiled import kernel
 from ffcv_ops.errors import UserError
-from ffcv_ops.index import Index, column, identity, pages_of
+from ffcv_ops.storage.beton_file import identity
+from ffcv_ops.storage.index import Index, column, pages_of
 
 IN_MEMORY = -1  # instead of a file descriptor
 READS = 4  # of the same place, before it counts as unreadable: a signal may end a read

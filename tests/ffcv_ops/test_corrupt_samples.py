@@ -8,10 +8,10 @@ import torch
 
 from config.recipe import BASE_RECIPE, load_recipe
 from ffcv_ops import decoders, loader, order
-from ffcv_ops.bad import BadSamples
+from ffcv_ops.corrupt_samples import CorruptSamples
 from ffcv_ops.decoders import SampleError
 from ffcv_ops.errors import UserError
-from ffcv_ops.fields import open_index
+from ffcv_ops.storage.index import open_index
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -161,7 +161,7 @@ def test_all_are_bad(good, flip_bit):
 
 def test_a_stand_in_that_is_bad_is_no_further_showing(good):
     """Two showings of a batch, one of which needs three stand-ins: 2 of 96, and the limit is 2."""
-    policy = BadSamples(open_index(good), seed=5, limit=0.02)
+    policy = CorruptSamples(open_index(good), seed=5, limit=0.02)
     policy.begin(96)
     draws = np.arange(16)
     for places in ([3, 7], [7], [7]):

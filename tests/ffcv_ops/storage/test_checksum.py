@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import xxhash
 
-from ffcv_ops.checksum import xxh64
+from ffcv_ops.storage.checksum import xxh64
 
 DATA = np.random.default_rng(0).integers(0, 256, 1_000_003, dtype=np.uint8)
 

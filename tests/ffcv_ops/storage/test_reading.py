@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from config.recipe import BASE_RECIPE, load_recipe
-from ffcv_ops import loader, storage
+from ffcv_ops import loader
 from ffcv_ops.errors import UserError
-from ffcv_ops.index import pages_of
+from ffcv_ops.storage import reading
+from ffcv_ops.storage.index import pages_of
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -59,9 +60,9 @@ def test_a_read_that_a_signal_ended_is_repeated(monkeypatch, answers, found):
         asked.append((int(address) - int(buffer.ctypes.data), int(size), int(place)))
         return next(left)
 
-    monkeypatch.setattr(storage, "_pread", pread)
+    monkeypatch.setattr(reading, "_pread", pread)
     buffer = np.zeros(10, np.uint8)
-    address = storage.fetch.py_func(3, np.uint64(100), 10, buffer)
+    address = reading.fetch.py_func(3, np.uint64(100), 10, buffer)
     assert address == (buffer.ctypes.data if found else 0)
     assert all((size, place) == (10 - done, 100 + done) for done, size, place in asked)
 

@@ -12,12 +12,13 @@ import numpy as np
 from ffcv_ops import order
 from ffcv_ops.decoders import FAULTS, SampleError
 from ffcv_ops.errors import UserError
-from ffcv_ops.index import Index, source_of
+from ffcv_ops.storage.index import Index
+from ffcv_ops.storage.sources import named, source_of
 
 MOST_STAND_INS = 64  # bad ones in a row, for one showing: where so many are bad, most of the file is
 
 
-class BadSamples:
+class CorruptSamples:
     """The policy of one loader, and its counts of the epoch: `replaced` showings so far, `times` each sample was bad.
 
     limit: None stops at the first bad sample; else the share of an epoch's showings in this process that may be
@@ -75,5 +76,4 @@ class BadSamples:
         return ", ".join(named) + (f" and {rest} more" if rest else "")
 
     def name(self, sample: int) -> str:
-        source = source_of(self.index, int(sample))
-        return f"sample {sample} {source}".rstrip()
+        return named(sample, source_of(self.index, int(sample)))

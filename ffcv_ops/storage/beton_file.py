@@ -1,0 +1,153 @@
+"""One .beton: its header and tables, and what `write_datasets.py` puts beside it (x.json, x.xxh64).
+
+    header | field descriptors | metadata of each sample | zeros | images in pages | allocation table
+
+What lies beside a file is held against it here; what the file says of itself, in validate.py.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import xxhash
+from ffcv.fields import IntField, RGBImageField
+from ffcv.types import ALLOC_TABLE_TYPE, CURRENT_VERSION, FieldDescType, HeaderType, get_handlers, get_metadata_type
+from ffcv.utils import decode_null_terminated_string
+
+from ffcv_ops.errors import UserError
+
+
+class Head(NamedTuple):
+    """What the beginning of a file and its x.json say."""
+
+    path: Path
+    sidecar: dict  # x.json, or nothing
+    class_names: tuple[str, ...] | None
+    header: bytes  # header and descriptors
+    page_size: int
+    samples: int
+    images: int  # stored ones: entries of the allocation table
+    tables_end: int  # where the metadata end
+    allocations: int  # where the allocation table begins, and no image may reach to
+    handlers: dict  # FFCV's field by name, in the file's order
+    sample_type: np.dtype
+    identity: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        return self.identity[2]
+
+
+def identity(stat: os.stat_result) -> tuple[int, ...]:
+    """What changes when a file is replaced, cut or written to: device, inode, length, time of change (ns)."""
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def sidecar(path: Path) -> Path:
+    """The JSON file that describes a .beton."""
+    return Path(path).with_suffix(".json")
+
+
+def _read_sidecar(path: Path) -> tuple[dict, tuple[str, ...] | None]:
+    """What x.json says, and the names of the classes in it."""
+    described = sidecar(path)
+    if not described.exists():
+        return {}, None
+    try:
+        said = json.loads(described.read_text(encoding="utf-8"))
+        return said, tuple(str(name).encode("utf-8", "backslashreplace").decode() for name in said["classes"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{described}: not the description of a .beton ({error!r}); write the data set again"
+        ) from error
+
+
+def read_head(path: Path) -> Head:
+    """The beginning of a file, after checking that all that it announces fits into the file's length."""
+    said, class_names = _read_sidecar(path)
+    with open(path, "rb") as file:
+        stat = os.fstat(file.fileno())
+        length, beginning = stat.st_size, file.read(HeaderType.itemsize)
+        if length < HeaderType.itemsize:
+            raise UserError(f"{path}: {length} bytes are no .beton file; write it again")
+        if said.get("bytes", length) != length:
+            raise UserError(
+                f"{path}: truncated or another file: {length} bytes, {sidecar(path)} says {said['bytes']};"
+                " write or copy both again"
+            )
+        header = np.frombuffer(beginning, HeaderType)[0]
+        samples, table, fields = (int(header[name]) for name in ("num_samples", "alloc_table_ptr", "num_fields"))
+        if header["version"] != CURRENT_VERSION or not 1 <= fields <= 64:
+            raise UserError(f"{path}: not a .beton file (version {header['version']} instead of {CURRENT_VERSION})")
+        if samples == 0:
+            raise UserError(f"{path}: holds no samples (an unfinished conversion?); write it again")
+        descriptors = file.read(fields * FieldDescType.itemsize)
+    damaged = UserError(f"{path}: truncated or damaged ({length} bytes, table at {table}); write or copy it again")
+    if len(descriptors) != fields * FieldDescType.itemsize:
+        raise damaged
+    handlers = _handlers(path, np.frombuffer(descriptors, FieldDescType))
+    sample_type = get_metadata_type(list(handlers.values()))
+    tables_end = HeaderType.itemsize + len(descriptors) + samples * sample_type.itemsize
+    images, rest = divmod(length - table, ALLOC_TABLE_TYPE.itemsize)
+    if not tables_end <= table <= length or rest or images < samples:
+        raise damaged
+    return Head(
+        path, said, class_names, beginning + descriptors, int(header["page_size"]), samples, images, tables_end, table,
+        handlers, sample_type, identity(stat),
+    )  # fmt: skip
+
+
+def _handlers(path, descriptors):
+    """FFCV's fields by name; those that training needs must be there."""
+    try:
+        names = [decode_null_terminated_string(one["name"]) for one in descriptors]
+        handlers = dict(zip(names, get_handlers(descriptors), strict=True))
+    except Exception as error:  # FFCV's fields read their arguments unchecked: whatever they raise
+        raise UserError(f"{path}: not a readable .beton file ({error!a}); write it again") from error
+    if not isinstance(handlers.get("image"), RGBImageField) or not isinstance(handlers.get("label"), IntField):
+        found = ", ".join(name if name.isprintable() else ascii(name) for name in names)
+        raise UserError(f"{path}: needs an RGB field `image` and an integer field `label`, has: {found}")
+    if len(handlers) != len(names) or None in handlers.values():
+        raise UserError(f"{path}: its fields are not all known and of different names; write it again")
+    return handlers
+
+
+def read_tables(head: Head, metadata: np.ndarray) -> np.ndarray:
+    """Fills in the samples' metadata and returns the allocation table, by place."""
+    digest = xxhash.xxh64(head.header)
+    with open(head.path, "rb") as file:
+        file.seek(len(head.header))
+        if file.readinto(metadata.view(np.uint8)) != metadata.nbytes:
+            raise UserError(f"{head.path}: was cut while it was read; write or copy it again")
+        digest.update(metadata.view(np.uint8))
+        file.seek(head.allocations)
+        table = np.fromfile(file, ALLOC_TABLE_TYPE, head.images)
+        changed = identity(os.fstat(file.fileno())) != head.identity
+    digest.update(table.view(np.uint8))
+    if changed or len(table) != head.images:
+        raise UserError(f"{head.path}: changed while it was read; write or copy it again")
+    if head.sidecar.get("index_xxh64", digest.hexdigest()) != digest.hexdigest():
+        raise UserError(f"{head.path}: header or tables are not those that were written; write or copy it again")
+    if (table["ptr"][1:] < table["ptr"][:-1]).any():
+        table = table[np.argsort(table["ptr"], kind="stable")]
+    return table
+
+
+def checksum_file(head: Head) -> Path:
+    """The file of checksums. Raises UserError where x.json says that there is one, and there is none."""
+    path = head.path.with_suffix(".xxh64")
+    if "checksums_xxh64" in head.sidecar and not path.exists():
+        raise UserError(f"{path}: no such file, but {sidecar(head.path)} says that it belongs to it; copy it too")
+    return path
+
+
+def read_checksums(head: Head) -> np.ndarray:
+    """XXH64 of each stored image, by place (uint64)."""
+    path = checksum_file(head)
+    read = path.read_bytes()
+    expected = head.sidecar.get("checksums_xxh64")
+    if len(read) != 8 * head.images or expected not in (None, xxhash.xxh64_hexdigest(read)):
+        raise UserError(f"{path}: not the checksums of {head.path}; write or copy both again")
+    return np.frombuffer(read, "<u8")

@@ -1,0 +1,108 @@
+"""The index of a data set: what its .beton says of every sample, as arrays. Read from one file, or from shards as one.
+
+Stock FFCV's loader keeps Python dictionaries with an entry per sample and knows one file. Here the shards' bytes lie
+one behind the other, each shard at the next multiple of the page size, and every place is one in that row; a sample's
+number goes on from shard to shard.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from ffcv.fields import RGBImageField
+
+from ffcv_ops.storage import beton_file, validate
+from ffcv_ops.storage.shards import check_shards, files_of
+
+
+class File(NamedTuple):
+    """One .beton of a data set: where its first byte lies in the row of all, and what would tell a changed file."""
+
+    path: Path
+    start: int
+    samples: int
+    identity: tuple[int, ...]
+
+
+class Index(NamedTuple):
+    """All that is known of a data set but for the pixels. FFCV's loader takes it for its reader."""
+
+    path: Path  # as it was asked for, perhaps a pattern
+    files: tuple[File, ...]
+    page_size: int
+    handlers: dict  # FFCV's field by name, in the file's order
+    metadata: np.ndarray  # a record per sample; of an image: mode, width, height, data_ptr
+    places: np.ndarray  # of the stored images, rising; uint64
+    sizes: np.ndarray  # of the stored images, bytes; uint32
+    checksums: np.ndarray | None  # XXH64 of the stored images, uint64; None unless every file has them
+    class_names: tuple[str, ...] | None
+
+    @property
+    def field_names(self) -> list[str]:
+        return list(self.handlers)
+
+
+class DatasetInfo(NamedTuple):
+    """A checked data set: its path, number of samples and classes, class names where a sidecar has them, and its image
+    fields from the largest to the smallest: ("image",) or a pyramid, ("image", "image_256", "image_160")."""
+
+    path: Path
+    samples: int
+    classes: int
+    class_names: tuple[str, ...] | None
+    levels: tuple[str, ...] = ("image",)
+
+
+def describe(path: Path | str) -> DatasetInfo:
+    """What a .beton, or the shards that match a pattern, hold. The image fields are `image` and perhaps smaller levels
+    of it, the label is `label`. Raises UserError with one clear line."""
+    index = open_index(path)
+    classes = max(int(column(index, "label").max()) + 1, len(index.class_names or ()))
+    return DatasetInfo(index.path, len(index.metadata), classes, index.class_names, levels_of(index))
+
+
+def column(index: Index, field: str) -> np.ndarray:
+    """The metadata of one field of all samples: for images mode, width, height and data_ptr."""
+    return index.metadata[index.metadata.dtype.names[index.field_names.index(field)]]
+
+
+def pages_of(image: np.ndarray, page_size: int) -> np.ndarray:
+    """The page in which each image lies (an image never crosses a page's end), from the metadata of its field."""
+    return image["data_ptr"] // np.uint64(page_size)
+
+
+def levels_of(index: Index) -> tuple[str, ...]:
+    """`image` and the RGB fields that are named as smaller levels of it, `image_256`: largest first."""
+    return validate.levels(index.handlers)
+
+
+def open_index(path: Path | str) -> Index:
+    """The index of a .beton, or of all shards that match a pattern: data/in21k_train-*.beton. All that the files and
+    what lies beside them say is held against each other before. Raises UserError with one line."""
+    heads = [beton_file.read_head(file) for file in files_of(path)]
+    if "*" in str(path):
+        check_shards(path, heads)
+    first = heads[0]
+    metadata = np.empty(sum(head.samples for head in heads), first.sample_type)
+    images = sum(head.images for head in heads)
+    places, sizes = np.empty(images, np.uint64), np.empty(images, np.uint32)
+    has_checksums = all([beton_file.checksum_file(head).exists() for head in heads])
+    checksums = np.empty(images, np.uint64) if has_checksums else None
+    files, start, sample, image = [], 0, 0, 0
+    for head in heads:
+        own_samples, own_images = slice(sample, sample + head.samples), slice(image, image + head.images)
+        records = metadata[own_samples]
+        table = beton_file.read_tables(head, records)
+        validate.check(head, records, table)
+        places[own_images], sizes[own_images] = table["ptr"] + np.uint64(start), table["size"]
+        if checksums is not None:
+            checksums[own_images] = beton_file.read_checksums(head)
+        for field, name in zip(head.handlers.values(), metadata.dtype.names, strict=True):
+            if isinstance(field, RGBImageField):
+                records[name]["data_ptr"] += np.uint64(start)
+        files.append(File(head.path, start, head.samples, head.identity))
+        start += -(-head.length // head.page_size) * head.page_size
+        sample, image = own_samples.stop, own_images.stop
+    return Index(
+        Path(path), tuple(files), first.page_size, first.handlers, metadata, places, sizes, checksums, first.class_names
+    )

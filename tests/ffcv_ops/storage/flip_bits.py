@@ -1,0 +1,81 @@
+"""What the loader makes of a .beton of which one bit after the other is flipped, in a process that may die of it.
+
+    python flip_bits.py FILE.beton CACHE LEAST [BEGIN:END:STEP ...]     # bits of the file; CACHE: os or process
+
+CACHE and LEAST are data.cache and stage.least_downscale (0: none). A line for each bit: its number and `refused`,
+`same`, or the numbers of the samples whose pixels are others.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ffcv_ops.errors import UserError
+from ffcv_ops.loader import train_loader
+from ffcv_ops.storage.index import describe
+
+
+@dataclass
+class Stage:
+    name: str = "flipped"
+    resolution: int = 24
+    batch: int = 1
+    crop: str = "src"
+    rrc_scale: tuple = (1.0, 1.0)
+    interpolation: str = "bicubic"
+    least_downscale: float | None = None
+    flip: float = 0.0
+    augment: str = "none"
+    three_ops: tuple = ()
+    rand_config: str = "rand-m9-mstd0.5-inc1"
+    jitter: float | None = None
+    erasing: float = 0.0
+    erasing_mode: str = "pixel"
+    repeats: int = 1
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_chunk: int = 1
+    eval_crop: float = 1.0
+
+
+def images_of(path, stage, cache):
+    """The images of an epoch, by sample: uint8 [samples, size, size, 3]."""
+    samples = describe(path).samples
+    stage.batch = samples
+    batches = train_loader(path, samples, stage, seed=0, workers=1, cache=cache)
+    ((images, _),) = batches.epoch(0)
+    shown = np.empty(images.shape, np.uint8)
+    shown[batches.of_epoch(0) % samples] = images.numpy()
+    return shown
+
+
+def flip(path, bit):
+    with open(path, "r+b") as file:
+        file.seek(bit // 8)
+        byte = file.read(1)[0]
+        file.seek(bit // 8)
+        file.write(bytes([byte ^ 1 << bit % 8]))
+
+
+def main(path, cache, least, *parts):
+    path, stage = Path(path), Stage(least_downscale=float(least) or None)
+    whole = images_of(path, stage, cache)
+    for part in parts:
+        for bit in range(*map(int, part.split(":"))):
+            print(bit, end=" ", flush=True)
+            flip(path, bit)
+            try:
+                shown = images_of(path, stage, cache)
+            except UserError as error:
+                assert str(error).isprintable(), error
+                print("refused")
+            else:
+                others = [k for k in range(len(shown)) if k >= len(whole) or not np.array_equal(shown[k], whole[k])]
+                print(*others if others or len(shown) < len(whole) else ["same"])
+            flip(path, bit)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,169 @@
+"""Single bits of .beton files, with what belongs beside them and without: no crash, no pixels but a JPEG's own."""
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ffcv.fields import IntField, RGBImageField
+from ffcv.reader import Reader
+from ffcv.types import ALLOC_TABLE_TYPE, FieldDescType, HeaderType
+from ffcv.writer import DatasetWriter
+
+from ffcv_ops.errors import UserError
+from ffcv_ops.loader import train_loader
+from ffcv_ops.storage.index import open_index
+from tests.ffcv_ops.storage.flip_bits import Stage
+from tools.verify import verify
+
+ROOT = Path(__file__).resolve().parents[3]
+SAMPLES = 3
+
+pytestmark = pytest.mark.timeout(280)
+
+
+@pytest.fixture
+def stock(tmp_path, tiles):
+    """stock(mode, page_size) writes a few tiles with FFCV's writer."""
+
+    def stock(mode, page_size=2**21, images=tiles[:SAMPLES]):
+        fields = {"image": RGBImageField(write_mode=mode, jpeg_quality=90), "label": IntField()}
+        path = tmp_path / "stock.beton"
+        samples = [(image, number) for number, image in enumerate(images)]
+        DatasetWriter(str(path), fields, num_workers=1, page_size=page_size).from_indexed_dataset(samples)
+        return path
+
+    return stock
+
+
+def bits(begin, count, step=1):
+    return f"{8 * begin}:{8 * (begin + count)}:{step}"
+
+
+def parts_of(path):
+    """Where the bytes lie: (begin, count) of header, names of fields, metadata, allocation table, images."""
+    reader = Reader(str(path))
+    descriptors = HeaderType.itemsize, reader.num_fields * FieldDescType.itemsize
+    table = int(reader.header["alloc_table_ptr"])
+    names = [(descriptors[0] + k * FieldDescType.itemsize, 17) for k in range(reader.num_fields)]
+    images = [(int(place), int(size)) for _, place, size in reader.alloc_table]
+    metadata = sum(descriptors), reader.metadata.nbytes
+    return [(0, HeaderType.itemsize)], names, [metadata], [(table, path.stat().st_size - table)], images
+
+
+def flipped(path, parts, cache, least=0.0):
+    """What became of each bit: {bit: words}."""
+    words = [sys.executable, "-m", "tests.ffcv_ops.storage.flip_bits", str(path), cache, str(least), *parts]
+    ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=270)
+    assert ended.returncode == 0, f"status {ended.returncode} at bit {ended.stdout.splitlines()[-1:]}: {ended.stderr}"
+    return {int(line.split()[0]): line.split()[1:] for line in ended.stdout.splitlines()}
+
+
+CACHES = pytest.mark.parametrize("cache", ["os", "process"])
+
+
+@CACHES
+@pytest.mark.parametrize("mode", ["jpg", "raw"])
+def test_without_checksums(stock, mode, cache):
+    """A file of stock FFCV: every bit of header, metadata and table, and of the names and kinds of the fields."""
+    path = stock(mode)
+    header, names, metadata, table, _ = parts_of(path)
+    found = flipped(path, [bits(*part) for part in (*header, *names, *metadata, *table)], cache)
+    assert set(map(tuple, found.values())) == {("refused",), ("same",)}
+    assert all(found[bit] == ["refused"] for bit in range(8 * HeaderType.itemsize))
+    kinds = Counter(map(" ".join, found.values()))
+    assert kinds["same"] < 0.35 * len(found)  # labels, filling, sizes of a page's last JPEG
+
+
+@CACHES
+def test_a_pyramid_without_checksums(tmp_path, encoded_levels, write_beton, cache):
+    """Levels that are read as such, of files that have lost what belongs beside them."""
+    path = write_beton(tmp_path / "x.beton", encoded_levels[:SAMPLES])
+    for ending in (".json", ".xxh64", ".files.txt"):
+        path.with_suffix(ending).unlink()
+    header, _, metadata, table, _ = parts_of(path)
+    least = 1.2 if cache == "os" else 0.0  # the other holds one level
+    found = flipped(path, [bits(*part) for part in (*header, *metadata, *table)], cache, least)
+    assert set(map(tuple, found.values())) == {("refused",), ("same",)}
+
+
+@CACHES
+def test_with_checksums_every_bit_is_noticed(tmp_path, encoded, write_beton, cache):
+    path = write_beton(tmp_path / "x.beton", encoded[:SAMPLES])
+    header, names, metadata, table, images = parts_of(path)
+    parts = [bits(*part) for part in (*header, *names, *metadata, *table)] + [bits(*part, 61) for part in images]
+    assert {tuple(words) for words in flipped(path, parts, cache).values()} == {("refused",)}
+
+
+@CACHES
+def test_bits_of_a_jpeg_without_checksums(stock, cache):
+    """The decoder notices some; the others change the pixels of that image alone."""
+    path = stock("jpg")
+    *_, images = parts_of(path)
+    for begin, count in images:
+        sample = int(np.flatnonzero(Reader(str(path)).metadata["f0"]["data_ptr"] == begin)[0])
+        found = flipped(path, [bits(begin, count, 61)], cache)
+        assert {tuple(words) for words in found.values()} <= {("refused",), ("same",), (str(sample),)}
+
+
+# --- more than a bit ------------------------------------------------------------------------------------------------
+
+
+def change(path, dtype, at, **values):
+    data = np.fromfile(path, np.uint8)
+    record = data[at : at + dtype.itemsize].view(dtype)
+    for name, value in values.items():
+        record[name] = value
+    data.tofile(path)
+
+
+@pytest.mark.parametrize("page_size", [2**20, 2**21, 2**23, 2**31, 3 * 2**20])
+def test_another_page_size(stock, page_size):
+    path = stock("jpg", page_size=2**22)
+    change(path, HeaderType, 0, page_size=page_size)
+    with pytest.raises(UserError, match=r"damaged: (a page size of|images begin at byte)") as caught:
+        open_index(path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="damaged"):
+        verify(path, workers=1)
+
+
+@CACHES
+def test_an_image_that_is_longer_than_a_page(stock, cache):
+    """900 x 900 raw pixels in pages of 2 MiB: FFCV's allocator refuses them, files of other writers may have them."""
+    noise = np.random.default_rng(0)
+    path = stock("raw", 2**22, [noise.integers(0, 256, (900, 900, 3), dtype=np.uint8)])
+    reader, data = Reader(str(path)), np.fromfile(path, np.uint8)
+    data = np.concatenate([data[: 2**21], data[2**22 :]])  # the image begins at the first page of the new size
+    header, start = data[: HeaderType.itemsize].view(HeaderType), HeaderType.itemsize + 2 * FieldDescType.itemsize
+    header["page_size"] = 2**21
+    header["alloc_table_ptr"] -= 2**21
+    data[start : start + reader.metadata.nbytes].view(reader.metadata.dtype)["f0"]["data_ptr"] = 2**21
+    data[-ALLOC_TABLE_TYPE.itemsize :].view(ALLOC_TABLE_TYPE)["ptr"] = 2**21
+    data.tofile(path)
+    with pytest.raises(UserError, match="does not lie within one page of 2097152 bytes"):
+        train_loader(path, 1, Stage(), seed=0, cache=cache)
+
+
+def test_two_samples_that_change_places(stock):
+    """Their numbers in the allocation table tell it."""
+    path = stock("jpg")
+    reader = Reader(str(path))
+    start, size = HeaderType.itemsize + 2 * FieldDescType.itemsize, reader.metadata.dtype.itemsize
+    data = np.fromfile(path, np.uint8)
+    one, two = data[start : start + size].copy(), data[start + size : start + 2 * size].copy()
+    data[start : start + size], data[start + size : start + 2 * size] = two, one
+    data.tofile(path)
+    with pytest.raises(UserError, match="2 of 3 entries are damaged, the first is sample 0"):
+        open_index(path)
+
+
+def test_images_that_overlap(stock):
+    path = stock("jpg")
+    table = int(Reader(str(path)).header["alloc_table_ptr"])
+    size = int(Reader(str(path)).alloc_table["size"][0])
+    change(path, ALLOC_TABLE_TYPE, table, size=size + 1)
+    with pytest.raises(UserError, match="overlap"):
+        open_index(path)
