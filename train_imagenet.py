@@ -173,16 +173,13 @@ def prepare(run: Run, stage: Stage) -> None:
     """What the stage needs on this machine: micro-batch, loaders, compiled code, the model in DDP or sharded."""
     recipe, ranks, config = run.recipe, run.ranks, stage.config
     data = recipe.data
-    placement = {
-        "rank": ranks.rank, "world": ranks.world, "workers": data.workers, "device": ranks.device, "cache": data.cache,
-    }  # fmt: skip
     train, val, _ = run.datasets[config.data]
     train_batches = train_loader(
-        train.path, train.samples, config, seed=stage.seed, shuffle_pages=data.shuffle_pages,
-        bad_limit=data.bad_limit if data.on_bad_sample == "replace" else None, **placement,
+        train.path, train.samples, config, seed=stage.seed, placement=run.placement, shuffle_pages=data.shuffle_pages,
+        bad_limit=data.bad_limit if data.on_bad_sample == "replace" else None,
     )  # fmt: skip
     stage.micro_batch_size = micro_batch.find(run, stage, forward_backward)  # before the loader takes its memory
-    val_batches = eval_loader(val.path, val.samples, config, batch=eval_batch_size(run, stage), **placement)
+    val_batches = eval_loader(val.path, val.samples, config, batch=eval_batch_size(run, stage), placement=run.placement)
     if recipe.speed.compile:
         compiling.compile_stage(run, stage, forward_backward, say=run.log.say)
     parallel.distribute(run, stage)
@@ -197,11 +194,11 @@ def eval_batch_size(run: Run, stage: Stage) -> int:
 
 def count_bad_samples(run: Run, stage: Stage) -> int:
     """How many stored images of the epoch could not be decoded and were replaced, in all ranks; says so."""
-    bad = stage.train_loader.bad
-    count = distributed.all_reduce_total(bad.replaced, run.ranks.device)
+    corrupt = stage.train_loader.corrupt_samples
+    count = distributed.all_reduce_total(corrupt.replaced, run.ranks.device)
     if count:
         path = run.datasets[stage.config.data].train.path
-        run.log.say(f"{path}: bad samples replaced: {count}; in this rank {bad.worst()}")
+        run.log.say(f"{path}: bad samples replaced: {count}; in this rank {corrupt.most_frequent()}")
     return count
 
 

@@ -34,8 +34,7 @@ from conversion.shards import Part, automatic, beside, parts_of
 from conversion.sources import open_source, output_name
 from conversion.split import with_val
 from conversion.unfinished import noted
-from conversion.workers import available_cores
-from ffcv_ops import native
+from ffcv_ops import host, native
 
 FOLDER_PAGE_SIZE = 2**23  # FFCV's default, and the most that one stored image may take
 PHOTOS_PAGE_SIZE = 2**21  # the least, for a file of a few MB
@@ -96,7 +95,7 @@ def main():
     sections = {"data": DataKeys, "image": ImageKeys, "plan": PlanKeys}
     flags, given = keys.parse(__doc__, sections, {}, OPTIONS)
     data = keys.build(DataKeys, keys.of_section(given, "data"), "--data.")
-    workers = available_cores() if data.workers == "auto" else data.workers
+    workers = host.usable_cores() if data.workers == "auto" else data.workers
     if flags.verify:
         from tools.verify import verify  # decodes as the loader does, which takes seconds to import
 

@@ -18,7 +18,8 @@ from bench import corpus, report
 from config.recipe import BASE_RECIPE, load_recipe
 from ffcv_ops.compiled import kernel
 from ffcv_ops.errors import exits_cleanly
-from ffcv_ops.loader import Loader, train_loader
+from ffcv_ops.loader import Placement, train_loader
+from ffcv_ops.prefetch import Loader
 from ffcv_ops.storage.checksum import xxh64
 from ffcv_ops.storage.index import describe
 
@@ -32,7 +33,8 @@ def epochs_of(path: Path, crop: str, resolution: int) -> dict[str, Loader]:
         load_recipe(BASE_RECIPE).stages[0], crop=crop, resolution=resolution, batch=BATCH, mix_chunk=BATCH, repeats=1
     )
     made = {
-        name: train_loader(path, describe(path).samples, stage, seed=0, workers=1) for name in ("checked", "unchecked")
+        name: train_loader(path, describe(path).samples, stage, seed=0, placement=Placement(workers=1))
+        for name in ("checked", "unchecked")
     }
     assert made["checked"].decoder.index.checksums is not None
     made["unchecked"].decoder.index = made["unchecked"].decoder.index._replace(checksums=None)

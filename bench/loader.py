@@ -23,6 +23,7 @@ from bench.command import chosen, say
 from bench.contender import Contender, Failed
 from bench.peers import CONTENDERS, Unavailable, is_peer, takes_part
 from bench.tasks import EVERY
+from ffcv_ops import host
 from ffcv_ops.errors import UserError, exits_cleanly
 
 LEAST_BATCHES = 2  # of an epoch, for each core; a shorter one would measure how it starts
@@ -63,7 +64,7 @@ def start(name, options):
     logs = options.corpus / "logs"
     logs.mkdir(exist_ok=True)
     log = logs / f"{name}.log"
-    return Contender(name, options.corpus, batch=options.batch, workers=machine.cores(), log=log)
+    return Contender(name, options.corpus, batch=options.batch, workers=host.usable_cores(), log=log)
 
 
 def measure(options):
@@ -104,10 +105,12 @@ def measure_task(contest, task, options):
     names = [name for name in contest.processes if takes_part(name, EVERY[task])]
 
     def prepare(name):
-        return contest.attempt(name, task, lambda process: (process.prepare(task), process.seconds(machine.cores())))
+        return contest.attempt(
+            name, task, lambda process: (process.prepare(task), process.seconds(host.usable_cores()))
+        )
 
     say(f"{task}: preparing {', '.join(names)}")
-    with ThreadPoolExecutor(machine.cores()) as pool:
+    with ThreadPoolExecutor(host.usable_cores()) as pool:
         try:
             prepared = list(pool.map(prepare, names))
         except KeyboardInterrupt:
@@ -118,7 +121,7 @@ def measure_task(contest, task, options):
         for name in running:
             contest.sheets.append(options.corpus / f"sheet_{task}_{name}.npy")
             contest.attempt(name, task, lambda process: process.save_first(8, contest.sheets[-1]))
-    counts = dict.fromkeys(running, machine.cores())
+    counts = dict.fromkeys(running, host.usable_cores())
     for turn in range(options.repeats + 1):  # the first one is short and tells how long an epoch must be
         order = collections.deque(running)
         order.rotate(-turn)
@@ -153,7 +156,7 @@ def ratio_rows(task, rates):
 
 def epoch_batches(wanted: float) -> int:
     """About `wanted`, as many for each core, so that none is idle in the end."""
-    return max(round(wanted / machine.cores()), LEAST_BATCHES) * machine.cores()
+    return max(round(wanted / host.usable_cores()), LEAST_BATCHES) * host.usable_cores()
 
 
 def start_rows(name, options, failures):

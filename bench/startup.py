@@ -70,16 +70,16 @@ def ours(path: Path) -> dict[str, float]:
     """Seconds of each step."""
     clock = Clock()
     from config.recipe import BASE_RECIPE, load_recipe
-    from ffcv_ops.loader import train_loader
+    from ffcv_ops.loader import Placement, train_loader
     from ffcv_ops.storage.index import describe
 
     stage = load_recipe(BASE_RECIPE).stages[0]
     clock("import")
     data = describe(path)
     clock("describe")
-    batches = train_loader(path, data.samples, stage, seed=0, rank=0, world=64, workers=1)
+    batches = train_loader(path, data.samples, stage, seed=0, placement=Placement(rank=0, world=64, workers=1))
     clock("loader")
-    order = batches.of_epoch(0)
+    order = batches.sample_ids(0)
     clock("order")
     assert len(order) == len(batches) * batches.batch_size
     return clock.seconds

@@ -21,8 +21,9 @@ from pathlib import Path
 
 import psutil
 
-from bench import corpus, machine, report
+from bench import corpus, report
 from bench.writers import TASKS, WRITERS
+from ffcv_ops import host
 from ffcv_ops.errors import UserError, exits_cleanly
 
 IMAGES = 4000  # that differ; the rest are other names of them, since making an image takes longer than converting it
@@ -118,7 +119,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--images", type=int, default=16_000)
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--workers", type=int, default=machine.cores())
+    parser.add_argument("--workers", type=int, default=host.usable_cores())
     parser.add_argument("--quick", action="store_true", help="200 images, one turn")
     parser.add_argument("--json", type=Path, help="write the results here too")
     options = parser.parse_args()

@@ -27,7 +27,7 @@ from conversion import beton
 from conversion.encode import Refused, encode_all, encode_item, stored_bytes
 from conversion.progress import progress
 from conversion.sources import Source
-from conversion.workers import available_cores
+from ffcv_ops import host
 from ffcv_ops.errors import UserError
 
 CANDIDATES = (  # changes of the --image keys
@@ -83,7 +83,7 @@ def plan(source: Source, image, stage, keys: PlanKeys, *, out: Path, given: dict
     where the files would go; given: the command line's keys and their texts."""
     disk = free_bytes(out.parent) if keys.disk == "auto" else bytes_of(keys.disk, "plan.disk")
     read = bytes_of(keys.read, "plan.read")
-    cores = available_cores() if keys.cores == "auto" else keys.cores
+    cores = host.usable_cores() if keys.cores == "auto" else keys.cores
     counts = [len(split.items) for split in source.splits.values()]
     samples = sum(counts)
     rows = measured(source, image, stage, images=keys.images, page_size=page_size)
@@ -201,10 +201,10 @@ def _measure(source, image, changes, items, stage, folder, page_size):
 
 def _loading(path, samples, stage, changes) -> float:
     """Images in a second of the training loader's processor time, after an epoch that is not timed."""
-    from ffcv_ops.loader import train_loader  # torch and FFCV take seconds
+    from ffcv_ops.loader import Placement, train_loader  # torch and FFCV take seconds
 
     stage = dataclasses.replace(stage, batch=min(BATCH, samples), repeats=1, mixup=0.0, cutmix=0.0, **changes)
-    loader = train_loader(path, samples, stage, seed=0, workers=1)
+    loader = train_loader(path, samples, stage, seed=0, placement=Placement(workers=1))
     for _ in loader.epoch(0):
         pass
     began, seen = time.process_time(), 0

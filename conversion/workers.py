@@ -127,10 +127,6 @@ def encoded(items: Sequence, encode, *, workers: int, parts: Sequence[range] | N
             worker.end()
 
 
-def available_cores() -> int:
-    return len(os.sched_getaffinity(0))
-
-
 def _send(connection, message):
     images = []
     head = pickle.dumps(message, protocol=5, buffer_callback=lambda image: images.append(image.raw()))

@@ -1,10 +1,12 @@
-"""What this process may use of the machine: cores, memory, disks. Linux only, the standard library only.
+"""The machine, and what this process may use of it: cores, memory, disks. Linux only, the standard library only.
 
 A container or a batch job has less than the machine: its affinity mask and control groups say so.
 """
 
+import importlib.metadata
 import mmap
 import os
+import platform
 import time
 from pathlib import Path
 
@@ -16,6 +18,34 @@ def cores() -> tuple[int, float | None]:
     """Cores that this process may run on, and the control group's limit in cores (None: none)."""
     quotas = [_quota(folder) for folder in _groups("cpu")]
     return len(os.sched_getaffinity(0)), min((quota for quota in quotas if quota), default=None)
+
+
+def usable_cores() -> int:
+    """Cores that this process can keep busy: as many as it may run on, or its control group lets it use."""
+    allowed, limit = cores()
+    return allowed if limit is None else max(min(allowed, int(limit)), 1)
+
+
+def cores_per_process() -> int:
+    """This process's share of the usable cores, where torchrun or Slurm started several on this machine."""
+    return max(usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
+
+
+def processor() -> str:
+    """Its name; platform.processor() is empty on most Linux machines."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def versions(packages) -> dict[str, str]:
+    """Versions of those of the packages that are installed."""
+    found = {}
+    for name in packages:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def memory() -> tuple[int, int, int | None]:

@@ -1,4 +1,4 @@
-"""The order of an epoch: which image is shown when, as draw ids, and which part of each batch a rank takes.
+"""The order of an epoch: which image is shown when, as sample ids, and which part of each batch a rank takes.
 
 Everything is a function of (seed, epoch, number of samples, repeats, batch, chunk). The number of ranks only cuts the
 same global batches, so step k sees the same images on one GPU and on sixty-four.
@@ -12,7 +12,7 @@ from ffcv_ops import rng
 from ffcv_ops.compiled import kernel
 from ffcv_ops.rng import RandomKey
 
-_ROUND = 256  # repeated augmentation keeps a multiple of 256 showings (official code, samplers.py)
+_ROUND = 256  # repeated augmentation keeps a multiple of 256 samples (official code, samplers.py)
 
 
 @kernel
@@ -23,14 +23,14 @@ def _sort_keys(seed, epoch, n, stream):
     return keys
 
 
-class Windows(NamedTuple):
+class PageWindows(NamedTuple):
     """Shuffling in parts, for files larger than memory: at any time only `at_once` pages of the file are needed."""
 
     page_of: np.ndarray  # each sample's page in the file, integers [num_samples]
     at_once: int
 
 
-def shuffled(num_samples: int, *, seed: int, epoch: int, windows: Windows | None = None) -> np.ndarray:
+def shuffled(num_samples: int, *, seed: int, epoch: int, windows: PageWindows | None = None) -> np.ndarray:
     """A permutation of 0..num_samples-1 (int64): the images sorted by a hash of (seed, epoch, image).
 
     With `windows` the pages are shuffled and cut into windows of `at_once`, and only images of one window are shuffled
@@ -45,52 +45,55 @@ def shuffled(num_samples: int, *, seed: int, epoch: int, windows: Windows | None
     return np.lexsort((keys, place[page_number] // windows.at_once))
 
 
-def draw_ids(indices: np.ndarray, *, num_samples: int, epoch: int, copy, repeats: int) -> np.ndarray:
-    """Draw ids of showings: the image is `draw % num_samples`, epoch and copy are in the quotient."""
+def sample_ids(indices: np.ndarray, *, num_samples: int, epoch: int, copy, repeats: int) -> np.ndarray:
+    """The image is `sample_id % num_samples`, epoch and copy are in the quotient."""
     return (epoch * repeats + np.asarray(copy, np.int64)) * num_samples + indices
 
 
 def epoch_length(num_samples: int, *, repeats: int) -> int:
-    """Showings in a training epoch: all images, or with repeats a multiple of 256 where there are that many."""
+    """Samples of a training epoch: all images, or with repeats a multiple of 256 where there are that many."""
     return num_samples if repeats == 1 else num_samples // _ROUND * _ROUND or num_samples
 
 
-def showings(num_samples: int, *, seed: int, epoch: int, repeats: int, windows: Windows | None = None) -> np.ndarray:
-    """All draw ids of a training epoch in the order of the official samplers.
+def epoch_sample_ids(
+    num_samples: int, *, seed: int, epoch: int, repeats: int, windows: PageWindows | None = None
+) -> np.ndarray:
+    """All sample ids of a training epoch in the order of the official samplers.
 
     With repeats > 1 this is repeated augmentation: every image of the shuffle `repeats` times in a row, cut after
-    about num_samples showings (rounded down to a multiple of 256, where there are that many). An epoch then shows
+    about num_samples samples (rounded down to a multiple of 256, where there are that many). An epoch then shows
     about 1 / repeats of the images.
     """
     length = epoch_length(num_samples, repeats=repeats)
     order = shuffled(num_samples, seed=seed, epoch=epoch, windows=windows)[: -(-length // repeats)]
-    ids = draw_ids(
+    ids = sample_ids(
         order[:, None], num_samples=num_samples, epoch=epoch, copy=np.arange(repeats)[None, :], repeats=repeats
     )
     return ids.reshape(-1)[:length]
 
 
-def replacement(draw: int, *, seed: int, num_samples: int) -> int:
-    """What is shown in place of a draw whose image is bad: any image, in the same epoch and copy. Follows from the draw
-    alone, so it is the same on any number of workers and ranks, and after a restart."""
-    return int(draw - draw % num_samples + rng.uniform_int(RandomKey(seed, draw), rng.REPLACEMENT, num_samples))
+def replacement(sample_id: int, *, seed: int, num_samples: int) -> int:
+    """What is shown in place of a sample whose image is corrupt: any image, in the same epoch and copy. Follows from
+    the sample id alone, so it is the same on any number of workers and ranks, and after a restart."""
+    image = rng.uniform_int(RandomKey(seed, sample_id), rng.REPLACEMENT, num_samples)
+    return int(sample_id - sample_id % num_samples + image)
 
 
 def smaller_batch(stage, num_samples: int) -> str:
     """Options for a data set that does not fill one of the stage's batches: the largest power of two with which an
     epoch has ten steps. What is trained with them is another recipe, so nothing chooses them silently."""
-    showings = epoch_length(num_samples, repeats=stage.repeats)
-    batch = 1 << max(showings // 10, min(2, showings)).bit_length() - 1
+    length = epoch_length(num_samples, repeats=stage.repeats)
+    batch = 1 << max(length // 10, min(2, length)).bit_length() - 1
     chunk = f" --stage.mix_chunk={batch}" if (stage.mixup or stage.cutmix) and batch % stage.mix_chunk else ""
     return f"--stage.batch={batch}{chunk}"
 
 
 def arrange(ids: np.ndarray, *, batch: int, chunk: int) -> np.ndarray:
-    """Puts showings into the order in which the global batches hold them; incomplete last batch dropped.
+    """Puts sample ids into the order in which the global batches hold them; incomplete last batch dropped.
 
-    The official code runs batch / chunk processes; process c takes every (batch / chunk)-th showing and mixes the
+    The official code runs batch / chunk processes; process c takes every (batch / chunk)-th sample and mixes the
     i-th of its batch with the i-th from the end. Here each batch is chunk after chunk, and a chunk is laid out as
-    [0, C-1, 1, C-2, ...]: mixing partners are neighbours (p and p ^ 1), so every even slice of a batch, on whatever
+    [0, C-1, 1, C-2, ...]: mixing partners are neighbors (p and p ^ 1), so every even slice of a batch, on whatever
     rank or in whatever micro-batch, holds whole pairs, and the result does not depend on the split.
     """
     steps = len(ids) // batch
@@ -102,7 +105,7 @@ def arrange(ids: np.ndarray, *, batch: int, chunk: int) -> np.ndarray:
 
 
 def rank_share(ids: np.ndarray, *, batch: int, rank: int, world: int) -> np.ndarray:
-    """Rank `rank` of `world`'s contiguous share of each global batch of `batch` showings."""
+    """Rank `rank` of `world`'s contiguous share of each global batch of `batch` samples."""
     return ids.reshape(-1, world, batch // world)[:, rank].reshape(-1)
 
 

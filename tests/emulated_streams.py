@@ -17,7 +17,7 @@ from ffcv.pipeline.allocation_query import AllocationQuery
 from ffcv.pipeline.graph import Graph
 from ffcv.transforms import ToDevice
 
-from ffcv_ops import loader
+from ffcv_ops import prefetch
 
 CUDA = SimpleNamespace(type="cuda")  # what a loader asks of its torch.device
 _of_this_thread = threading.local()
@@ -94,7 +94,7 @@ def install(monkeypatch):
     monkeypatch.setattr(epoch_iterator, "IS_CUDA", True)
     cuda = SimpleNamespace(Stream=Stream, Event=Event, current_stream=current_stream, stream=_stream)
     monkeypatch.setattr(epoch_iterator, "ch", SimpleNamespace(cuda=cuda))
-    monkeypatch.setattr(loader, "ToDevice", _Upload)
+    monkeypatch.setattr(prefetch, "ToDevice", _Upload)
     given, allocate = {}, Graph.allocate_memory
 
     def allocate_memory(graph, batch, slots):

@@ -12,7 +12,7 @@ import torch
 
 import train_imagenet
 from config.recipe import load_recipe
-from ffcv_ops.loader import train_loader
+from ffcv_ops.loader import Placement, train_loader
 from training import checkpoint, log
 from training.distributed import stop
 from training.loss_history import LossHistory
@@ -163,9 +163,9 @@ def test_the_order_after_a_resumption_is_that_of_any_number_of_ranks(pages, jpg_
     stage = load_recipe(ROOT / "recipes" / "smoke.yaml", {"stage.batch": "8", "stage.mix_chunk": "4"}).stages[0]
 
     def order_of(world):
-        loaders = [train_loader(jpg_beton, 96, stage, seed=1, rank=rank, world=world, workers=1, shuffle_pages=pages)
-                   for rank in range(world)]  # fmt: skip
-        shares = [loader.of_epoch(3).reshape(-1, 8 // world) for loader in loaders]
+        places = [Placement(rank=rank, world=world, workers=1) for rank in range(world)]
+        loaders = [train_loader(jpg_beton, 96, stage, seed=1, placement=place, shuffle_pages=pages) for place in places]
+        shares = [loader.sample_ids(3).reshape(-1, 8 // world) for loader in loaders]
         return np.concatenate(shares, axis=1)
 
     whole = order_of(1)

@@ -21,7 +21,7 @@ import train_imagenet
 from config.recipe import load_recipe
 from ffcv_ops.errors import UserError
 from ffcv_ops.files import locked
-from ffcv_ops.loader import eval_loader, train_loader
+from ffcv_ops.loader import Placement, eval_loader, train_loader
 from training import checkpoint, model, predictions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -433,10 +433,12 @@ def test_more_ranks_than_images(tmp_path):
     stage = dataclasses.replace(stage, mixup=0.0, cutmix=0.0, batch=3)
     for rank in range(3):
         with pytest.raises(UserError, match="2 images do not fill one batch of 3"):
-            train_loader(path, 2, stage, seed=0, rank=rank, world=3)
+            train_loader(path, 2, stage, seed=0, placement=Placement(rank=rank, world=3))
         with pytest.raises(UserError, match="batch 2 does not divide among 3 processes"):
-            train_loader(path, 2, dataclasses.replace(stage, batch=2), seed=0, rank=rank, world=3)
-    loaders = [eval_loader(path, 2, stage, batch=64, rank=rank, world=3, workers=1) for rank in range(3)]
+            train_loader(path, 2, dataclasses.replace(stage, batch=2), seed=0, placement=Placement(rank=rank, world=3))
+    loaders = [
+        eval_loader(path, 2, stage, batch=64, placement=Placement(rank=rank, world=3, workers=1)) for rank in range(3)
+    ]
     shown = [[int(label) for _, labels in loader.epoch(0) for label in labels] for loader in loaders]
     assert sorted(label for labels in shown for label in labels) == [0, 1]
     assert [] in shown

@@ -182,10 +182,7 @@ def examine(run: Run, network: nn.Module, beton: DatasetInfo, names: Names, watc
         share = order.evaluation_share(beton.samples, rank=ranks.rank, world=ranks.world)
         exams["ReaL"] = Exam(answers=answers[share].to(ranks.device))
     seen = micro_batch.for_evaluation(run.recipe.speed.micro_batch)
-    batches = eval_loader(
-        beton.path, beton.samples, stage, batch=seen, rank=ranks.rank, world=ranks.world,
-        workers=run.recipe.data.workers, device=ranks.device, cache=run.recipe.data.cache,
-    )  # fmt: skip
+    batches = eval_loader(beton.path, beton.samples, stage, batch=seen, placement=run.placement)
     batches = watch.watched(batches, f"evaluating on {beton.path}")
     with out_of_memory.explained_in_evaluation(run, stage, seen):
         marks = sit(

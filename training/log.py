@@ -8,19 +8,17 @@ says is in `said`.
 
 import dataclasses
 import json
-import os
 import platform
 import subprocess
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 
-import psutil
 import torch
 
 from config.recipe import Recipe, StageConfig, render_recipe
+from ffcv_ops import host
 from ffcv_ops.files import write_atomically
 from training import official
 from training.console import Watch
@@ -38,21 +36,14 @@ def environment(world: int) -> dict:
     return {
         "commit": commit.stdout.strip() or "unknown",
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in packages},
-        "devices": devices or [_processor()],
-        "cores": len(os.sched_getaffinity(0)),
-        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
+        "packages": host.versions(packages),
+        "devices": devices or [host.processor()],
+        "cores": host.usable_cores(),
+        "memory": f"{host.memory()[0] / 2**30:.0f} GiB",
         "system": platform.platform(terse=True),
         "ranks": world,
         **({"cuda": torch.version.cuda} if devices else {}),
     }
-
-
-def _processor():
-    """Its name; platform.processor() is empty on most Linux machines."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def read_rows(path: Path) -> list[dict]:

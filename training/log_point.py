@@ -23,7 +23,7 @@ def log_point(run: Run, stage: Stage, *, lr: float, stop) -> None:
     stage.epoch_stats += point.stats
     row = point.stats.row()
     if stage.batch % recipe.log.every == 0:
-        row["bad_samples"] = distributed.all_reduce_total(stage.train_loader.bad.replaced, run.ranks.device)
+        row["bad_samples"] = distributed.all_reduce_total(stage.train_loader.corrupt_samples.replaced, run.ranks.device)
         run.log.row(kind="step", stage=config.name, epoch=stage.epoch, step=stage.step, lr=lr, **row)
     run.log.advance(point.stats.steps, stage.epoch + 1, row)
     if point.first_bad:

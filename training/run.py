@@ -7,6 +7,7 @@ import torch
 
 from config.recipe import Recipe, StageConfig
 from ffcv_ops.errors import UserError
+from ffcv_ops.loader import Placement
 from training.datasets import DataSet
 from training.distributed import Ranks
 from training.distributed.watchdog import Watchdog
@@ -26,6 +27,12 @@ class Run:
     log: Log | None = None
     watchdog: Watchdog | None = None
     stop_requested: Callable = lambda: None  # the signal that asks for an end, the same in all ranks, or None
+
+    @property
+    def placement(self) -> Placement:
+        """Where this rank's loaders work."""
+        data = self.recipe.data
+        return Placement(self.ranks.rank, self.ranks.world, data.workers, self.ranks.device, data.cache)
 
     def local_batch_size(self, config: StageConfig) -> int:
         """This rank's samples of a batch."""

@@ -101,7 +101,7 @@ def read_ours(path: Path, after_opening=lambda: None):
     from ffcv_ops.storage.index import describe
 
     stage = load_recipe(BASE_RECIPE, {"stage.resolution": str(SIDE)}).stages[0]
-    batches = loader.eval_loader(path, describe(path).samples, stage, batch=16, workers=1)
+    batches = loader.eval_loader(path, describe(path).samples, stage, batch=16, placement=loader.Placement(workers=1))
     after_opening()
     return _gathered(batches.epoch(0))
 

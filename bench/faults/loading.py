@@ -57,7 +57,9 @@ def _loader(data: Path, workers: int, rank: int, ranks: int):
 
     keys = {"stage.resolution": SIDE, "stage.batch": BATCH, "stage.mix_chunk": BATCH}
     stage = load_recipe(BASE_RECIPE, {key: str(value) for key, value in keys.items()}).stages[0]
-    return loader.train_loader(data, betons.SAMPLES, stage, seed=7, workers=workers, rank=rank, world=ranks)
+    return loader.train_loader(
+        data, betons.SAMPLES, stage, seed=7, placement=loader.Placement(workers=workers, rank=rank, world=ranks)
+    )
 
 
 def _ours_fails(data: Path) -> float | None:

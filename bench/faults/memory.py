@@ -63,7 +63,9 @@ def _ours(data: Path):
     from ffcv_ops import loader
 
     stage = load_recipe(BASE_RECIPE, {"stage.resolution": str(SIDE), "stage.batch": str(BATCH), "stage.mix_chunk": "8"})
-    return loader.train_loader(data, betons.SAMPLES, stage.stages[0], seed=0, workers=os.cpu_count()).epoch
+    return loader.train_loader(
+        data, betons.SAMPLES, stage.stages[0], seed=0, placement=loader.Placement(workers=os.cpu_count())
+    ).epoch
 
 
 def _stock(data: Path):

@@ -8,7 +8,7 @@ import numpy as np
 from bench.peers import Unavailable
 from bench.tasks import JITTER
 from config.recipe import BASE_RECIPE, load_recipe
-from ffcv_ops.loader import eval_loader, train_loader
+from ffcv_ops.loader import Placement, eval_loader, train_loader
 from ffcv_ops.storage.index import describe
 
 
@@ -33,15 +33,15 @@ def prepare(task, corpus, *, batch, workers, beton, keys=None):
     path = f"{files}_{task.split}.beton"
     samples, stage = describe(path).samples, stage_of(task, batch, keys or {})
     if task.crop == "centre":
-        loader = eval_loader(path, samples, stage, batch=batch, workers=workers)
+        loader = eval_loader(path, samples, stage, batch=batch, placement=Placement(workers=workers))
     else:
-        loader = train_loader(path, samples, stage, seed=0, workers=workers)
-    one_epoch, epochs = loader.of_epoch, itertools.count()
+        loader = train_loader(path, samples, stage, seed=0, placement=Placement(workers=workers))
+    one_epoch, epochs = loader.sample_ids, itertools.count()
 
     def epoch(batches):
         """As many epochs as it takes, without a break between them."""
         ids = np.concatenate([one_epoch(next(epochs)) for _ in range(batches * batch // samples + 2)])
-        loader.of_epoch = lambda number: ids[: batches * batch]
+        loader.sample_ids = lambda number: ids[: batches * batch]
         for images, _ in loader.epoch(0):
             yield images
 

@@ -8,7 +8,7 @@ import torch
 from bench import report
 from bench.step.ours import OurStep
 from bench.step.tasks import TASKS, job_of
-from ffcv_ops.loader import train_loader
+from ffcv_ops.loader import Placement, train_loader
 from ffcv_ops.storage.index import describe
 
 
@@ -18,7 +18,7 @@ def measure_loading(path: Path, options, device) -> list[dict]:
     run = job_of(task, drop_path="subset", compiles=options.compile, device=device)
     stage, data = run.recipe.stages[0], describe(path)
     step = OurStep(run, stage, device=device, mark=lambda phase: None)
-    loader = train_loader(data.path, data.samples, stage, seed=0, rank=0, world=1, workers="auto", device=device)
+    loader = train_loader(data.path, data.samples, stage, seed=0, placement=Placement(device=device))
     shares, rates = [], []
     for turn in range(options.repeats + 1):
         waited, began, taken, count = 0.0, time.perf_counter(), time.perf_counter(), 0

@@ -121,7 +121,8 @@ class Pages(Files):
         self.page_of = pages_of(column(index, "image"), index.page_size)
 
     def schedule_epoch(self, batches):
-        return _PagedEpoch(self.index, [np.unique(self.page_of[draws % len(self.page_of)]) for draws in batches])
+        needed = [np.unique(self.page_of[sample_ids % len(self.page_of)]) for sample_ids in batches]
+        return _PagedEpoch(self.index, needed)
 
 
 class _PagedEpoch(_Epoch):

@@ -20,6 +20,7 @@ from bench.ffcv_tuned_ops import TUNED
 from bench.ffcv_user_ops import STRAIGHTFORWARD, get_simple_random_crop
 from bench.peers import CONTENDERS, ours, reference_pillow, takes_part, torchvision_v2
 from bench.tasks import TASKS
+from ffcv_ops import host
 from ffcv_ops.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -184,7 +185,7 @@ def small_run(small, tmp_path_factory):
 def test_the_json_has_machine_and_rows(small_run):
     _, results = small_run
     assert set(results) == {"machine", "rows"}
-    assert results["machine"]["cores"] == len(os.sched_getaffinity(0))
+    assert results["machine"]["cores"] == host.usable_cores()
     assert results["machine"]["libraries"]["pillow"] == Image.__version__
     assert "-m bench.loader --quick" in results["machine"]["command"]
     for row in results["rows"]:

@@ -51,8 +51,8 @@ STAGE = Stage()
 SAMPLES = 96
 
 
-def train(path, stage=STAGE, seed=5, **options):
-    return loader.train_loader(path, SAMPLES, stage, seed=seed, **options)
+def train(path, stage=STAGE, seed=5, **placement):
+    return loader.train_loader(path, SAMPLES, stage, seed=seed, placement=loader.Placement(**placement))
 
 
 def collected(batches):
@@ -118,7 +118,7 @@ def test_same_bits_for_any_number_of_workers(jpg_beton, reference, workers):
 
 def test_same_bits_from_another_loader_and_from_the_middle(jpg_beton, reference):
     assert_same(reference, collected(train(jpg_beton).epoch(0)))
-    assert_same(reference[4:], collected(train(jpg_beton).epoch(0, first_batch=4)))
+    assert_same(reference[4:], collected(train(jpg_beton).epoch(0, start=4)))
 
 
 @pytest.mark.parametrize("world", [2, 4])
@@ -147,9 +147,11 @@ def test_pages_may_be_shuffled_in_parts(paged_beton, tmp_path):
     path, samples = paged_beton
     stage = replace(STAGE, repeats=1, resolution=32)
 
-    def epoch(number=0, **options):
-        batches = loader.train_loader(path, samples, stage, seed=5, shuffle_pages=2, **options)
-        return collected(batches.epoch(number)), batches.of_epoch(number)
+    def epoch(number=0, **placement):
+        batches = loader.train_loader(
+            path, samples, stage, seed=5, placement=loader.Placement(**placement), shuffle_pages=2
+        )
+        return collected(batches.epoch(number)), batches.sample_ids(number)
 
     whole, ids = epoch()
     page = pages_of(column(Reader(str(path)), "image"), 2**21)[ids % samples]
@@ -180,8 +182,9 @@ def test_less_is_decoded_where_it_suffices(pyramid_beton, levels, words):
     exact = replace(exact, **words)
     less = replace(exact, least_downscale=1.2)
 
-    def epoch(path, stage, **options):
-        return collected(loader.train_loader(path, samples, stage, seed=5, **options).epoch(0))
+    def epoch(path, stage, **placement):
+        batches = loader.train_loader(path, samples, stage, seed=5, placement=loader.Placement(**placement))
+        return collected(batches.epoch(0))
 
     whole = epoch(plain, exact)
     assert_same(whole, epoch(path, exact))
@@ -208,7 +211,7 @@ def test_epochs_seeds_and_copies_differ(jpg_beton):
     other_seed = collected(train(jpg_beton, seed=6).epoch(0))
     assert not torch.equal(first[0][0], second[0][0])
     assert not torch.equal(first[0][0], other_seed[0][0])
-    ids = train(jpg_beton).of_epoch(0)
+    ids = train(jpg_beton).sample_ids(0)
     images = torch.cat([images for images, _ in first])
     showings = {}
     for position, draw in enumerate(ids):
@@ -223,7 +226,7 @@ def test_pixels_are_those_of_the_stored_image(request, tiles, fixture):
     path = request.getfixturevalue(fixture)
     stage = replace(STAGE, repeats=1)
     batches = train(path, stage)
-    ids = batches.of_epoch(3)
+    ids = batches.sample_ids(3)
     metadata, data = Reader(str(path)).metadata["f0"], np.fromfile(path, np.uint8)
     images = torch.cat([images.clone() for images, _ in batches.epoch(3)])
     labels = torch.cat([labels.clone() for _, labels in batches.epoch(3)])
@@ -243,7 +246,9 @@ def test_pixels_are_those_of_the_stored_image(request, tiles, fixture):
 def test_evaluation_sees_every_image_once(jpg_beton, world):
     labels, images = [], []
     for rank in range(world):
-        batches = loader.eval_loader(jpg_beton, SAMPLES, STAGE, batch=10, rank=rank, world=world)
+        batches = loader.eval_loader(
+            jpg_beton, SAMPLES, STAGE, batch=10, placement=loader.Placement(rank=rank, world=world)
+        )
         for pixels, classes in collected(batches.epoch(0)):
             images.append(pixels)
             labels.append(classes)
@@ -274,8 +279,7 @@ def test_a_bad_rand_config_is_refused(jpg_beton):
 
 def test_resolution_may_change_between_epochs(jpg_beton):
     batches = train(jpg_beton)
-    batches.decoder.resolution = 32
-    small = collected(batches.epoch(0))
+    small = collected(batches.epoch(0, resolution=32))
     assert small[0][0].shape == (16, 32, 32, 3)
     assert_same(small, collected(train(jpg_beton, replace(STAGE, resolution=32)).epoch(0)))
 
@@ -345,4 +349,4 @@ def test_steps_of_an_epoch(jpg_beton):
     assert len(train(jpg_beton, world=2)) == 6
     assert len(loader.eval_loader(jpg_beton, SAMPLES, STAGE, batch=10)) == 10
     assert describe(jpg_beton).samples == SAMPLES
-    assert len(order.showings(SAMPLES, seed=0, epoch=0, repeats=3)) == SAMPLES
+    assert len(order.epoch_sample_ids(SAMPLES, seed=0, epoch=0, repeats=3)) == SAMPLES

@@ -28,7 +28,7 @@ def test_shuffle_is_a_permutation_of_seed_and_epoch():
 def test_windows_need_few_pages_at_a_time(sizes, at_once, epoch):
     """A permutation in which the images of `at_once` pages come, all of them, before the next pages are touched."""
     page_of = np.repeat(np.arange(len(sizes)) * 3 + 5, sizes)  # page numbers have gaps
-    windows = order.Windows(page_of, at_once)
+    windows = order.PageWindows(page_of, at_once)
     shuffle = order.shuffled(len(page_of), seed=3, epoch=epoch, windows=windows)
     assert sorted(shuffle) == list(range(len(page_of)))
     seen, left = [], list(shuffle)
@@ -43,20 +43,20 @@ def test_windows_need_few_pages_at_a_time(sizes, at_once, epoch):
 
 def test_windows_shuffle_pages_and_images():
     page_of = np.repeat(np.arange(100), 50)
-    windows = order.Windows(page_of, 10)
+    windows = order.PageWindows(page_of, 10)
     first, second = (order.shuffled(5000, seed=1, epoch=epoch, windows=windows) for epoch in (0, 1))
     assert (first == second).mean() < 0.01
     assert abs(np.corrcoef(page_of[first], np.arange(5000))[0, 1]) < 0.3  # pages do not come in the file's order
     assert len(set(page_of[first[:100]])) == 10  # images of all ten pages from the start
     assert abs(np.corrcoef(first[:500] % 50, np.arange(500))[0, 1]) < 0.15
-    every_page = order.Windows(page_of, 100)
+    every_page = order.PageWindows(page_of, 100)
     plain = order.shuffled(5000, seed=1, epoch=0)
     np.testing.assert_array_equal(order.shuffled(5000, seed=1, epoch=0, windows=every_page), plain)
 
 
 def test_repeated_augmentation_of_imagenet():
     """First 427,008 shuffled images, three times each, in a row; 625 batches of 2048."""
-    ids = order.showings(IMAGENET, seed=0, epoch=7, repeats=3)
+    ids = order.epoch_sample_ids(IMAGENET, seed=0, epoch=7, repeats=3)
     images, copies = ids % IMAGENET, ids // IMAGENET
     assert len(ids) == 1_281_024
     shuffle = order.shuffled(IMAGENET, seed=0, epoch=7)
@@ -72,7 +72,7 @@ def test_an_imagenet_epoch_is_the_official_samplers(processes):
     """The definition: each image of the shuffle three times in a row; process r of W takes r, r + W, ... and keeps the
     first floor(floor(N / 256) * 256 / W). The official runs had 8 x 256 and 32 x 64 samples a step."""
     chunk, shuffle = 2048 // processes, order.shuffled(IMAGENET, seed=0, epoch=7)
-    ids = order.showings(IMAGENET, seed=0, epoch=7, repeats=3)
+    ids = order.epoch_sample_ids(IMAGENET, seed=0, epoch=7, repeats=3)
     assert len(ids) == order.epoch_length(IMAGENET, repeats=3) == IMAGENET // 256 * 256
     arranged = order.arrange(ids, batch=2048, chunk=chunk)
     images, shown = np.unique(ids % IMAGENET, return_counts=True)
@@ -94,7 +94,7 @@ def test_an_imagenet_epoch_is_the_official_samplers(processes):
 @pytest.mark.parametrize("world", [1, 2, 8])
 def test_ranks_get_what_the_official_sampler_gives_its_eight_processes(world):
     """Process c of 8 holds showings c, c + 8, ...; partners of its flipped batch are neighbours here."""
-    ids = order.showings(20_000, seed=3, epoch=1, repeats=3)
+    ids = order.epoch_sample_ids(20_000, seed=3, epoch=1, repeats=3)
     arranged = order.arrange(ids, batch=512, chunk=64)
     shares = [order.rank_share(arranged, batch=512, rank=r, world=world) for r in range(world)]
     step = 5
@@ -126,14 +126,14 @@ def test_evaluation_counts_every_image_once(num_samples, world):
 
 
 def test_draw_ids_differ_between_epochs_and_copies():
-    seen = [order.showings(600, seed=0, epoch=e, repeats=3) for e in range(4)]
+    seen = [order.epoch_sample_ids(600, seed=0, epoch=e, repeats=3) for e in range(4)]
     everything = np.concatenate(seen)
     assert len(np.unique(everything)) == len(everything)
     assert all((ids % 600 < 600).all() for ids in seen)
 
 
 def test_small_data_sets_are_not_rounded_away():
-    assert len(order.showings(100, seed=0, epoch=0, repeats=3)) == 100
-    assert len(order.showings(300, seed=0, epoch=0, repeats=3)) == 256
-    assert len(order.showings(300, seed=0, epoch=0, repeats=1)) == 300
+    assert len(order.epoch_sample_ids(100, seed=0, epoch=0, repeats=3)) == 100
+    assert len(order.epoch_sample_ids(300, seed=0, epoch=0, repeats=3)) == 256
+    assert len(order.epoch_sample_ids(300, seed=0, epoch=0, repeats=1)) == 300
     assert [order.epoch_length(n, repeats=r) for n, r in ((100, 3), (300, 3), (300, 1))] == [100, 256, 300]

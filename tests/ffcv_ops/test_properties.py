@@ -95,7 +95,7 @@ def plans(draw):
 @given(plans(), SEEDS)
 def test_each_image_is_shown_as_often_as_it_should(plan, seed):
     samples, epoch, repeats, _, batch, chunk = plan
-    ids = order.showings(samples, seed=seed, epoch=epoch, repeats=repeats)
+    ids = order.epoch_sample_ids(samples, seed=seed, epoch=epoch, repeats=repeats)
     arranged = order.arrange(ids, batch=batch, chunk=chunk)
     assert len(ids) == order.epoch_length(samples, repeats=repeats)
     assert len(arranged) == len(ids) // batch * batch
@@ -110,7 +110,7 @@ def test_each_image_is_shown_as_often_as_it_should(plan, seed):
 @given(plans(), SEEDS)
 def test_ranks_part_the_same_global_batches(plan, seed):
     samples, epoch, repeats, ranks, batch, chunk = plan
-    ids = order.showings(samples, seed=seed, epoch=epoch, repeats=repeats)
+    ids = order.epoch_sample_ids(samples, seed=seed, epoch=epoch, repeats=repeats)
     arranged = order.arrange(ids, batch=batch, chunk=chunk)
     shares = [order.rank_share(arranged, batch=batch, rank=rank, world=ranks) for rank in range(ranks)]
     together = np.stack([share.reshape(-1, batch // ranks) for share in shares], axis=1)
@@ -122,7 +122,7 @@ def test_ranks_part_the_same_global_batches(plan, seed):
 def test_going_on_shows_what_was_left(plan, seed, data):
     """From batch k on, on another number of ranks: nothing lost, nothing twice."""
     samples, epoch, repeats, ranks, batch, chunk = plan
-    ids = order.showings(samples, seed=seed, epoch=epoch, repeats=repeats)
+    ids = order.epoch_sample_ids(samples, seed=seed, epoch=epoch, repeats=repeats)
     arranged = order.arrange(ids, batch=batch, chunk=chunk)
     k = data.draw(st.integers(0, len(arranged) // batch))
     before = [order.rank_share(arranged, batch=batch, rank=r, world=ranks)[: k * batch // ranks] for r in range(ranks)]
@@ -150,7 +150,10 @@ def stages(jpg_beton):
     stage = load_recipe(BASE_RECIPE, {"stage.batch": "16", "stage.mix_chunk": "8", "stage.resolution": "16"}).stages[0]
     others = {"repeats": 1, "augment": "rand"}, {"crop": "src", "mixup": 0}
     kinds = [stage, *(dataclasses.replace(stage, **other) for other in others)]
-    loaders = [loader.train_loader(jpg_beton, SAMPLES, kind, seed=k, workers=2) for k, kind in enumerate(kinds)]
+    loaders = [
+        loader.train_loader(jpg_beton, SAMPLES, kind, seed=k, placement=loader.Placement(workers=2))
+        for k, kind in enumerate(kinds)
+    ]
     return [(one, [_shown(one, epoch) for epoch in (0, 1)]) for one in loaders]
 
 

@@ -36,12 +36,12 @@ class Stage:
     eval_crop: float = 1.0
 
 
-def train(path, **options):
-    return loader.train_loader(path, SAMPLES, Stage(), seed=5, workers=1, **options)
+def train(path, **placement):
+    return loader.train_loader(path, SAMPLES, Stage(), seed=5, placement=loader.Placement(workers=1, **placement))
 
 
-def evaluation(path, **options):
-    return loader.eval_loader(path, SAMPLES, Stage(), batch=BATCH, workers=1, **options)
+def evaluation(path, **placement):
+    return loader.eval_loader(path, SAMPLES, Stage(), batch=BATCH, placement=loader.Placement(workers=1, **placement))
 
 
 def collected(batches):
@@ -57,12 +57,11 @@ def differing(seen, expected):
 @pytest.fixture(scope="module")
 def expected(jpg_beton):
     """What loaders for the CPU give."""
-    small, large = train(jpg_beton), train(jpg_beton)
-    small.decoder.resolution, large.decoder.resolution = 24, 32
+    batches = train(jpg_beton)
     return {
-        "training": collected(small.epoch(0)),
-        "next": collected(small.epoch(1)),
-        "larger": collected(large.epoch(1)),
+        "training": collected(batches.epoch(0)),
+        "next": collected(batches.epoch(1)),
+        "larger": collected(batches.epoch(1, resolution=32)),
         "evaluation": collected(evaluation(jpg_beton).epoch(0)),
     }
 
@@ -94,8 +93,7 @@ def test_an_epoch(jpg_beton, expected, device, kind):
 def test_epoch_after_epoch_at_other_resolutions(jpg_beton, expected, device):
     batches = train(jpg_beton, device=CUDA)
     for epoch, resolution in ((0, 24), (1, 24), (1, 32)):
-        batches.decoder.resolution = resolution
-        run(device, batches.epoch(epoch))
+        run(device, batches.epoch(epoch, resolution=resolution))
     assert not differing(device.finish(), expected["training"] + expected["next"] + expected["larger"])
 
 
@@ -142,8 +140,7 @@ def test_a_real_device_that_is_behind(jpg_beton, expected, resolution):
     """Each step spins for about 20 ms; 24 of them fit into the queue of launches."""
     device, seen = torch.device("cuda"), []
     batches = train(jpg_beton, device=device)
-    batches.decoder.resolution = resolution
-    for images, labels in batches.epoch(1):
+    for images, labels in batches.epoch(1, resolution=resolution):
         torch.cuda._sleep(30_000_000)
         seen.append((images.clone(), labels.clone()))
     seen = [(images.cpu(), labels.cpu()) for images, labels in seen]

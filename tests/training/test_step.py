@@ -40,7 +40,7 @@ class Batches:
     def __init__(self, run, count):
         torch.manual_seed(1)
         self.batches = [random_batch(run, run.recipe.stages[0], 8) for _ in range(count)]
-        self.bad = SimpleNamespace(replaced=0)
+        self.corrupt_samples = SimpleNamespace(replaced=0)
 
     def __len__(self):
         return len(self.batches)

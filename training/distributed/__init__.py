@@ -11,6 +11,7 @@ import torch
 from torch import distributed
 from torch.distributed.tensor import DTensor
 
+from ffcv_ops import host
 from ffcv_ops.errors import UserError
 
 
@@ -54,8 +55,8 @@ def init_process_group(device: str, *, patience: float | None = None) -> Ranks:
 def threads() -> int:
     """Threads for a process that computes on the CPU: what OMP_NUM_THREADS says (torchrun sets 1), or this process's
     share of the cores. To import ffcv leaves torch with one."""
-    given, processes = os.environ.get("OMP_NUM_THREADS", ""), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return int(given) if given.isdigit() and int(given) else max(len(os.sched_getaffinity(0)) // processes, 1)
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdigit() and int(given) else host.cores_per_process()
 
 
 def destroy_process_group() -> None:

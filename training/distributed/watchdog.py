@@ -206,7 +206,7 @@ class _Watched:
 
     def __init__(self, loader, at, words):
         self.loader, self.at, self.words = loader, at, words
-        self.decoder, self.bad = loader.decoder, loader.bad
+        self.corrupt_samples = loader.corrupt_samples
 
     def __len__(self):
         return len(self.loader)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ffcv_ops.errors import UserError
-from ffcv_ops.loader import train_loader
+from ffcv_ops.loader import Placement, train_loader
 from ffcv_ops.storage.index import describe
 
 
@@ -44,10 +44,10 @@ def images_of(path, stage, cache):
     """The images of an epoch, by sample: uint8 [samples, size, size, 3]."""
     samples = describe(path).samples
     stage.batch = samples
-    batches = train_loader(path, samples, stage, seed=0, workers=1, cache=cache)
+    batches = train_loader(path, samples, stage, seed=0, placement=Placement(workers=1, cache=cache))
     ((images, _),) = batches.epoch(0)
     shown = np.empty(images.shape, np.uint8)
-    shown[batches.of_epoch(0) % samples] = images.numpy()
+    shown[batches.sample_ids(0) % samples] = images.numpy()
     return shown
 
 

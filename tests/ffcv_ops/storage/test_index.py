@@ -186,8 +186,10 @@ def test_no_object_and_few_bytes_per_sample(tmp_path):
 
     def start():
         data = describe(tmp_path / "hole.beton")
-        batches = loader.train_loader(data.path, data.samples, stage, seed=0, world=64, workers=1)
-        return batches, batches.of_epoch(0)
+        batches = loader.train_loader(
+            data.path, data.samples, stage, seed=0, placement=loader.Placement(world=64, workers=1)
+        )
+        return batches, batches.sample_ids(0)
 
     start()
     tracemalloc.start()

@@ -22,8 +22,11 @@ SAMPLES = 96
 STAGE = replace(load_recipe(BASE_RECIPE).stages[0], resolution=48, batch=16, mix_chunk=8)
 
 
-def train(path, stage=STAGE, **options):
-    return loader.train_loader(path, SAMPLES, stage, seed=5, **options)
+def train(path, stage=STAGE, shuffle_pages=None, bad_limit=None, **placement):
+    return loader.train_loader(
+        path, SAMPLES, stage, seed=5, placement=loader.Placement(**placement), shuffle_pages=shuffle_pages,
+        bad_limit=bad_limit,
+    )  # fmt: skip
 
 
 def collected(batches):
@@ -91,10 +94,9 @@ def test_shards_on_several_ranks_and_in_evaluation(flat):
     joined = [tuple(torch.cat(parts) for parts in zip(*step, strict=True)) for step in zip(*shares, strict=True)]
     assert_same(collected(train(whole).epoch(0)), joined)
     one = collected(loader.eval_loader(whole, SAMPLES, STAGE, batch=SAMPLES).epoch(0))
-    parts = [
-        batch for rank in range(3)
-        for batch in collected(loader.eval_loader(pattern, SAMPLES, STAGE, batch=10, rank=rank, world=3).epoch(0))
-    ]  # fmt: skip
+    places = [loader.Placement(rank=rank, world=3) for rank in range(3)]
+    loaders = [loader.eval_loader(pattern, SAMPLES, STAGE, batch=10, placement=place) for place in places]
+    parts = [batch for batches in loaders for batch in collected(batches.epoch(0))]
     assert_same(one, [tuple(torch.cat(part) for part in zip(*parts, strict=True))])
 
 
@@ -105,7 +107,7 @@ def test_pages_of_shards_are_shuffled_together(flat):
     batches = train(pattern, stage, shuffle_pages=2)
     pages = pages_of(batches.decoder.levels[0], batches.reader.page_size)
     assert len(set(pages)) == len(COUNTS)
-    seen = pages[batches.of_epoch(0) % SAMPLES]
+    seen = pages[batches.sample_ids(0) % SAMPLES]
     half = next(k for k in range(len(seen)) if len(set(seen[: k + 1])) == 3)
     assert not set(seen[:half]) & set(seen[half:])
     assert_same(
@@ -170,8 +172,8 @@ def test_a_file_that_changes_between_epochs(tmp_path, encoded, write_shards, cha
 def test_a_file_that_changes_within_an_epoch(tmp_path, encoded, write_beton, change, cache):
     """No batch that was read afterwards is handed out: at most those that were ready, which are right."""
     path = write_beton(tmp_path / "x.beton", encoded * 20)
-    good = collected(loader.train_loader(path, 1920, STAGE, seed=5, cache=cache).epoch(0))
-    batches = loader.train_loader(path, 1920, STAGE, seed=5, cache=cache).epoch(0)
+    good = collected(loader.train_loader(path, 1920, STAGE, seed=5, placement=loader.Placement(cache=cache)).epoch(0))
+    batches = loader.train_loader(path, 1920, STAGE, seed=5, placement=loader.Placement(cache=cache)).epoch(0)
     got = [tuple(part.clone() for part in next(batches))]
     change(path)
     with pytest.raises(UserError, match="was cut"):

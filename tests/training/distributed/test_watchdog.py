@@ -58,7 +58,7 @@ def test_switched_off_it_does_nothing():
 
 
 class Loader:
-    decoder, bad = "decoder", "bad"
+    corrupt_samples = "corrupt"
 
     def __len__(self):
         return 3
@@ -70,7 +70,7 @@ class Loader:
 def test_a_watched_loader_gives_the_same_and_says_where_it_is():
     watch = Watchdog(1.0, distributed.Ranks(0, 0, 1, CPU))
     watched, places = watch.watched(Loader(), "stage x"), []
-    assert (len(watched), watched.decoder, watched.bad) == (3, "decoder", "bad")
+    assert (len(watched), watched.corrupt_samples) == (3, "corrupt")
     for batch in watched.epoch(4, 1):
         places.append((batch, watch.place[1], watch.place[3]))
     assert places == [(41, "past loading, stage x, epoch 5, batch 2", False),

@@ -1,0 +1,146 @@
+"""Batches that FFCV's thread decodes ahead, epoch by epoch: stock FFCV's loader, where it waits, hears and ends.
+
+An error in FFCV's thread, which stock FFCV swallows and then waits for ever, is raised in the loop. On a GPU a batch
+stays in the host's memory until it has been copied, however far the loop is ahead of the device.
+"""
+
+from collections.abc import Callable
+from queue import Empty
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from ffcv.loader import Loader as FFCVLoader
+from ffcv.loader.epoch_iterator import EpochIterator
+from ffcv.pipeline import PipelineSpec
+from ffcv.pipeline.compiler import Compiler
+from ffcv.pipeline.graph import Graph
+from ffcv.transforms import ToDevice, ToTensor
+
+from ffcv_ops.corrupt_samples import CorruptSamples
+from ffcv_ops.decoders import ImageDecoder, LabelDecoder, SampleError
+from ffcv_ops.errors import UserError
+from ffcv_ops.storage.index import Index, levels_of
+from ffcv_ops.storage.reading import Files, Pages
+
+
+class Order(NamedTuple):
+    """What this process loads of an epoch."""
+
+    sample_ids: Callable[[int], np.ndarray]  # of an epoch's number: int64 [length]
+    length: int
+    batch_size: int
+
+
+class _Iterator(EpochIterator):
+    """FFCV's producer thread; keeps what went wrong, and can be stopped from outside."""
+
+    failure: BaseException | None = None
+
+    def run_pipeline(self, b_ix, batch_indices, batch_slot, cuda_event):
+        """A batch, decoded again with replacements where samples are corrupt, out of files that have not changed."""
+        if self.loader.on_gpu:
+            # FFCV's event makes the device wait before it writes this slot's memory on the device again. That in the
+            # host our threads write at once: the slot's last batch must have been copied. Its stream holds that only.
+            self.cuda_streams[batch_slot].synchronize()
+        while True:
+            try:
+                result = super().run_pipeline(b_ix, batch_indices, batch_slot, cuda_event)
+            except SampleError as error:
+                self.memory_context.check()
+                batch_indices = self.loader.corrupt_samples.replace(b_ix, batch_indices, error)
+            else:
+                self.memory_context.check()
+                return result
+
+    def run(self):
+        try:
+            if self.loader.on_gpu:  # the device's memory may be that of an epoch whose last steps are still to come
+                for copies in self.cuda_streams:
+                    copies.wait_stream(self.current_stream)
+            super().run()
+        except BaseException as error:  # whatever it is, the consumer must hear of it
+            self.failure = error
+            self.output_queue.put(None)
+
+    def __next__(self):
+        try:
+            return super().__next__()
+        except StopIteration:
+            if self.failure is None:
+                raise
+            raise self.failure from None
+
+    def close(self):
+        """Ends the thread and frees its queue; called also when the consumer leaves an epoch early."""
+        self.terminate_event.set()
+        while self.is_alive():
+            try:
+                self.output_queue.get(timeout=0.01)
+            except Empty:
+                continue
+        if self.loader.on_gpu:  # copies that nobody waits for still use the memory that is freed next
+            for copies in self.cuda_streams:
+                copies.synchronize()
+        super().close()
+        self.closed = True
+
+
+class Loader(FFCVLoader):
+    """Stock FFCV's loader with epochs by number. Build one with `train_loader` or `eval_loader`.
+
+    The constructor does what FFCV's does, part by part, with our index and memory managers and without its global seed.
+    """
+
+    def __init__(self, index: Index, decoder: ImageDecoder, order: Order, corrupt_samples: CorruptSamples, *,
+                 device: torch.device, cache: str):  # fmt: skip
+        self.reader, self.decoder, self.corrupt_samples = index, decoder, corrupt_samples
+        self.sample_ids, self.length, self.batch_size = order
+        self.batches_ahead, self.num_workers, self.on_gpu = 3, decoder.workers, device.type == "cuda"
+        levels = levels_of(index) if decoder.plan.least > 0 else ("image",)
+        if cache == "process" and len(levels) > 1:
+            raise UserError(
+                f"{index.path}: data.cache process would hold nearly all of a file with levels {', '.join(levels)} in"
+                " memory; set data.cache=os, or stage.least_downscale=none"
+            )
+        decoder.reads(index, levels)
+        self.memory_manager = Files(index) if cache == "os" else Pages(index)
+        upload = [ToDevice(device, non_blocking=True)] if self.on_gpu else []
+        self.pipeline_specs = {
+            "image": PipelineSpec("image", transforms=[decoder, ToTensor(), *upload]),
+            "label": PipelineSpec("label", transforms=[LabelDecoder(), ToTensor(), *upload]),
+        }
+        fields = {name: number for number, name in enumerate(index.handlers)}
+        self.graph = Graph(
+            self.pipeline_specs, index.handlers, fields, index.metadata, self.memory_manager.compile_reader()
+        )
+        Compiler.set_enabled(False)  # what FFCV would compile calls our own kernels, once per batch
+        try:
+            self.generate_code()
+        finally:
+            Compiler.set_enabled(True)
+
+    def __iter__(self):
+        return self.epoch(0)
+
+    def __len__(self):
+        return -(-self.length // self.batch_size)
+
+    def epoch(self, number: int, start: int = 0, *, resolution: int | None = None):
+        """Yields (images, labels) of epoch `number`, from batch `start` on; always the same ones. resolution: of the
+        images, from this epoch on; None: as before.
+
+        `corrupt_samples.replaced` counts the samples that were replaced, up to the last batch that was yielded."""
+        if resolution is not None:
+            self.decoder.resolution = resolution
+        sample_ids = self.sample_ids(number)[start * self.batch_size :]
+        self.corrupt_samples.begin(len(sample_ids))
+        if len(sample_ids) == 0:
+            return
+        iterator = _Iterator(self, sample_ids)
+        try:
+            for place, (images, labels) in enumerate(iterator):
+                self.corrupt_samples.yielded(place)
+                yield images, labels[:, 0]
+        finally:
+            iterator.close()
