@@ -38,7 +38,7 @@ class DataConfig:
     )
     shuffle_pages: int | None = key("pages of the file that are shuffled together; none: all", low=1)
     on_bad_sample: Literal["stop", "replace"] = key("a stored image that does not decode: stop, or show another one")
-    bad_limit: float = key("replace: share of an epoch's showings above which the run stops", low=0, high=1)
+    bad_limit: float = key("replace: share of an epoch's samples above which the run stops", low=0, high=1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,7 +31,30 @@ def test_limits_of_control_groups(tmp_path, monkeypatch, version):
             (inner / "memory.limit_in_bytes").write_text(f"{2**30}\n")
     monkeypatch.setattr(host, "CGROUPS", tmp_path)
     assert host.cores()[1] == 1.5
+    assert host.usable_cores() == 1
     assert host.memory()[2] == 2**30
+
+
+@pytest.mark.parametrize(
+    "allowed, limit, processes, usable, share",
+    [
+        (8, None, 1, 8, 8),
+        (8, None, 3, 8, 2),
+        (8, 3.5, 1, 3, 3),
+        (8, 0.5, 1, 1, 1),
+        (2, None, 8, 2, 1),
+        (4, 16.0, 2, 4, 2),
+    ],
+)
+def test_usable_cores_and_a_process_share_of_them(monkeypatch, allowed, limit, processes, usable, share):
+    monkeypatch.setattr(host, "cores", lambda: (allowed, limit))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert (host.usable_cores(), host.cores_per_process()) == (usable, share)
+
+
+def test_names_and_versions():
+    assert host.processor() and host.processor().isprintable()
+    assert host.versions(["psutil", "no-such-package"]) == {"psutil": psutil.__version__}
 
 
 def test_no_limits(tmp_path, monkeypatch):

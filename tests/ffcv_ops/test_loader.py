@@ -15,7 +15,7 @@ from conversion import beton
 from conversion.convert import convert
 from conversion.encode import encode_item, encode_rgb
 from conversion.sources import image_folder
-from ffcv_ops import decoders, loader, order
+from ffcv_ops import decoders, host, loader, order
 from ffcv_ops.errors import UserError
 from ffcv_ops.rng import RandomKey
 from ffcv_ops.storage.index import column, describe, pages_of
@@ -323,6 +323,16 @@ def test_leaving_an_epoch_early_leaves_no_thread(jpg_beton):
         for _batch in batches.epoch(0):
             break
     assert not set(threading.enumerate()) - before
+
+
+@pytest.mark.parametrize(
+    "workers, device, threads", [("auto", "cpu", 6), ("auto", "cuda", 5), (4, "cuda", 4), (9, "cpu", 6), (1, "cpu", 1)]
+)
+def test_decoding_threads(monkeypatch, workers, device, threads):
+    """A core is left to the thread that launches a GPU's kernels, unless a number says otherwise."""
+    monkeypatch.setattr(host, "cores", lambda: (6, None))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    assert loader.Placement(workers=workers, device=torch.device(device)).threads == threads
 
 
 def test_workers_do_not_change_torchs_threads(jpg_beton):

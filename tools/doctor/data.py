@@ -53,7 +53,7 @@ def beton(name, paths, known, ffcv_works):
         yield Finding(name, OK, found)
     largest = max(paths, key=lambda path: path.stat().st_size)
     speed, direct = host.read_speed(largest)
-    rate, wanted = speed / (size / samples), IMAGES_PER_CORE * host.cores()[0]
+    rate, wanted = speed / (size / samples), IMAGES_PER_CORE * host.usable_cores()
     found = f"{host.file_system_of(largest)}, {speed / 2**20:,.0f} MiB/s, {rate:,.0f} images/s"
     found += "" if direct else " (through the page cache)"
     slow = rate < wanted

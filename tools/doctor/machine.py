@@ -18,8 +18,8 @@ def cores():
     usable, limit = host.cores()
     found = f"{usable} of {os.cpu_count()} usable"
     if limit is not None and limit < usable:
-        fix = f"--data.workers={max(int(limit), 1)}, or give the container more (docker run --cpus=...)"
-        yield Finding("cores", WARNING, f"{found}, but the control group limits them to {limit:g}", fix)
+        found += f", but the control group limits them to {limit:g}; used: {host.usable_cores()}"
+        yield Finding("cores", WARNING, found, "give the container more (docker run --cpus=...)")
     else:
         yield Finding("cores", OK, found)
 

@@ -51,6 +51,6 @@ def test_limits_of_a_container(monkeypatch, found):
     monkeypatch.setattr(host, "cores", lambda: (8, 1.5))
     monkeypatch.setattr(host, "memory", lambda: (64 * 2**30, 40 * 2**30, 2**30))
     (row,) = found("cores")
-    assert row.state == WARNING and "--data.workers=1" in row.fix
+    assert row.state == WARNING and "to 1.5; used: 1" in row.found and "--cpus" in row.fix
     (row,) = found("memory")
     assert row.state == WARNING and "control group: 1.0 GiB" in row.found
