@@ -36,3 +36,9 @@ def markdown_table(rows: Sequence[Sequence[str]], *, left: int = 0) -> str:
         disable_numparse=True,  # 5.10 stays 5.10
         colalign=["left"] * left + ["right"] * (columns - left),
     )
+
+
+def printable(text: object) -> str:
+    """Text from a user's file on one line, without characters that could steer a terminal."""
+    text = str(text)
+    return text if text.isprintable() else ascii(text)

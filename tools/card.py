@@ -9,7 +9,8 @@ import re
 import shutil
 from pathlib import Path
 
-from config.recipe import DataConfig, render_recipe
+from config.recipe import render_recipe
+from config.schema import DataConfig
 from ffcv_ops import index
 from report import padded
 from training import judge

@@ -13,19 +13,18 @@ people saw in it; an image for which it lists none does not count. timm brings t
 """
 
 import csv
-import dataclasses
 import itertools
 import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from timm.data import RealLabelsImagenet
 from torch import Tensor, nn
 
-from config.keys import key
+from config.schema import EvalConfig
 from ffcv_ops import index, order
 from ffcv_ops.errors import UserError, writing
 from ffcv_ops.fields import DatasetInfo, describe
@@ -39,18 +38,6 @@ from training.run_folder import write_atomically
 
 IMAGENET = 1000  # classes
 RECORD = "evaluations.json"
-
-
-@dataclasses.dataclass(frozen=True)
-class Asked:
-    """eval: what --eval-only looks at"""
-
-    changes: ClassVar[str] = "records"  # where --help lists these
-
-    data: Literal["auto"] | tuple[str, ...] = key(
-        ".beton files to evaluate on; auto: the last stage's validation", default="auto"
-    )
-    out: str = key("folder of the results; auto: the run that --init is or lies in, if it is one", default="auto")
 
 
 class Names(NamedTuple):
@@ -69,7 +56,7 @@ class Judged(NamedTuple):
     marks: Marks
 
 
-def judge(run: Run, init: str | None, asked: Asked, watch: Watchdog) -> list[dict]:
+def judge(run: Run, init: str | None, asked: EvalConfig, watch: Watchdog) -> list[dict]:
     """Evaluates the weights `init` as the last stage of the run does; prints and records. Returns the rows. All ranks
     come here; the first one writes."""
     if init is None:
