@@ -5,47 +5,13 @@ let environment variables win.
 """
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 
 import fastargs
 
 from config import help
-from config.options import all_names, nearest, options_of
-from config.text import printable
-from ffcv_ops.errors import UserError
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line: no abbreviations, the nearest name for a typo, and no value that is there but
-    empty, as `--init=$UNSET` leaves one."""
-
-    def __init__(self, *names, **settings):
-        defaults = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
-        super().__init__(*names, **(defaults | settings))
-
-    def parse_args(self, args=None, namespace=None):
-        args = sys.argv[1:] if args is None else [str(word) for word in args]
-        self._check(args[: args.index("--")] if "--" in args else args)
-        return super().parse_args(args, namespace)
-
-    def _check(self, words):
-        before = ""
-        for word in words:
-            flag, equals, value = word.partition("=")
-            if flag.startswith("--"):
-                if flag not in self._option_string_actions:
-                    known = [name for name in self._option_string_actions if name.startswith("--")]
-                    raise UserError(f"{printable(flag)} is not an option; the nearest is {nearest(flag, known)}")
-                if equals and not value.strip():
-                    raise UserError(f"{flag} is empty; give it a value or leave it out")
-            elif not word.strip():
-                name = before if before.startswith("--") and "=" not in before else "an argument"
-                raise UserError(f"{name} is empty; give it a value or leave it out")
-            before = word
-
-    def error(self, message):
-        raise UserError(f"{printable(message)}; --help lists what there is")
+from config.options import all_names, options_of
+from config.parser import Parser
 
 
 class _Declarations(fastargs.Config):

@@ -8,7 +8,8 @@ import dataclasses
 import shutil
 from collections.abc import Mapping, Sequence
 
-from config.options import all_names, changes, describe_type, full_name, nearest, options_of, parse_value, to_yaml
+from config.options import all_names, changes, describe_type, full_name, options_of, parse_value, to_yaml
+from config.text import nearest
 
 MOST_COLUMNS = 120
 PIPED_COLUMNS = 100

@@ -9,22 +9,22 @@ no whole number.
 """
 
 import dataclasses
-import difflib
 import math
 import re
 import sys
 import types
 import typing
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import yaml
 
-from config.text import printable
+from config.text import nearest, printable
 from ffcv_ops.errors import UserError
 
 INVALID = object()  # the value of an option that was given one it cannot have
 LONGEST_TEXT = 4096  # characters: Linux's longest path
 MOST_ITEMS = 1000  # in a list
+MOST_FAULTS = 20  # that are told at once
 
 
 def option(help, *, low=None, high=None, above=None, below=None, default=dataclasses.MISSING, changes=None):
@@ -54,10 +54,6 @@ def full_name(section: str, name: str) -> str:
 def changes(cls, field) -> str:
     """What an option changes: "result" unless the field or its class says "speed" or "records"."""
     return field.metadata["changes"] or getattr(cls, "changes", "result")
-
-
-def nearest(word: str, words: Iterable[str]) -> str:
-    return difflib.get_close_matches(word, words, n=1, cutoff=0)[0]
 
 
 # --- values --------------------------------------------------------------------------------------------------------
@@ -206,7 +202,8 @@ def build(cls, values: Mapping, where: str):
 def refuse(faults: Sequence[str]) -> None:
     """UserError with a line for each fault, if there are any."""
     if faults:
-        raise UserError("\n".join(faults))
+        more = [f"and {len(faults) - MOST_FAULTS:,} more"] if len(faults) > MOST_FAULTS else []
+        raise UserError("\n".join([*faults[:MOST_FAULTS], *more]))
 
 
 def select(given: Mapping, section: str) -> dict:

@@ -19,7 +19,6 @@ from config.options import (
     all_names,
     full_name,
     missing,
-    nearest,
     options_of,
     parse_options,
     refuse,
@@ -28,11 +27,12 @@ from config.options import (
 )
 from config.rules import broken_rules
 from config.schema import SECTIONS, GeneralConfig, Recipe, StageConfig
-from config.text import printable
+from config.text import nearest, printable
 from config.yaml_file import read_yaml
 from ffcv_ops.errors import UserError
 
 BASE_RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "base.yaml"
+MOST_MISSING = 5  # options that are named one by one
 
 
 def base_values() -> dict[str, dict]:
@@ -54,10 +54,11 @@ def load_recipe(path, overrides: Mapping[str, str] | None = None) -> Recipe:
             )
         sections = {name: base.sections[name] | file.sections[name] for name in SECTIONS}
 
+    lacking = {}  # stages lack the same: each complaint once, in order
+
     def section(name, row):
         values = sections[name] | row | last[name]
-        lacking = missing(SECTIONS[name], values, _where(path, name))
-        faults.extend(fault for fault in lacking if fault not in faults)
+        lacking.update(dict.fromkeys(missing(SECTIONS[name], values, _where(path, name))))
         return _partial(SECTIONS[name], values)
 
     recipe = _partial(
@@ -66,7 +67,11 @@ def load_recipe(path, overrides: Mapping[str, str] | None = None) -> Recipe:
         | {name: section(name, {}) for name in ("data", "model", "speed", "log")}
         | {"stages": tuple(section("stage", row) for row in file.rows or [{}]), "source": str(path)},
     )
-    refuse([*faults, *broken_rules(recipe)])
+    if len(lacking) > MOST_MISSING:
+        first = next(iter(lacking)).removeprefix(f"{printable(path)}: ").partition(" ")[0]
+        advice = "a recipe without `base: base.yaml` must hold all"
+        lacking = [f"{printable(path)}: {len(lacking)} keys are missing, the first is {first}; {advice}"]
+    refuse([*faults, *lacking, *broken_rules(recipe)])
     return recipe
 
 

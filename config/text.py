@@ -1,7 +1,8 @@
 """Numbers and tables in words: what the console, Markdown pages and messages show. Imports nothing heavy."""
 
+import difflib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 _DURATIONS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 
@@ -42,3 +43,8 @@ def printable(text: object) -> str:
     """Text from a user's file on one line, without characters that could steer a terminal."""
     text = str(text)
     return text if text.isprintable() else ascii(text)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The most similar of the known words."""
+    return difflib.get_close_matches(word, known, n=1, cutoff=0)[0]

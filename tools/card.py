@@ -12,7 +12,7 @@ from pathlib import Path
 from config.recipe import render_recipe
 from config.schema import DataConfig
 from ffcv_ops import index
-from report import padded
+from report.tables import padded
 from training import judge
 
 CITATION = """@inproceedings{touvron2022deit3,

@@ -25,13 +25,18 @@ from timm.data import RealLabelsImagenet
 from torch import Tensor, nn
 
 from config.schema import EvalConfig
+from config.text import markdown_table
 from ffcv_ops import index, order
 from ffcv_ops.errors import UserError, writing
 from ffcv_ops.fields import DatasetInfo, describe
 from ffcv_ops.loader import eval_loader
+<<<<<<< HEAD
 from report import padded
 from training import micro_batch, model, out_of_memory, weights
 from training.distributed.watchdog import Watchdog
+=======
+from training import guards, micro, model, weights
+>>>>>>> a687764 (Command lines are read before torch, FFCV and matplotlib are imported; one parser for all of them)
 from training.evaluate import Exam, Marks, sit
 from training.run import Run
 from training.run_folder import write_atomically
@@ -215,7 +220,7 @@ def table(rows: list[dict]) -> str:
              str(row["resolution"]), f"{row['crop']:g}{' + mirror' if row['flip'] else ''}",
              f"{100 * row['top1']:.3f}", f"{100 * row['top5']:.3f}", loss)
         )  # fmt: skip
-    return padded(lines)
+    return markdown_table(lines)
 
 
 def _folder(init, out):
