@@ -30,13 +30,8 @@ from ffcv_ops import index, order
 from ffcv_ops.errors import UserError, writing
 from ffcv_ops.fields import DatasetInfo, describe
 from ffcv_ops.loader import eval_loader
-<<<<<<< HEAD
-from report import padded
 from training import micro_batch, model, out_of_memory, weights
 from training.distributed.watchdog import Watchdog
-=======
-from training import guards, micro, model, weights
->>>>>>> a687764 (Command lines are read before torch, FFCV and matplotlib are imported; one parser for all of them)
 from training.evaluate import Exam, Marks, sit
 from training.run import Run
 from training.run_folder import write_atomically
