@@ -12,12 +12,13 @@ Everything goes to runs/NAME. The same command again goes on where the last one 
 Read it from `train_epoch`, one optimizer step after the other, outwards to `train_stage`, `train_run` and `main`.
 """
 
+from config import train_command
 from ffcv_ops.errors import UserError, exits_cleanly, interruptible
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # --help and mistakes are answered here: the imports below take seconds
     interruptible()
+    exits_cleanly(train_command.parse)(__doc__)
 
-import argparse
 import errno
 import signal
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -27,8 +28,7 @@ import torch
 from torch import Tensor
 
 import report
-from config import keys
-from config.recipe import SECTIONS, Recipe, base_values, load_recipe, render_recipe
+from config.recipe import Recipe, render_recipe
 from ffcv_ops import native
 from ffcv_ops.loader import eval_loader, train_loader
 from training import (
@@ -305,40 +305,10 @@ def check_resume(run: Run, checkpoint: dict, start_at: int) -> None:
 # --- the command line ----------------------------------------------------------------------------------------------
 
 
-def positive(text: str) -> float:
-    """A number above 0."""
-    return keys.take(float, text, {"above": 0})
-
-
-OPTIONS = (
-    ("--cfg", {"required": True, "metavar": "FILE", "help": "the recipe"}),
-    ("--print", {"action": "store_true", "help": "show the resolved recipe and what its stages cost, and stop"}),
-    ("--at-throughput", {"metavar": "N", "type": positive,
-                         "help": "with --print: hours at N training images/s and GPU in the first stage"}),
-    ("--measure", {"action": "store_true", "help": "with --print: hours at this device's speed, on random images"}),
-    ("--init", {"metavar": "WEIGHTS", "help": f"weights to start from: {weights.SOURCES}"}),
-    ("--start-at", {"metavar": "STAGE", "help": "leave out the stages before this one (with --init)"}),
-    ("--eval-only", {"action": "store_true", "help": "evaluate --init as the last stage does, record it and stop"}),
-)  # fmt: skip
-
-
-def read(argv=None) -> tuple[argparse.Namespace, Recipe, dict]:
-    """The options, the run, and the keys of --eval that are given."""
-    sections = SECTIONS | {"eval": judge.Asked}
-    options, given = keys.parse(__doc__, sections, base_values(), OPTIONS, argv)
-    of_eval = keys.of_section(given, "eval")
-    recipe = load_recipe(options.cfg, {path: text for path, text in given.items() if not path.startswith("eval.")})
-    if of_eval and not options.eval_only:
-        raise UserError(f"--eval.{next(iter(of_eval))} belongs to --eval-only")
-    if (options.measure or options.at_throughput) and not options.print:
-        raise UserError("--measure and --at-throughput belong to --print")
-    return options, recipe, of_eval
-
-
 @exits_cleanly
 def main(argv=None) -> signal.Signals | None:
     """Returns the signal that stopped the run before its end, or None."""
-    options, recipe, of_eval = read(argv)
+    options, recipe, evaluation = train_command.parse(__doc__, argv)
     if options.print:
         print_plan(recipe, at_throughput=options.at_throughput, measured=options.measure)
         return None
@@ -346,9 +316,8 @@ def main(argv=None) -> signal.Signals | None:
     try:
         dtype = precision(recipe.speed.precision, ranks.device)
         if options.eval_only:
-            asked = keys.build(judge.Asked, of_eval, "--eval.")
             with Watchdog(recipe.watchdog, ranks) as watchdog:
-                judge.judge(Run(recipe, ranks, {}, dtype), options.init, asked, watchdog)
+                judge.judge(Run(recipe, ranks, {}, dtype), options.init, evaluation, watchdog)
             return None
         start_at = stage_number(recipe, options.start_at) if options.start_at else 0
         folder = RunFolder(recipe)

@@ -9,11 +9,6 @@ For each split: <out>_<split>.beton, its description .json, checksums .xxh64 and
 what they hold. The same command goes on with a conversion that was stopped.
 """
 
-from ffcv_ops.errors import UserError, exits_cleanly, interruptible
-
-if __name__ == "__main__":
-    interruptible()
-
 import dataclasses
 import functools
 import io
@@ -23,8 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from config import keys
-from config.keys import key
+from config import command_line
+from config.options import build, option, select, to_yaml
 from config.recipe import BASE_RECIPE, load_recipe
 from conversion import beton, journal, jpeg
 from conversion.convert import convert, forget
@@ -35,6 +30,7 @@ from conversion.sources import open_source, output_name
 from conversion.split import with_val
 from conversion.unfinished import noted
 from ffcv_ops import host, native
+from ffcv_ops.errors import UserError, exits_cleanly
 
 FOLDER_PAGE_SIZE = 2**23  # FFCV's default, and the most that one stored image may take
 PHOTOS_PAGE_SIZE = 2**21  # the least, for a file of a few MB
@@ -44,41 +40,45 @@ PHOTOS_PAGE_SIZE = 2**21  # the least, for a file of a few MB
 class DataKeys:
     """What is converted, and how."""
 
-    source: str = key(
+    source: str = option(
         "photos: the bundled photographs; or a folder with train/<class>/ and perhaps val/; a folder with ILSVRC's tar"
         " files; a tar or a folder of class tars; WebDataset shards or Parquet files (a folder, or a pattern with *);"
         " torchvision:NAME[,argument=value]. docs/sources.md has an example of each",
         default="photos",
     )
-    classes: str = key(
+    classes: str = option(
         "which class has which number. auto: the sorted names, or what the source says; imagenet1k, imagenet12k,"
         " imagenet21k (fall11), imagenet21k_goog, winter21; or a file with a class a line",
         default="auto",
     )
-    label: str = key("where Parquet (a column) and WebDataset (a field of .json) keep it", default="auto")
-    val_share: float | None = key(
+    label: str = option("where Parquet (a column) and WebDataset (a field of .json) keep it", default="auto")
+    val_share: float | None = option(
         "share of each class's images that becomes val, where the source has none", above=0, below=1, default=None
     )
-    out: str = key(
+    out: str = option(
         "files are named <out>_train.beton ...; auto: data/photos or data/<folder>", default="auto", changes="records"
     )
-    on_error: Literal["stop", "skip"] = key("what an image that cannot be stored does", default="stop")
-    shards: int | Literal["auto"] = key("files of each split; auto: of about 1 GB each", low=1, default=1)
-    workers: int | Literal["auto"] = key("processes; auto: one per core", low=1, default="auto", changes="speed")
+    on_error: Literal["stop", "skip"] = option("what an image that cannot be stored does", default="stop")
+    shards: int | Literal["auto"] = option(
+        "files of each split; auto: of about 1 GB each", low=1, high=100_000, default=1
+    )
+    workers: int | Literal["auto"] = option(
+        "processes; auto: one per core", low=1, high=1024, default="auto", changes="speed"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageKeys:
     """How an image is stored; photos keep their size."""
 
-    max_side: int | None = key("longer side at most this (pixels)", low=1, default=500)
-    levels: tuple[int, ...] | None = key(
+    max_side: int | None = option("longer side at most this (pixels)", low=1, high=65500, default=500)
+    levels: tuple[int, ...] | None = option(
         "a pyramid: each image at several sizes, limits as max_side is: 500,256,160", low=1, high=65500, default=None
     )
-    min_side: int | None = key("shorter side at most this (pixels)", low=1, default=None)
-    quality: int = key("of JPEG", low=1, high=100, default=90)
-    passthrough: bool = key("a JPEG that is within the limits is stored as it is", default=True)
-    mode: Literal["jpg", "raw"] = key("JPEG, or RGB bytes", default="jpg")
+    min_side: int | None = option("shorter side at most this (pixels)", low=1, high=65500, default=None)
+    quality: int = option("of JPEG", low=1, high=100, default=90)
+    passthrough: bool = option("a JPEG that is within the limits is stored as it is", default=True)
+    mode: Literal["jpg", "raw"] = option("JPEG, or RGB bytes", default="jpg")
 
 
 OPTIONS = (
@@ -90,17 +90,17 @@ OPTIONS = (
 @exits_cleanly
 def main():
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends a conversion as Ctrl-C does
+    sections = {"data": DataKeys, "image": ImageKeys, "plan": PlanKeys}
+    flags, given = command_line.parse(__doc__, sections, {}, OPTIONS)
     jpeg.load()
     native.library()  # or each worker would build it
-    sections = {"data": DataKeys, "image": ImageKeys, "plan": PlanKeys}
-    flags, given = keys.parse(__doc__, sections, {}, OPTIONS)
-    data = keys.build(DataKeys, keys.of_section(given, "data"), "--data.")
+    data = build(DataKeys, select(given, "data"), "--data.")
     workers = host.usable_cores() if data.workers == "auto" else data.workers
     if flags.verify:
         from tools.verify import verify  # decodes as the loader does, which takes seconds to import
 
         raise SystemExit(1 if verify(flags.verify, workers=workers) else 0)
-    image = image_keys(keys.of_section(given, "image"))
+    image = image_keys(select(given, "image"))
     if data.source == "photos":
         from conversion.photos import photographs  # its draws are compiled by Numba, which takes a second to import
 
@@ -120,7 +120,7 @@ def main():
     encode = functools.partial(encode_item, **dataclasses.asdict(image))
     out = f"data/{output_name(data.source)}" if data.out == "auto" else data.out
     if flags.plan:
-        wanted = keys.build(PlanKeys, keys.of_section(given, "plan"), "--plan.")
+        wanted = build(PlanKeys, select(given, "plan"), "--plan.")
         stage = load_recipe(BASE_RECIPE).stages[0]
         print(plan(source, image, stage, wanted, out=Path(out), given=given, page_size=page_size))
         return
@@ -163,12 +163,12 @@ def recorded(part: Part) -> int:
 
 def image_keys(given) -> ImageKeys:
     """The keys of --image; with levels, the first of them is max_side."""
-    image = keys.build(ImageKeys, given, "--image.")
+    image = build(ImageKeys, given, "--image.")
     if not image.levels:
         return image
     if "max_side" in given and image.max_side != image.levels[0]:
         raise UserError(
-            f"--image.max_side is {keys.spell(image.max_side)}, --image.levels begins with {image.levels[0]};"
+            f"--image.max_side is {to_yaml(image.max_side)}, --image.levels begins with {image.levels[0]};"
             " give levels alone"
         )
     if any(smaller >= larger for larger, smaller in itertools.pairwise(image.levels)):

@@ -22,7 +22,8 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from config.keys import key, spell
+from config.options import option, to_yaml
+from config.text import format_bytes, format_duration
 from conversion import beton
 from conversion.encode import Refused, encode_all, encode_item, stored_bytes
 from conversion.progress import progress
@@ -57,10 +58,12 @@ class PlanKeys:
 
     changes: ClassVar[str] = "records"
 
-    disk: str = key("room for all splits: 500GB, 1.5TB; auto: what is free where they would go", default="auto")
-    cores: int | Literal["auto"] = key("that convert, and later load; auto: this machine's", low=1, default="auto")
-    read: str = key("what the disk gives in a second, where the data exceed the memory", default="2GB")
-    images: int = key("how many are sampled", low=8, default=256)
+    disk: str = option("room for all splits: 500GB, 1.5TB; auto: what is free where they would go", default="auto")
+    cores: int | Literal["auto"] = option(
+        "that convert, and later load; auto: this machine's", low=1, high=100_000, default="auto"
+    )
+    read: str = option("what the disk gives in a second, where the data exceed the memory", default="2GB")
+    images: int = option("how many are sampled", low=8, high=10**6, default=256)
 
 
 class Row(NamedTuple):
@@ -95,7 +98,7 @@ def plan(source: Source, image, stage, keys: PlanKeys, *, out: Path, given: dict
 
 
 def _print_table(rows, sizes, speeds, *, samples, disk, cores, best):
-    table = Table(title=f"Predicted: {samples:,} images, {_bytes(disk)} of disk, {cores} cores")
+    table = Table(title=f"Predicted: {samples:,} images, {format_bytes(disk)} of disk, {cores} cores")
     table.add_column("--image.", no_wrap=True)
     rates = "write/s", "224 px/s", f"224 px/s, {cores} cores", f"{LOW} px/s"
     for name in ("KB/image", "files", "fit", "writing", *rates):
@@ -104,9 +107,9 @@ def _print_table(rows, sizes, speeds, *, samples, disk, cores, best):
         table.add_row(
             " ".join(word.removeprefix("--image.") for word in words_of(row.changes)),
             f"{row.size / 1e3:,.1f} ± {row.size_error / 1e3:,.1f}",
-            f"{_bytes(size)} ± {row.size_error / row.size:.0%}",
+            f"{format_bytes(size)} ± {row.size_error / row.size:.0%}",
             "yes" if size <= disk else "no",
-            _duration(samples / (row.writing * cores)),
+            format_duration(samples / (row.writing * cores)),
             f"{row.writing:,.0f}",
             f"{row.loading:,.0f}",
             f"{speed:,.0f}",
@@ -131,23 +134,12 @@ def _advice(rows, sizes, keys, best, *, samples, disk, cores, given):
     if refused:
         lines.append(f"{refused} of the sampled images cannot be stored; data.on_error=skip leaves such ones out.")
     if best is None:
-        return "\n".join([*lines, f"Nothing fits into {_bytes(disk)}; the least is {_bytes(min(sizes))}."])
+        return "\n".join([*lines, f"Nothing fits into {format_bytes(disk)}; the least is {format_bytes(min(sizes))}."])
     changed = {"image.mode", "image.levels", *(f"image.{name}" for name in rows[best].changes)}
     kept = {name: text for name, text in given.items() if name not in changed and not name.startswith("plan.")}
     words = [shlex.quote(f"--{name}={text}") for name, text in kept.items()] + words_of(rows[best].changes)
     lines.append("Of what fits: the most detail, then the loader's speed (differences above 20 %), then the writer's:")
     return "\n".join([*lines, f"  python write_datasets.py {' '.join(words)}"])
-
-
-def _bytes(number: float) -> str:
-    unit = next(unit for unit in ("TB", "GB", "MB", "KB") if number >= UNITS[unit.lower()] or unit == "KB")
-    return f"{number / UNITS[unit.lower()]:,.3g} {unit}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:,.0f} s"
-    return f"{seconds / 60:,.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
 
 
 def measured(source: Source, image, stage, *, images: int, page_size: int) -> list[Row]:
@@ -268,5 +260,5 @@ def words_of(changes: dict) -> list[str]:
     """The options that give them; levels tell max_side."""
     levels = changes.get("levels")
     words = [f"--image.levels={','.join(map(str, levels))}"] if levels else []
-    return words + [f"--image.{name}={spell(value)}" for name, value in changes.items()
+    return words + [f"--image.{name}={to_yaml(value)}" for name, value in changes.items()
                     if name != "levels" and not (levels and name == "max_side")]  # fmt: skip

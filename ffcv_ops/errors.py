@@ -10,7 +10,7 @@ import sys
 
 
 class UserError(Exception):
-    """The user's input cannot be used. The message is one line: what is wrong, where, and what to do."""
+    """The user's input cannot be used. The message is one line for each fault: what is wrong, where, and what to do."""
 
 
 @contextlib.contextmanager
@@ -49,7 +49,7 @@ def exits_cleanly(main):
         try:
             return main(*args, **kwargs)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print("\n".join(f"error: {line}" for line in str(error).split("\n")), file=sys.stderr)
             raise SystemExit(2) from None
         except KeyboardInterrupt as interrupt:
             print("; ".join(["interrupted", *interrupt.args]), file=sys.stderr)

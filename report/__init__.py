@@ -9,12 +9,8 @@ import time
 from pathlib import Path
 
 from ffcv_ops.errors import UserError
-from ffcv_ops.files import write_atomically
-from report import compare, page, png
-from report.collect import Facts, collect
-from report.tables import padded, stage_table
 
-__all__ = ["compare", "padded", "refresh", "write"]
+# What makes pages and pictures is imported when one is made: a run needs it after its first epoch, --help never.
 
 EVERY = 60.0  # seconds at least between two reports of a running run
 
@@ -24,6 +20,9 @@ def refresh(folder: Path, *, say) -> None:
     made = folder / "report.html"
     if made.exists() and 0 <= time.time() - made.stat().st_mtime < EVERY:
         return
+    from report import page
+    from report.collect import collect
+
     try:
         _save(made, page.render(collect(folder)))
     except Exception as error:  # a view of the log must not end what is logged
@@ -32,6 +31,8 @@ def refresh(folder: Path, *, say) -> None:
 
 def write(folder: Path) -> str:
     """report.html and curves.png; of a finished run report.md too. Returns what the console says at the end."""
+    from report.collect import collect
+
     try:
         return _write(collect(folder))
     except OSError as error:
@@ -41,7 +42,11 @@ def write(folder: Path) -> str:
         ) from error
 
 
-def _write(facts: Facts) -> str:
+def _write(facts) -> str:
+    from ffcv_ops.files import write_atomically
+    from report import page, png
+    from report.tables import padded, stage_table
+
     folder, said = facts.path, padded(stage_table(facts))
     _save(folder / "report.html", page.render(facts))
     write_atomically(folder / "curves.png", lambda path: png.draw(facts, path))
@@ -56,4 +61,6 @@ def _write(facts: Facts) -> str:
 
 
 def _save(path: Path, text: str) -> None:
+    from ffcv_ops.files import write_atomically
+
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

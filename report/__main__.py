@@ -4,25 +4,25 @@ python -m report runs/demo                                   # runs/demo/report.
 python -m report runs/one runs/other --out compare.html
 """
 
-import argparse
 from pathlib import Path
 
 import report
+from config.parser import Parser
 from ffcv_ops.errors import exits_cleanly, writing
-from ffcv_ops.files import write_atomically
-from report import compare, tables
-from report.collect import collect
 
 
 @exits_cleanly
 def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="python -m report", description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="a run's folder")
     parser.add_argument("--out", metavar="FILE", type=Path, default=Path("compare.html"),
                         help="the page that compares several runs; compare.html if not given")  # fmt: skip
     options = parser.parse_args(argv)
+
+    from ffcv_ops.files import write_atomically
+    from report import compare, tables  # after the command line is read: they bring torch and timm, which take seconds
+    from report.collect import collect
+
     if len(options.runs) == 1:
         collect(options.runs[0])
         print(report.write(options.runs[0]))

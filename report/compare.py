@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from config import keys
+from config.options import to_yaml
 from config.recipe import Recipe
 from report import charts, collect, curves, page, tables
 from report.collect import Facts
@@ -50,10 +50,10 @@ def _flat(run: Recipe, stages: int) -> dict[str, str]:
     """Every key that may change the run, spelled as in a recipe, of the first `stages` stages."""
     sections = {"data": run.data, "model": run.model, "speed": run.speed}
     sections |= {f"stage {number + 1}": run.stages[number] for number in range(stages)}
-    made = {"seed": keys.spell(run.seed), "on_nonfinite": keys.spell(run.on_nonfinite)}
+    made = {"seed": to_yaml(run.seed), "on_nonfinite": to_yaml(run.on_nonfinite)}
     made["stages"] = str(len(run.stages))
     for name, section in sections.items():
-        made |= {f"{name}: {key}": keys.spell(value) for key, value in dataclasses.asdict(section).items()}
+        made |= {f"{name}: {key}": to_yaml(value) for key, value in dataclasses.asdict(section).items()}
     return made
 
 

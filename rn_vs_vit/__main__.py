@@ -14,24 +14,21 @@ import fcntl
 import os
 from contextlib import contextmanager
 
-import train_imagenet
-from config import keys
-from config.recipe import SECTIONS, base_values, load_recipe, render_recipe
+from config import command_line
+from config.options import parse_value
+from config.recipe import base_values, load_recipe, render_recipe, result_changing_diff
+from config.schema import SECTIONS
 from ffcv_ops.errors import UserError, exits_cleanly, writing
-from ffcv_ops.files import write_atomically
-from rn_vs_vit import grid, others, report
-from training import run_folder
-from training.datasets import open_sets
 
-train = train_imagenet.main.__wrapped__  # raises UserError instead of ending the process
+MOST_CELLS = 1_000_000
 
 
 def positive(text: str) -> int:
-    """A whole number above 0."""
-    return keys.take(int, text, {"at least": 1})
+    """A whole number from 1 to MOST_CELLS."""
+    return parse_value(int, text, {"at least": 1, "at most": MOST_CELLS})
 
 
-OPTIONS = (
+ARGUMENTS = (
     ("--cfg", {"required": True, "metavar": "FILE", "help": "the grid"}),
     ("--cells", {"metavar": "N", "type": positive, "help": "stop after so many cells, for jobs of limited time"}),
     ("--v2", {"metavar": "BETON", "help": "evaluate finished cells on these images too, ImageNet-V2"}),
@@ -40,10 +37,26 @@ OPTIONS = (
 )
 
 
+def parse(argv=None):
+    """The plain arguments, and the config options that hold for all cells."""
+    return command_line.parse(__doc__, SECTIONS, base_values(), ARGUMENTS, argv)
+
+
+if __name__ == "__main__":  # --help and mistakes are answered here: the imports below take seconds
+    exits_cleanly(parse)()
+
+import train_imagenet
+from ffcv_ops.files import write_atomically
+from rn_vs_vit import grid, others, report
+from training.datasets import open_sets
+
+train = train_imagenet.main.__wrapped__  # raises UserError instead of ending the process
+
+
 @exits_cleanly
 def main(argv=None) -> bool:
     """Returns whether it was asked to stop (SIGUSR1) before its end."""
-    options, overrides = keys.parse(__doc__, SECTIONS, base_values(), OPTIONS, argv)
+    options, overrides = parse(argv)
     wanted = grid.read(options.cfg, overrides)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("a cell runs on one device; start this once for each device instead of with torchrun")
@@ -100,7 +113,7 @@ def finished(cell: grid.Cell) -> bool:
     """Whether the cell's run came to its end. UserError where that was a run of another recipe."""
     if not (cell.folder / "report.md").exists():
         return False
-    if changed := run_folder.science(load_recipe(cell.folder / "recipe.yaml"), cell.run):
+    if changed := result_changing_diff(load_recipe(cell.folder / "recipe.yaml"), cell.run):
         raise UserError(f"{cell.folder} holds a run of another recipe ({changed}); choose another --log.out")
     return True
 

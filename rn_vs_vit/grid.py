@@ -15,8 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from config import keys
+from config.options import parse_value
 from config.recipe import Recipe, load_recipe
+from config.text import nearest
+from config.yaml_file import read_yaml
 from ffcv_ops.errors import UserError
 
 NETWORK = ("model.name", "model.layer_scale", "model.blur_pool", "stage.lr", "stage.weight_decay", "stage.drop_path")
@@ -49,11 +51,11 @@ class Grid(NamedTuple):
 
 def read(path, overrides: Mapping[str, str] | None = None) -> Grid:
     """The grid of a file. `overrides`: keys of recipes that hold for all cells; those that cells vary are refused."""
-    content = keys.read_yaml(path)
+    content = read_yaml(path)
     parts = ("recipe", "fixed", "networks", "augmentations", "seeds")
     for name in content:
         if name not in parts:
-            raise UserError(f"{path}: {name!r} is no part of a grid; the nearest is '{keys.nearest(name, parts)}'")
+            raise UserError(f"{path}: {name!r} is no part of a grid; the nearest is '{nearest(name, parts)}'")
     for name in ("recipe", "networks", "augmentations", "seeds"):
         if name not in content:
             raise UserError(f"{path}: a grid needs {name}:")
@@ -97,7 +99,7 @@ def _choices(path, part, value, allowed):
 
 def _seeds(path, value):
     try:
-        seeds = keys.take(tuple[int, ...], value, {"at least": 0})
+        seeds = parse_value(tuple[int, ...], value, {"at least": 0, "at most": 2**53})
     except ValueError:
         raise UserError(f"{path}: seeds must be a list of whole numbers, not {value!r:.60}") from None
     if len(set(seeds)) < len(seeds):

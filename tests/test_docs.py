@@ -16,8 +16,10 @@ from pathlib import Path
 import pytest
 from torch.distributed import run as torchrun
 
-from config import keys
-from config.recipe import SECTIONS, load_recipe
+from config import command_line
+from config.options import all_names
+from config.recipe import load_recipe
+from config.schema import SECTIONS
 from ffcv_ops.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,18 +78,18 @@ def parse(program, arguments):
             return None
         module = importlib.import_module(f"{program}.__main__")
     source = Path(module.__file__).read_text()
-    if "parse_args(" not in source and "keys.parse(" not in source:
+    if not any(f"{way}(" in source for way in ("parse_args", "command_line.parse", "train_command.parse")):
         return None
-    real_keys, real_args = keys.parse, argparse.ArgumentParser.parse_args
+    real_options, real_args = command_line.parse, argparse.ArgumentParser.parse_args
 
-    def stop_keys(*given, **named):
+    def stop_options(*given, **named):
         argparse.ArgumentParser.parse_args = real_args
-        raise Parsed(*real_keys(*given, **named), given[1])
+        raise Parsed(*real_options(*given, **named), given[1])
 
     def stop_args(parser, *given, **named):
         raise Parsed(real_args(parser, *given, **named), {}, {})
 
-    keys.parse, argparse.ArgumentParser.parse_args = stop_keys, stop_args
+    command_line.parse, argparse.ArgumentParser.parse_args = stop_options, stop_args
     before, sys.argv = sys.argv, [program, *arguments]
     try:
         module.main()
@@ -98,7 +100,7 @@ def parse(program, arguments):
             return None
         raise
     finally:
-        keys.parse, argparse.ArgumentParser.parse_args, sys.argv = real_keys, real_args, before
+        command_line.parse, argparse.ArgumentParser.parse_args, sys.argv = real_options, real_args, before
     raise AssertionError(f"{program} did not parse anything")
 
 
@@ -133,7 +135,7 @@ def check(command):
         own += ["--", "--cfg", "x"]
     parsed = parse(program, own)
     if parsed and program == "train_imagenet" and (ROOT / parsed[0].cfg).is_file():
-        given = {path: text for path, text in parsed[1].items() if path in keys.paths(SECTIONS)}
+        given = {path: text for path, text in parsed[1].items() if path in all_names(SECTIONS)}
         load_recipe(ROOT / parsed[0].cfg, given)
 
 
@@ -181,7 +183,7 @@ def test_faults_are_found(command, monkeypatch, capsys):
 def known_keys():
     """Of both programs, as their parsers declare them."""
     of_training, of_writing = parse("train_imagenet", ["--cfg", "x"]), parse("write_datasets", [])
-    return {*keys.paths(of_training[2]), *keys.paths(of_writing[2])}
+    return {*all_names(of_training[2]), *all_names(of_writing[2])}
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)

@@ -1,4 +1,5 @@
-"""Floors: a module imports only from its own package and from packages below it. See docs/architecture.md."""
+"""Floors: a module imports only from its own package and from packages below it, and no modules import each other in a
+circle. See docs/architecture.md."""
 
 import ast
 from pathlib import Path
@@ -56,3 +57,56 @@ def test_an_arrow_back_is_found(tmp_path):
     path = tmp_path / "low.py"
     path.write_text("def f():\n    from training.model import create\n    import bench.loader as b\n")
     assert imported(path) == {"training", "bench"}
+
+
+def edges(files: dict[str, Path]) -> dict[str, set[str]]:
+    """For each module of `files`, {dotted name: path}, those that it imports, inside functions too. `from a import b`
+    is an import of the module a.b where there is one, else of a."""
+    found = {}
+    for name, path in files.items():
+        wanted = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                wanted |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                inner = {f"{node.module}.{alias.name}" for alias in node.names}
+                wanted |= {module if module in files else node.module for module in inner}
+        found[name] = (wanted & files.keys()) - {name}
+    return found
+
+
+def circles(graph: dict[str, set[str]]) -> set[frozenset[str]]:
+    """Groups of two or more nodes of which each can be reached from each other."""
+    reached = {}
+    for start in graph:
+        seen, waiting = set(), [start]
+        while waiting:
+            new = graph[waiting.pop()] - seen
+            seen |= new
+            waiting += new
+        reached[start] = seen
+    return {frozenset(b for b in reached[a] if a in reached[b]) for a in graph if a in reached[a]}
+
+
+def modules(part: str) -> dict[str, Path]:
+    names = {path: path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") for path in source_files(part)}
+    return {name.removesuffix(".__init__"): path for path, name in names.items()}
+
+
+@pytest.mark.parametrize("part", BELOW)
+def test_no_modules_import_each_other_in_a_circle(part):
+    assert not [sorted(circle) for circle in circles(edges(modules(part)))]
+
+
+def test_a_circle_is_found(tmp_path):
+    texts = {
+        "p": "from p import a\n",
+        "p.a": "import p.b\n",
+        "p.b": "def f():\n    from p.c import g\n",
+        "p.c": "from p import a\n",
+        "p.d": "from p import a\nimport os\n",
+    }
+    files = {name: tmp_path / name for name in texts}
+    for name, path in files.items():
+        path.write_text(texts[name])
+    assert circles(edges(files)) == {frozenset({"p.a", "p.b", "p.c"})}

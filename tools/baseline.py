@@ -7,14 +7,15 @@ that were tried on the bundled photographs; the best of the three counts.
     python -m tools.baseline data/photos_train.beton data/photos_val.beton --log runs/demo/log.jsonl
 """
 
-import argparse
 import json
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from config.parser import Parser
 from conversion import beton
+from ffcv_ops.errors import exits_cleanly
 
 MEAN, DEVIATION = 118, 48  # of a channel whose light is undone; the choice hardly matters
 
@@ -60,8 +61,9 @@ def _undo_light(rgb):
     return np.clip(np.rint((rgb - mean) / np.maximum(deviation, 1) * DEVIATION + MEAN), 0, 255).astype(np.uint8)
 
 
+@exits_cleanly
 def main(argv=None):
-    parser = argparse.ArgumentParser(description="Top-1 of a colour-histogram nearest neighbour, beside a run's.")
+    parser = Parser(prog="python -m tools.baseline", description=__doc__)
     parser.add_argument("train", type=Path, help=".beton of the known images")
     parser.add_argument("val", type=Path, help=".beton of the images to name")
     parser.add_argument("--log", type=Path, help="log.jsonl of a run on the same data, for comparison")

@@ -9,10 +9,11 @@ import re
 import shutil
 from pathlib import Path
 
-from config.recipe import DataConfig, render_recipe
+from config.recipe import render_recipe
+from config.schema import DataConfig
 from ffcv_ops.storage.beton_file import sidecar
 from ffcv_ops.storage.shards import exists, files_of
-from report import padded
+from report.tables import padded
 from training import judge
 
 CITATION = """@inproceedings{touvron2022deit3,

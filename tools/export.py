@@ -21,6 +21,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from config.parser import Parser
+from ffcv_ops.errors import UserError, exits_cleanly, writing
+
+FORMATS = ("timm", "pt2", "onnx")
+
+
+def parse(argv=None) -> argparse.Namespace:
+    """The command line, checked; `formats` as a list."""
+    parser = Parser(prog="python -m tools.export", description=__doc__)
+    parser.add_argument("run", help="a run's folder, or a .safetensors file in it: model_ema, or that of a stage")
+    parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="the folder to write")
+    parser.add_argument("--formats", default="timm", help=f"some of {','.join(FORMATS)}; only timm without it")
+    parser.add_argument("--push-to-hub", metavar="ORG/NAME", help="upload the folder; a new repository is private")
+    options = parser.parse_args(argv)
+    options.formats = options.formats.split(",")
+    if not set(options.formats) <= set(FORMATS):
+        raise UserError(f"--formats={','.join(options.formats)}: it must be some of {','.join(FORMATS)}")
+    if options.push_to_hub and not re.fullmatch(r"[\w.-]+/[\w.-]+", options.push_to_hub):
+        raise UserError(f"--push-to-hub={options.push_to_hub}: it must be ORG/NAME")
+    return options
+
+
+if __name__ == "__main__":  # --help and mistakes are answered here: the imports below take seconds
+    exits_cleanly(parse)()
+
 import timm
 import torch
 from safetensors.torch import save_file
@@ -28,14 +53,12 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageNetInfo
 from torch import nn
 
 from config.recipe import Recipe, StageConfig, load_recipe
-from ffcv_ops.errors import UserError, exits_cleanly, writing
-from report import padded
+from report.tables import padded
 from tools import card, graphs
 from training import judge, model, weights
 from training.distributed import Ranks
 from training.run import Run
 
-FORMATS = ("timm", "pt2", "onnx")
 FILES = ("model.safetensors", "config.json", "model.pt2", "model.onnx", "model.onnx.data", "README.md", "curves.png")
 TOLERANCE = 1e-3  # of logits, as a share of the largest; float32 on another path of kernels is at 1e-6
 
@@ -54,19 +77,9 @@ class Trained(NamedTuple):
 
 @exits_cleanly
 def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", help="a run's folder, or a .safetensors file in it: model_ema, or that of a stage")
-    parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="the folder to write")
-    parser.add_argument("--formats", default="timm", help=f"some of {','.join(FORMATS)}; only timm without it")
-    parser.add_argument("--push-to-hub", metavar="ORG/NAME", help="upload the folder; a new repository is private")
-    options = parser.parse_args(argv)
-    formats = options.formats.split(",")
-    if not set(formats) <= set(FORMATS):
-        raise UserError(f"--formats={options.formats}: it must be some of {','.join(FORMATS)}")
-    if options.push_to_hub and not re.fullmatch(r"[\w.-]+/[\w.-]+", options.push_to_hub):
-        raise UserError(f"--push-to-hub={options.push_to_hub}: it must be ORG/NAME")
+    options = parse(argv)
     trained = read(options.run)
-    print(export(trained, options.out, formats))
+    print(export(trained, options.out, options.formats))
     if options.push_to_hub:
         print(push(options.out, options.push_to_hub))
 

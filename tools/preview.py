@@ -16,13 +16,40 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from config.parser import Parser
+from config.recipe import load_recipe
+from ffcv_ops.errors import UserError, exits_cleanly, writing
+
+MOST = 100  # rows, and draws of a stage; a sheet of more is larger than Matplotlib draws
+
+
+def parse(argv=None) -> argparse.Namespace:
+    """The command line, checked."""
+    parser = Parser(prog="python -m tools.preview", description=__doc__)
+    parser.add_argument("source", help="a .beton file, the pattern of shards, or one image file")
+    parser.add_argument("--cfg", required=True, help="the recipe")
+    parser.add_argument("--out", default="preview.png", help="the picture to write")
+    parser.add_argument("--stage", help="this stage alone")
+    parser.add_argument("--compare", action="store_true", help="beside Pillow's, torchvision's and timm's result")
+    parser.add_argument("--all-policies", action="store_true", help="every policy on the first image, with equal crops")
+    parser.add_argument("--images", type=int, default=4, help="rows")
+    parser.add_argument("--draws", type=int, help="columns for each stage (6 shared by the stages, at least 2)")
+    options = parser.parse_args(argv)
+    for name, value in (("images", options.images), ("draws", options.draws)):
+        if value is not None and not 1 <= value <= MOST:
+            raise UserError(f"--{name} {value}: it must be 1 to {MOST}")
+    return options
+
+
+if __name__ == "__main__":  # --help and mistakes are answered here: the imports below take seconds
+    exits_cleanly(parse)()
+
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, UnidentifiedImageError
 
 from ffcv_ops import crops, decoders, erasing, operations, policies, randaugment, rng
-from ffcv_ops.errors import UserError, exits_cleanly, writing
 from ffcv_ops.loader import plan_of
 from ffcv_ops.rng import RandomKey
 from ffcv_ops.storage.index import column, open_index
@@ -31,7 +58,6 @@ from ffcv_ops.storage.reading import Files
 matplotlib.use("Agg")
 
 AMPLIFIED = 32  # a difference of 8 of 255 is white
-MOST = 100  # rows, and draws of a stage; a sheet of more is larger than Matplotlib draws
 JITTER = 0.3  # of 3-Augment in the paper
 POLICIES = {  # what --all-policies shows: changes to a plan without augmentation
     "none": {},
@@ -49,21 +75,7 @@ POLICIES = {  # what --all-policies shows: changes to a plan without augmentatio
 
 @exits_cleanly
 def main(argv=None) -> None:
-    from config.recipe import load_recipe  # this one module is a command line, and those may look upwards
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", help="a .beton file, the pattern of shards, or one image file")
-    parser.add_argument("--cfg", required=True, help="the recipe")
-    parser.add_argument("--out", default="preview.png", help="the picture to write")
-    parser.add_argument("--stage", help="this stage alone")
-    parser.add_argument("--compare", action="store_true", help="beside Pillow's, torchvision's and timm's result")
-    parser.add_argument("--all-policies", action="store_true", help="every policy on the first image, with equal crops")
-    parser.add_argument("--images", type=int, default=4, help="rows")
-    parser.add_argument("--draws", type=int, help="columns for each stage (6 shared by the stages, at least 2)")
-    options = parser.parse_args(argv)
-    for name, value in (("images", options.images), ("draws", options.draws)):
-        if value is not None and not 1 <= value <= MOST:
-            raise UserError(f"--{name} {value}: it must be 1 to {MOST}")
+    options = parse(argv)
     known = Figure().canvas.get_supported_filetypes()
     if Path(options.out).suffix[1:] not in known:
         raise UserError(f"--out {options.out}: its ending must be one of {', '.join(sorted(known))}")

@@ -6,13 +6,26 @@
 In: recipes/**/*.yaml, recipes/published.json, recipes/official_curves.json. Out: Markdown.
 """
 
+import argparse
 import functools
 import json
-import sys
 from pathlib import Path
 
+from config.parser import Parser
 from config.recipe import BASE_RECIPE, load_recipe
 from ffcv_ops.errors import UserError, exits_cleanly
+
+
+def parse(argv=None) -> argparse.Namespace:
+    """The command line."""
+    parser = Parser(prog="python -m tools.reproduce", description=__doc__)
+    parser.add_argument("page", nargs="?", type=Path, help="the Markdown file to put the table into")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":  # --help and mistakes are answered here: the imports below take seconds
+    exits_cleanly(parse)()
+
 from training import datasets, model, schedule, summary
 
 RECIPES = BASE_RECIPE.parent
@@ -87,12 +100,11 @@ def _size(of_model, resolution, classes):
 
 
 @exits_cleanly
-def main() -> None:
-    made = table()
-    if len(sys.argv) == 1:
+def main(argv=None) -> None:
+    page, made = parse(argv).page, table()
+    if page is None:
         print(made)
         return
-    page = Path(sys.argv[1])
     if not page.is_file() or not (text := page.read_text(encoding="utf-8")).count(BEGIN) == text.count(END) == 1:
         raise UserError(f"{page}: needs the lines {BEGIN} and {END}, once each, around the table")
     before, _, rest = text.partition(BEGIN)

@@ -13,6 +13,8 @@ import signal
 import sys
 from pathlib import Path
 
+from config import train_command
+from config.parser import Parser
 from ffcv_ops.errors import UserError, exits_cleanly
 
 try:
@@ -71,7 +73,7 @@ def executor(options) -> submitit.Executor:
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The launcher's options, and what follows --."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m tools.slurm", description=__doc__)
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--gpus-per-node", type=int, default=8, help="0: on the CPU")
     parser.add_argument("--processes-per-node", type=int, help="one for each GPU, if not said otherwise")
@@ -96,10 +98,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 @exits_cleanly
 def main(argv=None) -> None:
-    import train_imagenet  # not at the top: the job is sent to nodes whose paths are set in Training
-
     options, arguments = parse(sys.argv[1:] if argv is None else argv)
-    train_imagenet.read(arguments)  # a mistake in it is said here, not after hours in a queue
+    train_command.parse(__doc__, arguments)  # a mistake in it is said here, not after hours in a queue
     try:
         job = executor(options).submit(Training(arguments))
     except RuntimeError as error:  # submitit finds no Slurm

@@ -13,26 +13,25 @@ people saw in it; an image for which it lists none does not count. timm brings t
 """
 
 import csv
-import dataclasses
 import itertools
 import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from timm.data import RealLabelsImagenet
 from torch import Tensor, nn
 
-from config.keys import key
+from config.schema import EvalConfig
+from config.text import markdown_table
 from ffcv_ops import order
 from ffcv_ops.errors import UserError, writing
 from ffcv_ops.files import write_atomically
 from ffcv_ops.loader import eval_loader
 from ffcv_ops.storage import shards, sources
 from ffcv_ops.storage.index import DatasetInfo, describe
-from report import padded
 from training import micro_batch, model, out_of_memory, weights
 from training.distributed.watchdog import Watchdog
 from training.evaluate import Exam, Marks, sit
@@ -40,18 +39,6 @@ from training.run import Run
 
 IMAGENET = 1000  # classes
 RECORD = "evaluations.json"
-
-
-@dataclasses.dataclass(frozen=True)
-class Asked:
-    """eval: what --eval-only looks at"""
-
-    changes: ClassVar[str] = "records"  # where --help lists these
-
-    data: Literal["auto"] | tuple[str, ...] = key(
-        ".beton files to evaluate on; auto: the last stage's validation", default="auto"
-    )
-    out: str = key("folder of the results; auto: the run that --init is or lies in, if it is one", default="auto")
 
 
 class Names(NamedTuple):
@@ -70,7 +57,7 @@ class Judged(NamedTuple):
     marks: Marks
 
 
-def judge(run: Run, init: str | None, asked: Asked, watch: Watchdog) -> list[dict]:
+def judge(run: Run, init: str | None, asked: EvalConfig, watch: Watchdog) -> list[dict]:
     """Evaluates the weights `init` as the last stage of the run does; prints and records. Returns the rows. All ranks
     come here; the first one writes."""
     if init is None:
@@ -226,7 +213,7 @@ def table(rows: list[dict]) -> str:
              str(row["resolution"]), f"{row['crop']:g}{' + mirror' if row['flip'] else ''}",
              f"{100 * row['top1']:.3f}", f"{100 * row['top5']:.3f}", loss)
         )  # fmt: skip
-    return padded(lines)
+    return markdown_table(lines)
 
 
 def _folder(init, out):

@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from config.recipe import ModelConfig, Recipe
+from config.schema import ModelConfig, Recipe
 from training import model, schedule, summary
 from training.datasets import DataSet
 

@@ -11,7 +11,6 @@
 A checkpoint holds tensors and plain values only: what `Stage.state_dict` gives, and the format's number.
 """
 
-import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from config.recipe import Recipe, load_recipe, render_recipe
+from config.recipe import Recipe, load_recipe, render_recipe, result_changing_diff
 from ffcv_ops.errors import UserError, writing
 from ffcv_ops.files import locked, write_atomically
 from training import checkpoint, distributed
@@ -70,7 +69,7 @@ class RunFolder:
         """Makes the folder, or checks that the run that is in it already is this one."""
         written = self.path / "recipe.yaml"
         if self.begun() and written.exists():
-            changed = science(load_recipe(written), recipe)
+            changed = result_changing_diff(load_recipe(written), recipe)
             if changed:
                 raise UserError(
                     f"{self.path} holds a run of another recipe ({changed}); continue that one with"
@@ -157,21 +156,3 @@ class RunFolder:
                 write_atomically(path, lambda temporary: save_file(weights, temporary))
             except SafetensorError as error:
                 raise UserError(f"{path}: cannot be written ({error}); make room, the same command goes on") from error
-
-
-def science(before: Recipe, after: Recipe) -> str:
-    """What differs between two runs among the keys that change results, in words; "" if nothing does."""
-    if before.seed != after.seed:
-        return f"seed {before.seed}, not {after.seed}"
-    if before.speed.drop_path != after.speed.drop_path:
-        return f"speed.drop_path {before.speed.drop_path}, not {after.speed.drop_path}"
-    if before.model != after.model:
-        return f"model {before.model}, not {after.model}"
-    if [stage.name for stage in before.stages] != [stage.name for stage in after.stages]:
-        return f"stages {', '.join(s.name for s in before.stages)}, not {', '.join(s.name for s in after.stages)}"
-    for old, new in zip(before.stages, after.stages, strict=True):
-        for field in dataclasses.fields(old):
-            one, other = getattr(old, field.name), getattr(new, field.name)
-            if one != other:
-                return f"stage {old.name}: {field.name} {one}, not {other}"
-    return ""

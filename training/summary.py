@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from config.recipe import ModelConfig, Recipe, StageConfig
+from config.schema import ModelConfig, Recipe, StageConfig
 from ffcv_ops import order
 from ffcv_ops.errors import UserError
 from ffcv_ops.storage.shards import exists

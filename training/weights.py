@@ -24,10 +24,11 @@ from safetensors.torch import load_file
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor
 
+from config import train_command
 from ffcv_ops.errors import UserError
 
 IN_FOLDER = ("model.safetensors", "pytorch_model.bin")
-SOURCES = "a run's folder, a .safetensors, .pt or .pth file, a timm folder, timm:NAME or hf-hub:ORG/NAME@REVISION"
+SOURCES = train_command.WEIGHTS
 
 
 def read(source: str | Path) -> dict[str, Tensor]:

@@ -3,8 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from config import keys
-from config.recipe import BASE_RECIPE, SECTIONS, StageConfig, base_values, load_recipe, render_recipe
+from config.options import all_names
+from config.recipe import BASE_RECIPE, base_values, load_recipe, render_recipe, result_changing_diff
+from config.schema import SECTIONS, StageConfig
+from config.yaml_file import read_yaml
 from ffcv_ops.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,7 +31,7 @@ log.out log.name log.every log.eval_every log.tensorboard log.tracker log.save_e
 
 
 def schema():
-    return [f"{name}.{row}".lstrip(".") for name, cls in SECTIONS.items() for row in keys.keys_of(cls)]
+    return all_names(SECTIONS)
 
 
 def test_the_list_of_keys_is_frozen():
@@ -37,7 +39,7 @@ def test_the_list_of_keys_is_frozen():
 
 
 def test_base_holds_every_key_in_the_schemas_order_each_with_a_comment():
-    content = keys.read_yaml(BASE_RECIPE)
+    content = read_yaml(BASE_RECIPE)
     found = [f"{name}.{row}" if isinstance(rows, dict) else name
              for name, rows in content.items() for row in (rows if isinstance(rows, dict) else [""])]  # fmt: skip
     assert found == schema()
@@ -53,7 +55,7 @@ def test_every_recipe_loads_and_is_a_short_list_of_deltas(path):
     if path != BASE_RECIPE:
         lines = [line for line in path.read_text().splitlines() if line.strip() and not line.strip().startswith("#")]
         assert len(lines) <= 25
-        assert (path.parent / keys.read_yaml(path)["base"]).resolve() == BASE_RECIPE
+        assert (path.parent / read_yaml(path)["base"]).resolve() == BASE_RECIPE
 
 
 def test_the_papers_vit_s_in_400_epochs():
@@ -165,12 +167,13 @@ STUB = """
 import sys
 sys.path.insert(0, {root!r})
 from ffcv_ops.errors import exits_cleanly
-from config import keys
-from config.recipe import BASE_RECIPE, SECTIONS, StageConfig, base_values, load_recipe, render_recipe
+from config import command_line
+from config.recipe import base_values, load_recipe, render_recipe
+from config.schema import SECTIONS
 
 @exits_cleanly
 def main():
-    options, overrides = keys.parse("Trains.", SECTIONS, base_values(), [("--cfg", dict(required=True))])
+    options, overrides = command_line.parse("Trains.", SECTIONS, base_values(), [("--cfg", dict(required=True))])
     print(render_recipe(load_recipe(options.cfg, overrides)))
 
 main()
@@ -208,7 +211,7 @@ BAD_RECIPES = {
     "seed: {a: 1}": "x.yaml: seed is {'a': '1'}; it must be a whole number",
     "stages: {name: a}": "x.yaml: stages must be a list of rows",
     "stages: []": "x.yaml: stages must be a list of rows",
-    "stages: [a, b]": "x.yaml: stages row 1 must hold keys",
+    "stages: [a]": "x.yaml: stages row 1 must hold keys",
     # types
     "stage: {epochs: 16.7}": "stage.epochs is '16.7'; it must be a whole number at least 1",
     "stage: {epochs: 1e3}": "stage.epochs is '1e3'; it must be a whole number",
@@ -235,18 +238,18 @@ BAD_RECIPES = {
     "stage: {optimizer: adam}": "stage.optimizer is 'adam'; it must be one of lamb, adamw, sgd",
     "stage: {schedule: cosine}": "stage.schedule is 'cosine'; it must be one of epoch, step",
     "data: {cache: ram}": "data.cache is 'ram'; it must be one of os, process",
-    "data: {workers: 0}": "data.workers is '0'; it must be a whole number at least 1 or auto",
+    "data: {workers: 0}": "data.workers is '0'; it must be a whole number at least 1 and at most 1,024 or auto",
     "stage: {batch: -2048}": "stage.batch is '-2048'; it must be a whole number at least 1",
     "stage: {resolution: -1}": "stage.resolution is '-1'",
     "stage: {repeats: 0}": "stage.repeats is '0'; it must be a whole number at least 1",
     "stage: {flip: 1.5}": "stage.flip is '1.5'; it must be a number at least 0 and at most 1",
     "stage: {drop_path: 1}": "stage.drop_path is '1'; it must be a number at least 0 and below 1",
-    "stage: {clip_norm: 0}": "stage.clip_norm is '0'; it must be a number above 0 or none",
+    "stage: {clip_norm: 0}": "stage.clip_norm is '0'; it must be a number above 0 and at most 1,000,000 or none",
     # keys that disagree
     "stage: {smoothing: 0.1}": "stage train: loss bce with smoothing 0.1 makes every class a target",
     "stage: {batch: 300}": "stage train: batch 300 must be a multiple of mix_chunk 256",
     "stage: {batch: 99, mix_chunk: 33}": "stage train: mix_chunk 33 must be even",
-    "speed: {micro_batch: 3}": "stage train: batch 2048 must be a multiple of speed.micro_batch 3",
+    "speed: {micro_batch: 6}": "stage train: batch 2048 must be a multiple of speed.micro_batch 6",
     "speed: {micro_batch: 1}": "stage train: speed.micro_batch 1 must be even",
     "stage: {rrc_scale: [0.9, 0.1]}": "stage train: rrc_scale [0.9, 0.1] must be [smallest, largest]",
     "stage: {three_ops: [gray, gray]}": "stage train: three_ops [gray, gray] names an operation twice",
@@ -293,6 +296,30 @@ def test_a_bad_recipe_is_one_line_and_exit_status_2(text, write, tmp_path, compl
     assert "x.yaml" in said
 
 
+def test_all_faults_of_a_recipe_are_told_at_once(write):
+    path = write(
+        "base: base.yaml\nstage: {epohcs: 4, lr: fast, min_lr: 5, batch: 300, mix_chunk: 7}\nspeed: {compile: yes}\n"
+    )
+    with pytest.raises(UserError) as refusal:
+        load_recipe(path, {"log.keep": "0"})
+    faults = [line.removeprefix(f"{path}: ").partition(";")[0] for line in str(refusal.value).splitlines()]
+    assert faults == [
+        "stage.epohcs is not a key",
+        "stage.lr is 'fast'",
+        "speed.compile is 'yes'",
+        "--log.keep is '0'",
+        "stage train: mix_chunk 7 must be even: samples are mixed in pairs",
+        "stage train: batch 300 must be a multiple of mix_chunk 7",
+    ], "min_lr is not held against an lr that is no number"
+
+
+@pytest.mark.parametrize("text", ["stage: {lr: 1e300}", "stage: {cutmix: 1e308}", "stage: {epochs: 2147483648}",
+                                  "model: {classes: 2147483648}"])  # fmt: skip
+def test_numbers_out_of_all_proportion_are_refused(text, write):
+    with pytest.raises(UserError, match="and at most 1"):
+        load_recipe(write(f"base: base.yaml\n{text}\n"))
+
+
 @pytest.mark.parametrize("stem", ["a b", "-x", "..", "a..b", "x" * 101, "x;y", "x\ny"])
 def test_a_recipe_whose_name_cannot_be_a_folders_needs_one(stem, write):
     path = write("base: base.yaml\n", f"{stem}.yaml")
@@ -306,7 +333,7 @@ WHOLE_FILES = {
     b"": "x.yaml is empty",
     b"- base: base.yaml": "x.yaml holds a list",
     b"base": "x.yaml holds a single value",
-    b"seed: 3": "x.yaml: on_nonfinite is missing",
+    b"seed: 3": "keys are missing, the first is on_nonfinite; a recipe without `base: base.yaml` must hold all",
     b"base: bass.yaml": "bass.yaml cannot be read: No such file",
     b"base: [base.yaml]": "x.yaml: base must be the name of one file",
     b"base: second.yaml": "x.yaml: its base, second.yaml, must be complete",
@@ -329,7 +356,7 @@ OVERRIDES = {
     "--stage.epoch=3": "--stage.epoch is not an option; the nearest is --stage.epochs",
     "--epochs=3": "--epochs is not an option; the nearest is --stage.epochs",
     "--stage.epochs=3.5": "--stage.epochs is '3.5'; it must be a whole number at least 1",
-    "--stage.epochs=": "--stage.epochs is ''",
+    "--stage.epochs=": "--stage.epochs is empty; give it a value or leave it out",
     "--stage.lr=nan": "--stage.lr is 'nan'",
     "--log.tensorboard=0": "--log.tensorboard is '0'; it must be true or false",
     "--stage.loss=mse": "--stage.loss is 'mse'; it must be one of bce, ce",
@@ -358,3 +385,13 @@ def test_load_refuses_overrides_that_are_no_keys():
 def test_words_that_look_like_truth_values(write):
     run = load_recipe(write('base: base.yaml\nlog: {tensorboard: "False"}\n'), {"speed.compile": "True"})
     assert (run.log.tensorboard, run.speed.compile) == (False, True)
+
+
+def test_result_changing_diff_names_what_differs():
+    recipe = load_recipe(ROOT / "recipes/vit_s_400ep.yaml")
+    longer = tuple(dataclasses.replace(stage, epochs=stage.epochs + 1) for stage in recipe.stages)
+    assert result_changing_diff(recipe, recipe) == ""
+    assert result_changing_diff(recipe, dataclasses.replace(recipe, seed=1)) == "seed 0, not 1"
+    assert "epochs" in result_changing_diff(recipe, dataclasses.replace(recipe, stages=longer))
+    faster = dataclasses.replace(recipe.speed, precision="bf16")
+    assert result_changing_diff(recipe, dataclasses.replace(recipe, speed=faster)) == ""

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from config.recipe import load_recipe
+from config.recipe import load_recipe, result_changing_diff
 from ffcv_ops.errors import UserError
 from training import checkpoint, optim
-from training.run_folder import RunFolder, science
+from training.run_folder import RunFolder
 from training.stage import Stage
 from training.step_stats import StepStats
 from training.stochastic_depth import DepthMasks
@@ -151,12 +151,12 @@ def test_a_folder_belongs_to_one_recipe(run):
         folder.prepare(dataclasses.replace(run, stages=stages))
 
 
-def test_science_names_what_differs(run):
-    assert science(run, run) == ""
-    assert "seed 0, not 1" in science(run, dataclasses.replace(run, seed=1))
+def test_result_changing_diff_names_what_differs(run):
+    assert result_changing_diff(run, run) == ""
+    assert "seed 0, not 1" in result_changing_diff(run, dataclasses.replace(run, seed=1))
     subset = dataclasses.replace(run, speed=dataclasses.replace(run.speed, drop_path="subset"))
-    assert science(run, subset) == "speed.drop_path exact, not subset"
-    assert "first_32" in science(run, dataclasses.replace(run, stages=run.stages[:1]))
+    assert result_changing_diff(run, subset) == "speed.drop_path exact, not subset"
+    assert "first_32" in result_changing_diff(run, dataclasses.replace(run, stages=run.stages[:1]))
 
 
 @pytest.mark.parametrize("batch", [0, 2])

@@ -8,19 +8,19 @@ Exit status 1 when something makes training impossible (a fault), else 0. It sta
 imported in processes of their own, so that one that is missing, crashes or hangs is a line of the table.
 """
 
-import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from config.parser import Parser
+from ffcv_ops.errors import exits_cleanly
 from tools.doctor import data, installation, machine, questions, recipes
 from tools.doctor.findings import FAULT, WARNING, Finding, show
 
 
+@exits_cleanly
 def main(argv=None) -> int:
     """Returns the exit status."""
-    parser = argparse.ArgumentParser(
-        "python -m tools.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("python -m tools.doctor", description=__doc__)
     parser.add_argument("files", nargs="*", metavar="FILE.beton", help="data to look at")
     parser.add_argument("--cfg", metavar="RECIPE", help="a recipe to look at, with its data")
     options = parser.parse_args(argv)

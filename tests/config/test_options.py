@@ -13,9 +13,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from config import keys
+from config import command_line, options
 from config.help import GROUPS
-from config.keys import key
+from config.options import build, option, parse_value, select, to_yaml
+from config.schema import SECTIONS, EvalConfig
+from config.yaml_file import read_yaml
 from ffcv_ops.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,17 +27,17 @@ ROOT = Path(__file__).resolve().parents[2]
 class Cake:
     """cake: what is baked"""
 
-    layers: int = key("how many layers", low=1, high=9)
-    sugar: float = key("share of sugar", above=0, below=1)
-    icing: bool = key("with icing")
-    kind: Literal["sponge", "pound"] = key("kind of dough")
-    label: str = key("what is written on it")
-    heat: float | None = key("degrees; none: raw", low=50, changes="speed")
-    slices: int | Literal["auto"] = key("pieces", low=2)
-    range: tuple[float, float] = key("least and most", low=0, high=1)
-    fruit: tuple[Literal["fig", "plum"], ...] = key("fruit on top")
-    notes: str = key("free text", default="plain", changes="records")
-    ribbon: str | None = key("its colour", default=None)
+    layers: int = option("how many layers", low=1, high=9)
+    sugar: float = option("share of sugar", above=0, below=1)
+    icing: bool = option("with icing")
+    kind: Literal["sponge", "pound"] = option("kind of dough")
+    label: str = option("what is written on it")
+    heat: float | None = option("degrees; none: raw", low=50, changes="speed")
+    slices: int | Literal["auto"] = option("pieces", low=2)
+    range: tuple[float, float] = option("least and most", low=0, high=1)
+    fruit: tuple[Literal["fig", "plum"], ...] = option("fruit on top")
+    notes: str = option("free text", default="plain", changes="records")
+    ribbon: str | None = option("its colour", default=None)
 
 
 GOOD = {
@@ -51,10 +53,16 @@ GOOD = {
 }
 
 
-def test_build_types_every_kind_of_key():
-    cake = keys.build(Cake, GOOD, "x.")
+def parse_options(cls, values, where):
+    typed, faults = options.parse_options(cls, values, where)
+    options.refuse(faults)
+    return typed
+
+
+def test_build_types_every_kind_of_option():
+    cake = build(Cake, GOOD, "x.")
     assert cake == Cake(3, 0.003, True, "pound", "hello", None, "auto", (0.2, 1.0), ("fig",), "plain")
-    assert keys.build(Cake, dataclasses.asdict(cake), "x.") == cake, "typed values are taken as they are"
+    assert build(Cake, dataclasses.asdict(cake), "x.") == cake, "typed values are taken as they are"
 
 
 @pytest.mark.parametrize(
@@ -80,7 +88,7 @@ def test_build_types_every_kind_of_key():
     ],
 )
 def test_accepted(name, value, wanted):
-    taken = keys.read(Cake, {name: value}, "x.")[name]
+    taken = parse_options(Cake, {name: value}, "x.")[name]
     assert taken == wanted
     assert type(taken) is type(wanted)
 
@@ -103,7 +111,7 @@ def test_accepted(name, value, wanted):
 )
 def test_refused(name, value):
     with pytest.raises(UserError, match=rf"^here\.{name} is .*; it must be ") as refusal:
-        keys.read(Cake, {name: value}, "here.")
+        parse_options(Cake, {name: value}, "here.")
     assert "\n" not in str(refusal.value)
     assert len(str(refusal.value)) < 200
 
@@ -123,104 +131,68 @@ def test_refused(name, value):
 )
 def test_a_refusal_says_what_may_stand_there(name, words):
     with pytest.raises(UserError) as refusal:
-        keys.read(Cake, {name: "?"}, "x.")
+        parse_options(Cake, {name: "?"}, "x.")
     assert str(refusal.value) == f"x.{name} is '?'; it must be {words}"
 
 
 def test_unknown_and_missing_keys():
     with pytest.raises(UserError, match=r"^a\.yaml: cake\.layrs is not a key; the nearest is 'layers'$"):
-        keys.build(Cake, GOOD | {"layrs": "3"}, "a.yaml: cake.")
+        build(Cake, GOOD | {"layrs": "3"}, "a.yaml: cake.")
     with pytest.raises(UserError, match=r"^--cake\.kind is missing; it must be one of sponge, pound$"):
-        keys.build(Cake, {name: value for name, value in GOOD.items() if name != "kind"}, "--cake.")
+        build(Cake, {name: value for name, value in GOOD.items() if name != "kind"}, "--cake.")
     with pytest.raises(UserError) as refusal:
-        keys.read(Cake, {"a\nb": "1"}, "x.")
+        parse_options(Cake, {"a\nb": "1"}, "x.")
     assert "\n" not in str(refusal.value)
 
 
-def test_of_section():
-    assert keys.of_section({"stage.lr": "1", "data.lr": "2", "seed": "3"}, "stage") == {"lr": "1"}
-    assert keys.of_section({"stage.lr": "1", "seed": "3"}, "") == {"seed": "3"}
+def test_all_faults_are_told_at_once():
+    with pytest.raises(UserError) as refusal:
+        build(Cake, {**GOOD, "layers": "0", "sugr": "1", "icing": "yes"} | {"kind": "pound"}, "x.")
+    assert [line.partition(" ")[0] for line in str(refusal.value).splitlines()] == ["x.layers", "x.icing", "x.sugr"]
 
 
-# --- YAML ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", options.all_names(SECTIONS | {"eval": EvalConfig}))
+def test_every_number_of_a_recipe_has_an_upper_limit(name):
+    section, _, row = name.rpartition(".")
+    kind, field = options.options_of((SECTIONS | {"eval": EvalConfig})[section])[row]
+    limits = field.metadata["limits"]
+    if re.search(r"\b(int|float)\b", str(kind)):
+        assert limits["at most"] is not None or limits["below"] is not None
+        for number in ("1e300", "1e308", "2147483648", "999999999999999999"):
+            with pytest.raises(ValueError):
+                parse_value(kind, number if row != "seed" else "1e300", limits)
 
 
-@pytest.mark.parametrize(
-    ("content", "complaint"),
-    [
-        (b"", "is empty"),
-        (b"# only a comment\n", "is empty"),
-        (b"- a\n- b\n", "holds a list"),
-        (b"abc", "holds a single value"),
-        (b"a: 1\nb: 2\na: 3\n", r", line 3: the key 'a' appears twice"),
-        (b"a:\n  b: 1\n  b: 1\n", r", line 3: the key 'b' appears twice"),
-        (b"a: 1\n? [x, y]\n: 2\n", r", line 2: a key must be a word"),
-        (b"a: &x 1\nb: *x\n", r", line 2: aliases and tags are not allowed"),
-        (b"a: !!python/object/apply:os.system ['true']\n", r", line 1: aliases and tags are not allowed"),
-        (b"a: !!null x\n", r", line 1: aliases and tags"),
-        (b"a: [1, 2\nb: 3\n", r", line 2: "),
-        (b"a: 1\n\tb: 2\n", r", line 2: "),
-        (b"a: 1\n---\nb: 2\n", r", line 2: "),
-        (b"a: \xff\xfe\n", "is not YAML"),
-        (b"a: \x00\n", "is not YAML"),
-        (b"a: " + b"[" * 20_000, "nested too deeply"),
-    ],
-)
-def test_yaml_that_is_refused(tmp_path, content, complaint):
-    path = tmp_path / "x.yaml"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=complaint) as refusal:
-        keys.read_yaml(path)
-    assert str(path) in str(refusal.value)
-    assert "\n" not in str(refusal.value)
-
-
-def test_yaml_files_that_cannot_be_read(tmp_path):
-    with pytest.raises(UserError, match="No such file"):
-        keys.read_yaml(tmp_path / "none.yaml")
-    with pytest.raises(UserError, match="Is a directory"):
-        keys.read_yaml(tmp_path)
-
-
-def test_yaml_scalars_stay_text(tmp_path):
-    path = tmp_path / "x.yaml"
-    path.write_text("a: 3e-3\nb: yes\nc: 010\nd: null\ne:\n3: [1, 1:30]\nf: {g: 2026-01-01}\n")
-    assert keys.read_yaml(path) == {
-        "a": "3e-3",
-        "b": "yes",
-        "c": "010",
-        "d": "null",
-        "e": "",
-        "3": ["1", "1:30"],
-        "f": {"g": "2026-01-01"},
-    }
+def test_select():
+    assert select({"stage.lr": "1", "data.lr": "2", "seed": "3"}, "stage") == {"lr": "1"}
+    assert select({"stage.lr": "1", "seed": "3"}, "") == {"seed": "3"}
 
 
 @settings(deadline=None, derandomize=True)
 @given(st.floats(min_value=1e-300, max_value=1e300))
 def test_spelled_numbers_are_read_back_by_us_and_by_plain_yaml(number):
-    assert keys.take(float, keys.spell(number)) == number
-    assert yaml.safe_load(keys.spell(number)) == number
+    assert parse_value(float, to_yaml(number)) == number
+    assert yaml.safe_load(to_yaml(number)) == number
 
 
 @settings(deadline=None, derandomize=True)
 @given(text=st.text(alphabet=st.characters(exclude_categories=("Cs",)), min_size=1))
 def test_spelled_text_is_read_back(tmp_path_factory, text):
     path = tmp_path_factory.mktemp("spell") / "x.yaml"
-    path.write_bytes(f"a: {keys.spell(text)}\nb: {keys.spell((text, 'plain'))}\n".encode())
-    assert keys.read_yaml(path) == {"a": text, "b": [text, "plain"]}
+    path.write_bytes(f"a: {to_yaml(text)}\nb: {to_yaml((text, 'plain'))}\n".encode())
+    assert read_yaml(path) == {"a": text, "b": [text, "plain"]}
 
 
 # --- command line --------------------------------------------------------------------------------------------------
 
-OPTIONS = [("--cfg", {"required": True, "metavar": "FILE"}), ("--print", {"action": "store_true"})]
+ARGUMENTS = [("--cfg", {"required": True, "metavar": "FILE"}), ("--print", {"action": "store_true"})]
 
 
 @dataclasses.dataclass(frozen=True)
 class Top:
     """everything"""
 
-    seed: int = key("the seed")
+    seed: int = option("the seed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,11 +201,13 @@ class Oven:
 
     changes: ClassVar[str] = "records"
 
-    shelf: int = key("from below")
+    shelf: int = option("from below")
 
 
-def parse(*argv, options=OPTIONS):
-    return keys.parse("Bakes.", {"": Top, "cake": Cake, "oven": Oven}, {"": {"seed": 7}, "cake": GOOD}, options, argv)
+def parse(*argv):
+    return command_line.parse(
+        "Bakes.", {"": Top, "cake": Cake, "oven": Oven}, {"": {"seed": 7}, "cake": GOOD}, ARGUMENTS, argv
+    )
 
 
 def test_parse_returns_options_and_given_keys_only():
@@ -258,6 +232,11 @@ def test_the_last_of_a_repeated_key_wins():
         (["-C", "x"], "unrecognized arguments: -C"),
         (["x.yaml"], "unrecognized arguments: x.yaml"),
         (["--seed"], "--seed: expected one argument"),
+        (["--seed="], "--seed is empty; give it a value or leave it out"),
+        (["--seed", ""], "--seed is empty; give it a value or leave it out"),
+        (["--cfg= "], "--cfg is empty; give it a value or leave it out"),
+        (["--cake.label="], r"--cake\.label is empty; give it a value or leave it out"),
+        ([""], "an argument is empty; give it a value or leave it out"),
         ([], None),
     ],
 )
@@ -301,8 +280,8 @@ def test_help_shows_every_key_with_its_default(capsys, monkeypatch, columns):
     assert not any(line.endswith(" ") for line in text.splitlines())
     shown = dict(re.findall(r"^  (cake\.\w+|seed) +(.*?)(?:  .*)?$", text, re.MULTILINE))
     assert shown.pop("seed") == "7"
-    assert shown == {f"cake.{name}": keys.spell(value) for name, value in dataclasses.asdict(
-        keys.build(Cake, GOOD, "")).items()}  # fmt: skip
+    assert shown == {f"cake.{name}": to_yaml(value) for name, value in dataclasses.asdict(
+        build(Cake, GOOD, "")).items()}  # fmt: skip
     for said in ("Bakes.", "usage: ", "--cfg FILE", "cake: what is baked", "layers (a whole number at least 1 "):
         assert said in " ".join(text.split())
     assert "config-file" not in text
@@ -326,5 +305,5 @@ def test_help_of_a_word(capsys):
 
 def test_imports_nothing_heavy():
     heavy = "{'torch', 'numpy', 'ffcv', 'numba', 'timm', 'torchvision', 'PIL', 'cv2'}"
-    code = f"import sys, config.keys, config.recipe; sys.exit(bool({heavy} & set(sys.modules)))"
+    code = f"import sys, config.options, config.train_command; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -1,0 +1,40 @@
+"""The parser of every command line. It needs nothing that has to be installed: the doctor starts without."""
+
+import argparse
+import sys
+
+from config.text import nearest, printable
+from ffcv_ops.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line: no abbreviations, the nearest name for a typo, and no value that is there but
+    empty, as `--init=$UNSET` leaves one."""
+
+    def __init__(self, *names, **settings):
+        defaults = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
+        super().__init__(*names, **(defaults | settings))
+
+    def parse_args(self, args=None, namespace=None):
+        args = sys.argv[1:] if args is None else [str(word) for word in args]
+        self._check(args[: args.index("--")] if "--" in args else args)
+        return super().parse_args(args, namespace)
+
+    def _check(self, words):
+        """UserError with a line for each unknown name and each empty value."""
+        known = [name for name in self._option_string_actions if name.startswith("--")]
+        faults, before = [], ""
+        for word in words:
+            flag, equals, value = word.partition("=")
+            is_flag = flag.startswith("--")
+            if is_flag and flag not in known:
+                faults.append(f"{printable(flag)} is not an option; the nearest is {nearest(flag, known)}")
+            elif (is_flag and equals and not value.strip()) or not word.strip():
+                name = flag if is_flag else before if before in known else "an argument"
+                faults.append(f"{name} is empty; give it a value or leave it out")
+            before = word
+        if faults:
+            raise UserError("\n".join(faults))
+
+    def error(self, message):
+        raise UserError(f"{printable(message)}; --help lists what there is")

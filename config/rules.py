@@ -1,0 +1,173 @@
+"""What the options of a recipe must be to each other: a function for each rule, which returns a complaint or None.
+
+A rule is not judged where an option that it looks at was refused by itself: such an option is no attribute of the
+section, and reading it raises AttributeError.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from config.options import to_yaml
+from config.schema import Recipe
+from config.text import printable
+
+
+def broken_rules(recipe: Recipe) -> Iterator[str]:
+    """The complaints, each with its place."""
+    for rule in RULES:
+        if complaint := _judged(rule, recipe):
+            yield f"{printable(recipe.source)}: {complaint}"
+    for before, stage in zip((None, *recipe.stages), recipe.stages, strict=False):
+        for rule in STAGE_RULES:
+            if complaint := _judged(rule, stage, before, recipe):
+                name = printable(getattr(stage, "name", "?"))
+                yield f"{printable(recipe.source)}: stage {name}: {complaint}"
+
+
+def _judged(rule: Callable[..., str | None], *sections) -> str | None:
+    try:
+        return rule(*sections)
+    except AttributeError:
+        return None
+
+
+# --- of the recipe -------------------------------------------------------------------------------------------------
+
+
+def stages_have_names_of_their_own(recipe):
+    names = [stage.name for stage in recipe.stages]
+    if len(set(names)) < len(names):
+        return f"each stage needs a name of its own, not {', '.join(names)}"
+
+
+def names_are_names_of_files(recipe):
+    auto = recipe.log.name == "auto"
+    folder = Path(recipe.source).stem if auto else recipe.log.name
+    for name in (folder, *(stage.name for stage in recipe.stages)):
+        if not re.fullmatch(r"\w[\w.-]{0,99}", name) or ".." in name:
+            advice = "use letters, digits, - and _ only, 100 at most"
+            advice += ", or set log.name" if auto and name == folder else ""
+            return f"the name {name!r:.60} becomes part of a path; {advice}"
+
+
+def no_stage_is_called_model(recipe):
+    if any(stage.name == "model" for stage in recipe.stages):
+        return "a stage cannot be called model: model.safetensors is the last one's weights"
+
+
+def finetuning_has_its_data(recipe):
+    given = {recipe.data.finetune_train is not None, recipe.data.finetune_val is not None}
+    if given != {any(stage.data == "finetune" for stage in recipe.stages)}:
+        return (
+            "data.finetune_train and data.finetune_val belong to stages with data: finetune;"
+            " a recipe has both and such a stage, or neither"
+        )
+
+
+def cuda_graphs_are_compiled(recipe):
+    if recipe.speed.cuda_graphs and (not recipe.speed.compile or recipe.speed.parallel == "fsdp"):
+        return "speed.cuda_graphs belongs to speed.compile: true and speed.parallel: ddp"
+
+
+# --- of a stage, the stage before it or None, and the recipe -------------------------------------------------------
+
+
+def bce_is_not_smoothed(stage, before, recipe):
+    if stage.loss == "bce" and stage.smoothing != 0:
+        return f"loss bce with smoothing {stage.smoothing:g} makes every class a target; set smoothing: 0 or loss: ce"
+
+
+def mixing_goes_in_pairs(stage, before, recipe):
+    if stage.mixing and stage.mix_chunk % 2:
+        return f"mix_chunk {stage.mix_chunk} must be even: samples are mixed in pairs"
+
+
+def chunks_fill_the_batch(stage, before, recipe):
+    if stage.mixing and stage.batch % stage.mix_chunk:
+        return f"batch {stage.batch} must be a multiple of mix_chunk {stage.mix_chunk}"
+
+
+def micro_batches_fill_the_batch(stage, before, recipe):
+    size = recipe.speed.micro_batch
+    if size != "auto" and stage.batch % size:
+        return f"batch {stage.batch} must be a multiple of speed.micro_batch {size}"
+
+
+def micro_batches_hold_pairs(stage, before, recipe):
+    size = recipe.speed.micro_batch
+    if size != "auto" and stage.mixing and size % 2:
+        return f"speed.micro_batch {size} must be even: samples are mixed in pairs"
+
+
+def ramp_begins_below_the_resolution(stage, before, recipe):
+    if stage.ramp is not None and not 8 <= stage.ramp[0] <= stage.resolution:
+        return f"ramp begins at {stage.ramp[0]} px; it must be 8 to resolution {stage.resolution}"
+
+
+def ramp_ends_within_the_stage(stage, before, recipe):
+    if stage.ramp is not None and not stage.ramp[1] <= stage.ramp[2] < stage.epochs:
+        return f"ramp {to_yaml(stage.ramp)} must end within {stage.epochs} epochs"
+
+
+def rrc_scale_rises(stage, before, recipe):
+    low, high = stage.rrc_scale
+    if low > high:
+        return f"rrc_scale {to_yaml(stage.rrc_scale)} must be [smallest, largest]"
+
+
+def three_ops_differ(stage, before, recipe):
+    if len(set(stage.three_ops)) < len(stage.three_ops):
+        return f"three_ops {to_yaml(stage.three_ops)} names an operation twice"
+
+
+def rand_config_is_timms(stage, before, recipe):
+    if not re.fullmatch(r"rand(-(m|n|mstd|inc)[0-9]+(\.[0-9]+)?)+", stage.rand_config):
+        return f"rand_config {stage.rand_config!r} must read like rand-m9-mstd0.5-inc1"
+
+
+def warmup_ends_within_the_stage(stage, before, recipe):
+    if stage.warmup_epochs > stage.epochs:
+        return f"warmup_epochs {stage.warmup_epochs} is more than epochs {stage.epochs}; set warmup_epochs too"
+
+
+def lr_falls(stage, before, recipe):
+    if stage.min_lr > stage.lr:
+        return f"min_lr {stage.min_lr:g} is above lr {stage.lr:g}"
+
+
+def warmup_rises(stage, before, recipe):
+    if stage.warmup_epochs and stage.warmup_lr > stage.lr:
+        return f"warmup_lr {stage.warmup_lr:g} is above lr {stage.lr:g}"
+
+
+def averaged_weights_are_there(stage, before, recipe):
+    if stage.start == "ema" and before is None:
+        return "start: ema has no stage before it to take averaged weights from; set start: last"
+    if stage.start == "ema" and before.ema is None:
+        return f"start: ema needs the averaged weights of stage {before.name}; give it an ema"
+
+
+RULES = (
+    stages_have_names_of_their_own,
+    names_are_names_of_files,
+    no_stage_is_called_model,
+    finetuning_has_its_data,
+    cuda_graphs_are_compiled,
+)
+STAGE_RULES = (
+    bce_is_not_smoothed,
+    mixing_goes_in_pairs,
+    chunks_fill_the_batch,
+    micro_batches_fill_the_batch,
+    micro_batches_hold_pairs,
+    ramp_begins_below_the_resolution,
+    ramp_ends_within_the_stage,
+    rrc_scale_rises,
+    three_ops_differ,
+    rand_config_is_timms,
+    warmup_ends_within_the_stage,
+    lr_falls,
+    warmup_rises,
+    averaged_weights_are_there,
+)

@@ -1,0 +1,52 @@
+"""The command line of train_imagenet.py. Reading it imports neither torch nor FFCV."""
+
+import argparse
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from config import command_line
+from config.options import build, parse_value, select
+from config.recipe import base_values, load_recipe
+from config.schema import SECTIONS, EvalConfig, Recipe
+from ffcv_ops.errors import UserError
+
+WEIGHTS = "a run's folder, a .safetensors, .pt or .pth file, a timm folder, timm:NAME or hf-hub:ORG/NAME@REVISION"
+MOST_IMAGES_PER_S = 1e7
+
+
+def throughput(text: str) -> float:
+    """A number above 0 and at most MOST_IMAGES_PER_S."""
+    return parse_value(float, text, {"above": 0, "at most": MOST_IMAGES_PER_S})
+
+
+ARGUMENTS = (
+    ("--cfg", {"required": True, "metavar": "FILE", "help": "the recipe"}),
+    ("--print", {"action": "store_true", "help": "show the resolved recipe and what its stages cost, and stop"}),
+    ("--at-throughput", {"metavar": "N", "type": throughput,
+                         "help": "with --print: hours at N training images/s and GPU in the first stage"}),
+    ("--measure", {"action": "store_true", "help": "with --print: hours at this device's speed, on random images"}),
+    ("--init", {"metavar": "WEIGHTS", "help": f"weights to start from: {WEIGHTS}"}),
+    ("--start-at", {"metavar": "STAGE", "help": "leave out the stages before this one (with --init)"}),
+    ("--eval-only", {"action": "store_true", "help": "evaluate --init as the last stage does, record it and stop"}),
+)  # fmt: skip
+
+
+class TrainCommand(NamedTuple):
+    """What a command line asks for: its plain arguments, the recipe, and what --eval-only looks at."""
+
+    arguments: argparse.Namespace
+    recipe: Recipe
+    evaluation: EvalConfig
+
+
+def parse(description: str, argv: Sequence[str] | None = None) -> TrainCommand:
+    """The command line, checked as far as that goes without looking at data. `description` stands above --help."""
+    arguments, given = command_line.parse(description, SECTIONS | {"eval": EvalConfig}, base_values(), ARGUMENTS, argv)
+    of_eval = select(given, "eval")
+    of_recipe = {name: text for name, text in given.items() if not name.startswith("eval.")}
+    recipe = load_recipe(arguments.cfg, of_recipe)
+    if of_eval and not arguments.eval_only:
+        raise UserError(f"--eval.{next(iter(of_eval))} belongs to --eval-only")
+    if (arguments.measure or arguments.at_throughput) and not arguments.print:
+        raise UserError("--measure and --at-throughput belong to --print")
+    return TrainCommand(arguments, recipe, build(EvalConfig, of_eval, "--eval."))
