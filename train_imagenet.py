@@ -34,14 +34,13 @@ from ffcv_ops.loader import eval_loader, train_loader
 from training import (
     compiling,
     distributed,
+    estimate,
     judge,
     micro_batch,
     optim,
     out_of_memory,
     predictions,
-    progress,
     schedule,
-    summary,
     weights,
 )
 from training.datasets import open_sets, planned_sets
@@ -49,8 +48,8 @@ from training.distributed import parallel, stop
 from training.distributed.parallel import gradient_sync
 from training.distributed.watchdog import Watchdog
 from training.evaluate import evaluate
-from training.log import Log
 from training.log_point import log_point, save_checkpoint
+from training.logging.run_log import RunLog
 from training.losses import LOSSES
 from training.mixing import mix_params
 from training.run import Run, precision
@@ -260,8 +259,9 @@ def train_run(run: Run, *, init: str | None, start_at: int) -> None:
         checkpoint = folder.load(is_main=is_main)
         if checkpoint:
             check_resume(run, checkpoint, start_at)
-        plans = progress.plan(run.recipe, run.datasets, folder.first_stage(run.recipe, start_at)) if is_main else []
-        log = Log(folder, run.recipe, plans, is_main=is_main, world=run.ranks.world, saved=checkpoint)
+        first = folder.first_stage(run.recipe, start_at)
+        plans = estimate.training_plan(run.recipe, run.datasets, first) if is_main else []
+        log = RunLog(folder.path, run.recipe, plans, is_main=is_main, world=run.ranks.world, saved=checkpoint)
         stack.callback(log.close)
         run = replace(run, log=log)
         log.say(native.describe())
@@ -355,7 +355,7 @@ def print_plan(recipe: Recipe, *, at_throughput: float | None, measured: bool) -
     if measured:
         ranks = distributed.init_process_group(recipe.speed.device)
         speeds = measure(Run(recipe, ranks, sets, precision(recipe.speed.precision, ranks.device)))
-    print(render_recipe(recipe) + summary.describe(recipe, sets, images_per_s=speeds), end="")
+    print(render_recipe(recipe) + estimate.describe(recipe, sets, images_per_s=speeds), end="")
 
 
 def measure(run: Run) -> list[float]:
@@ -377,7 +377,7 @@ def measure(run: Run) -> list[float]:
             if stage.ema is not None:
                 optim.update_ema(stage.ema, stage.model, stage.config.ema, skip=skip)
 
-        speeds.append(summary.measured(step, stage.micro_batch_size, run.ranks.device))
+        speeds.append(estimate.throughput(step, stage.micro_batch_size, run.ranks.device))
     return speeds
 
 

@@ -141,7 +141,7 @@ class LogConfig:
         "epochs between two evaluations (raw and averaged weights); the last epoch has one", low=1, high=MOST_EPOCHS
     )
     tensorboard: bool = option("write TensorBoard events too")
-    tracker: Literal["none", "wandb", "trackio"] = option("send the numbers to Weights & Biases or trackio too")
+    tracker: Literal["none", "wandb"] = option("send the numbers to Weights & Biases too")
     save_every: float | None = option(
         "minutes between checkpoints within an epoch; none: after epochs only", above=0, high=MOST_MINUTES
     )

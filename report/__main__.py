@@ -6,7 +6,6 @@ python -m report runs/one runs/other --out compare.html
 
 from pathlib import Path
 
-import report
 from config.parser import Parser
 from ffcv_ops.errors import exits_cleanly, writing
 
@@ -15,26 +14,35 @@ from ffcv_ops.errors import exits_cleanly, writing
 def main(argv=None) -> None:
     parser = Parser(prog="python -m report", description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="a run's folder")
-    parser.add_argument("--out", metavar="FILE", type=Path, default=Path("compare.html"),
-                        help="the page that compares several runs; compare.html if not given")  # fmt: skip
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        type=Path,
+        default=Path("compare.html"),
+        help="the page that compares several runs; compare.html if not given",
+    )
     options = parser.parse_args(argv)
-
-    from ffcv_ops.files import write_atomically
-    from report import compare, tables  # after the command line is read: they bring torch and timm, which take seconds
-    from report.collect import collect
-
     if len(options.runs) == 1:
-        collect(options.runs[0])
+        import report  # what makes a page takes seconds to import; --help and a typo need none of it
+
         print(report.write(options.runs[0]))
-        return
-    runs = [collect(folder) for folder in options.runs]
-    print(tables.padded(compare.numbers(runs)))
+    else:
+        _compare(options.runs, options.out)
+
+
+def _compare(folders, out):
+    from config.text import markdown_table
+    from ffcv_ops.files import write_atomically
+    from report import collect, compare, tables
+
+    runs = [collect.collect(folder) for folder in folders]
+    print(markdown_table(tables.run_table(runs)))
     differing = compare.differences(runs)
-    print("\n" + (tables.padded(differing) if differing else "The recipes differ in nothing that changes a run."))
+    print("\n" + (markdown_table(differing) if differing else "The recipes differ in nothing that changes a run."))
     page = compare.render(runs)
-    with writing(options.out):
-        write_atomically(options.out, lambda path: path.write_text(page, encoding="utf-8"))
-    print(f"\ncomparison: {options.out}")
+    with writing(out):
+        write_atomically(out, lambda path: path.write_text(page, encoding="utf-8"))
+    print(f"\ncomparison: {out}")
 
 
 if __name__ == "__main__":

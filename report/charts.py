@@ -1,104 +1,140 @@
-"""Panels -> what the page draws: SVG paths and the places of labels.
+"""Panels -> pictures, all drawn by `_draw` with matplotlib: an SVG for the page, and curves.png.
 
-A path lives in a square of 1000 x 1000 that the browser stretches to the chart's size; labels are text of the page,
-placed in percent. So lines and letters keep their sizes on a telephone, on a screen and on paper.
+Import it only to draw: matplotlib takes a second to start.
 """
 
-import math
+import io
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from report.curves import Border, Line, Panel, Points
+from report import curves
+from report.collect import Facts
+from report.colors import COLORS
+from report.curves import Border, Panel
 
-UNITS = 1000
+STYLE = {
+    "svg.fonttype": "none",  # letters stay text: searchable, and in the page's own font
+    "text.parse_math": False,  # names of runs and stages are not ours, and may hold a $
+    "font.size": 9,
+    "font.sans-serif": ["DejaVu Sans"],  # matplotlib brings it; the widest of the usual ones, so none needs more room
+    "axes.edgecolor": COLORS["soft"][0],
+    "axes.labelcolor": COLORS["soft"][0],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": COLORS["rule"][0],
+    "text.color": COLORS["ink"][0],
+    "xtick.color": COLORS["soft"][0],
+    "ytick.color": COLORS["soft"][0],
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "savefig.transparent": False,
+}
+VARIABLES = {light: f"var(--{name})" for name, (light, _) in reversed(COLORS.items())}
+SIZE = (5.4, 2.5)  # inches of a chart; the page stretches it to half its width, or all of it on a narrow screen
 DOTS = 40  # a line of at most so many points shows each
 
 
-class Tick(NamedTuple):
-    """A label of an axis; `place` in percent from the left or the bottom."""
+class Key(NamedTuple):
+    """What a line is, in the legend: its color's name, its label and its last value in words."""
 
-    place: float
-    text: str
-
-
-class Trace(NamedTuple):
-    """A line as an SVG path, a second path with its dots, and the last value in words."""
-
-    kind: str
+    color: str
     label: str
-    path: str
-    dots: str
     last: str
-    colour: int = 0  # of a palette, where several runs share a chart; 0: that of `kind`
 
 
 class Chart(NamedTuple):
-    """One chart."""
+    """A figure of the page."""
 
-    key: str
     title: str
-    traces: list[Trace]
-    x: list[Tick]
-    y: list[Tick]
-    stages: list[Tick]  # where each begins
-    summary: str  # for those who cannot see it
+    keys: list[Key]
+    svg: Markup
 
 
-def chart(
-    panel: Panel, across: tuple[float, float], stages: Sequence[Border], *, colours: Sequence[int] | None = None
-) -> Chart:
-    """`across`: the epochs from left to right. `colours`: of the lines, for a comparison of runs."""
-    shown = [line.within(across) for line in panel.lines]
-    up = _limits([y for line in shown for _, y in line.points], from_zero=panel.from_zero)
-    colours = colours or [0] * len(shown)
-    traces = [_trace(line, across, up, panel.form, colour)
-              for line, colour in zip(shown, colours, strict=True) if line.points]  # fmt: skip
-    begins = [Tick(_percent(stage.start, across), stage.stage) for stage in stages if stage.start < across[1]]
-    told = ", ".join(f"{trace.label or 'last value'} {trace.last}" for trace in traces if trace.kind != "faint")
-    return Chart(panel.key, panel.title, traces, _ticks(across, 6, whole=True), _ticks(up, 4), begins, told)
-
-
-def _limits(values: list[float], *, from_zero: bool) -> tuple[float, float]:
-    low, high = min(values, default=0.0), max(values, default=1.0)
-    low = min(low, 0.0) if from_zero else low
-    room = (high - low) or abs(high) or 1.0
-    return (low if from_zero else low - 0.06 * room), high + 0.06 * room
-
-
-def _ticks(limits: tuple[float, float], most: int, *, whole: bool = False) -> list[Tick]:
-    places = MaxNLocator(most, integer=whole, steps=[1, 2, 2.5, 5, 10]).tick_values(*limits)
-    inside = [place for place in places if limits[0] <= place <= limits[1] * (1 + 1e-9)]
-    digits = next((n for n in range(7) if all(math.isclose(p, round(p, n), abs_tol=1e-9) for p in inside)), 7)
-    return [Tick(_percent(place, limits), _short(place, digits)) for place in inside]
-
-
-def _short(value: float, digits: int) -> str:
-    """A tick's number, with no more digits after the point than the ticks of its axis need."""
-    if abs(value) >= 10_000:
-        return f"{value / 1000:g}k"
-    if digits > 4 and value:
-        mantissa, exponent = f"{value:.2e}".split("e")
-        return f"{float(mantissa):g}e{int(exponent)}"
-    return f"{value:,.{digits}f}" if value else "0"
-
-
-def _percent(value, limits):
-    return round(100 * (value - limits[0]) / (limits[1] - limits[0]), 3)
-
-
-def _trace(line: Line, across, up, form, colour) -> Trace:
-    strokes = [
-        [f"{UNITS * _percent(x, across) / 100:.1f} {UNITS - UNITS * _percent(y, up) / 100:.1f}" for x, y in stroke]
-        for stroke in line.strokes
+def chart(panel: Panel, across: tuple[float, float], stages: Sequence[Border]) -> Chart:
+    """`across`: the epochs from left to right."""
+    shown = panel._replace(lines=[line for line in panel.within(across).lines if line.points])
+    keys = [
+        Key(line.kind, line.label, f"{line.points[-1][1]:{panel.form}}") for line in shown.lines if line.kind != "faint"
     ]
-    path = "".join("M" + "L".join(stroke) for stroke in strokes)
-    places = [place for stroke in strokes for place in stroke]
-    few = line.kind in ("main", "second") and len(places) <= DOTS
-    dots = "".join(f"M{place}h0" for place in places) if few else ""
-    return Trace(line.kind, line.label, path, dots, _last(line.points, form), colour)
+    # svg.hashsalt: matplotlib names what it draws at random otherwise, and a report would never be the same twice
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": panel.key}):
+        figure = Figure(figsize=SIZE)
+        figure.subplots_adjust(left=0.13, right=0.985, bottom=0.18, top=0.96)
+        _draw(figure.subplots(), shown, across, stages)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    told = ", ".join(f"{key.label or 'last value'} {key.last}" for key in keys)
+    return Chart(panel.title, keys, _for_page(buffer.getvalue(), label=f"{panel.title}: {told}"))
 
 
-def _last(points: Points, form: str) -> str:
-    return f"{points[-1][1]:{form}}"
+def _draw(axes: Axes, panel: Panel, across: tuple[float, float], stages: Sequence[Border]) -> None:
+    for line in panel.lines:
+        faint = line.kind == "faint"
+        dots = not faint and line.kind != "official" and len(line.points) <= DOTS
+        for number, stroke in enumerate(line.strokes):
+            axes.plot(
+                *zip(*stroke, strict=True),
+                color=COLORS["main" if faint else line.kind][0],
+                alpha=0.35 if faint else 1,
+                linewidth=0.8 if faint else 1.5,
+                linestyle="--" if line.kind == "official" else "-",
+                marker="." if dots else "",
+                clip_on=False,  # a dot on the edge stays whole
+                label=line.label if number == 0 and line.label else "_",
+            )
+    for stage in stages[1:]:
+        axes.axvline(stage.start, color=COLORS["soft"][0], linewidth=0.8, linestyle=":")
+    if panel.key == "top1" and len(stages) > 1:
+        # Where the curve is not: accuracy is low when the first stage begins, and high in those that follow.
+        for number, stage in enumerate(stages):
+            height, side = (0.97, "top") if number == 0 else (0.03, "bottom")
+            place = {"xycoords": ("data", "axes fraction"), "xytext": (2, 0), "textcoords": "offset points"}
+            font = {"color": COLORS["soft"][0], "fontsize": 7.5, "rotation": 90}
+            axes.annotate(stage.stage, (stage.start, height), **place, **font, ha="left", va=side)
+    axes.set_xlim(*across)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(panel.unit)
+    axes.xaxis.set_major_locator(MaxNLocator(7, integer=True, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axes.ticklabel_format(axis="y", scilimits=(-4, 6), useOffset=False)
+    if panel.from_zero:
+        axes.set_ylim(bottom=0)
+
+
+def _for_page(svg: str, *, label: str) -> Markup:
+    """matplotlib's file as a part of the page: with the page's colors, and without what is for a file alone."""
+    body = svg[svg.index("<defs>") :]
+    body = re.sub(r"<style.*?</style>|<metadata>.*?</metadata>|<clipPath.*?</clipPath>", "", body, flags=re.DOTALL)
+    body = re.sub(r' clip-path="[^"]*"| id="[a-z]+[\w.]*_\d+"', "", body)
+    body = re.sub("#[0-9a-f]{6}", lambda color: VARIABLES.get(color[0], color[0]), body)
+    width, height = (72 * inches for inches in SIZE)
+    return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">').format(width, height, label) + Markup(body)
+
+
+def draw_png(facts: Facts, path: Path) -> None:
+    """Writes curves.png, all panels in rows of three."""
+    panels, stages = curves.panels(facts), curves.borders(facts)
+    across = curves.span(facts, panels)
+    rows = max(1, -(-len(panels) // 3))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(13, 2.7 * rows + 0.5), layout="constrained")
+        all_axes = figure.subplots(rows, 3, squeeze=False).ravel()
+        for axes, panel in zip(all_axes, panels, strict=False):
+            shown = panel.within(across)
+            _draw(axes, shown, across, stages)
+            axes.set_title(panel.title, fontsize=10, loc="left")
+            if sum(bool(line.label) for line in shown.lines) > 1:
+                axes.legend(frameon=False)
+        for axes in all_axes[len(panels) :]:
+            axes.set_visible(False)
+        figure.suptitle(f"{facts.name}: {facts.recipe.model.name}", fontsize=11)
+        figure.savefig(path, dpi=110, format="png")

@@ -1,16 +1,16 @@
-"""A run folder -> all that its report says. Files that are not there yet, or are from an older version, leave gaps."""
+"""A run folder -> all that its report says. What is not there yet, or is damaged, leaves gaps."""
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 from config.recipe import Recipe, load_recipe
 from ffcv_ops.errors import UserError
-from training import official, predictions, progress
-from training.log import read_rows
-from training.official import Course, Standing
+from training import predictions
+from training.logging.environment import read_environment
+from training.logging.records import scan_rows
+from training.plan import Eta, StagePlan, eta, read_plan, seconds_per_step
 from training.predictions import Predictions
-from training.progress import Left, Part
+from training.reference_curves import Deviation, ReferenceCurve, deviation, reference_curves
 
 
 class Facts(NamedTuple):
@@ -18,15 +18,16 @@ class Facts(NamedTuple):
 
     path: Path
     name: str
-    run: Recipe
-    recipe: str  # as text
+    recipe: Recipe
+    recipe_text: str
     epochs: list[dict]  # rows of the log
     steps: list[dict]
     warnings: list[dict]
-    parts: list[Part]  # the plan, or []
+    damaged_lines: int  # of the log, and rows that are not of this recipe's stages; both are left out
+    plans: list[StagePlan]  # or []
     environment: dict
     predictions: Predictions | None
-    courses: dict[str, Course]
+    reference_curves: dict[str, ReferenceCurve]
     finished: bool
 
     @property
@@ -42,54 +43,56 @@ def collect(folder: Path) -> Facts:
     written = folder / "recipe.yaml"
     if not written.is_file():
         raise UserError(f"{folder}: not a run folder (no recipe.yaml); runs are in runs/, or where log.out says")
-    run = load_recipe(written)
-    rows = read_rows(folder / "log.jsonl")
-    by_kind = {kind: [row for row in rows if row.get("kind") == kind] for kind in ("epoch", "step", "warning")}
-    parts = progress.read(_json(folder / "plan.json", []))
-    last_stage = run.stages[-1]
-    ended = any((row["stage"], row["epoch"]) == (last_stage.name, last_stage.epochs) for row in by_kind["epoch"][-1:])
+    recipe = load_recipe(written)
+    epochs = {stage.name: stage.epochs for stage in recipe.stages}
+    all_rows, damaged = scan_rows(folder / "log.jsonl")
+    rows = [row for row in all_rows if row["epoch"] <= epochs.get(row["stage"], -1)]
+    by_kind = {kind: [row for row in rows if row["kind"] == kind] for kind in ("epoch", "step", "warning")}
+    plans = [plan for plan in read_plan(folder / "plan.json") if len(plan.work) == epochs.get(plan.stage)]
+    last = by_kind["epoch"][-1:]
     return Facts(
-        folder, folder.resolve().name, run, written.read_text(encoding="utf-8"), by_kind["epoch"], by_kind["step"],
-        by_kind["warning"], parts, _json(folder / "environment.json", {}),
-        predictions.load(folder / predictions.FILE), official.courses(run, parts), ended,
-    )  # fmt: skip
+        path=folder,
+        name=folder.resolve().name,
+        recipe=recipe,
+        recipe_text=written.read_text(encoding="utf-8"),
+        epochs=by_kind["epoch"],
+        steps=by_kind["step"],
+        warnings=by_kind["warning"],
+        damaged_lines=damaged + len(all_rows) - len(rows),
+        plans=plans,
+        environment=read_environment(folder / "environment.json"),
+        predictions=predictions.load(folder / predictions.FILE),
+        reference_curves=reference_curves(recipe, plans),
+        finished=any((row["stage"], row["epoch"]) == (*epochs.items(),)[-1] for row in last),
+    )
 
 
-def _json(path: Path, otherwise):
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return otherwise
-
-
-def remaining(facts: Facts) -> Left | None:
+def remaining(facts: Facts) -> Eta | None:
     """How long the run will still take, by the speed of its last log points; None where that cannot be said."""
     last = facts.last
-    if facts.finished or last is None or "wall" not in last:
+    names = [plan.stage for plan in facts.plans]
+    if facts.finished or last is None or "wall" not in last or last["stage"] not in names:
         return None
-    before = 0  # steps of the stages that are done
-    for part in facts.parts:
-        if part.stage == last["stage"]:
-            break
-        before += part.steps * len(part.work)
-    else:
+    number = names.index(last["stage"])
+    before = sum(plan.steps for plan in facts.plans[:number])
+    if not 0 <= last["step"] - before <= facts.plans[number].steps:
         return None
     rows = sorted((row for row in (*facts.steps, *facts.epochs) if "wall" in row), key=lambda row: row["step"])
     since = [row["wall"] for row in rows if row["stage"] != last["stage"]][-1:] or [0.0]
     points = [(0, since[0]), *((row["step"] - before, row["wall"]) for row in rows if row["stage"] == last["stage"])]
     points = points[1:][-64:] if len(points) > 2 else points
-    seconds = progress.pace(points)
-    return progress.left(facts.parts, last["stage"], last["step"] - before, seconds) if seconds else None
+    seconds = seconds_per_step(points)
+    return eta(facts.plans, last["stage"], last["step"] - before, seconds) if seconds else None
 
 
-def standings(facts: Facts) -> list[tuple[Course, str, Standing]]:
+def deviations(facts: Facts) -> list[tuple[ReferenceCurve, str, Deviation]]:
     """Where each stage stands beside its official curve, at its last evaluation."""
     found = []
-    for stage, course in facts.courses.items():
+    for stage, curve in facts.reference_curves.items():
         evaluated = [row for row in facts.epochs if row["stage"] == stage and "top1" in row]
         if evaluated:
             row = evaluated[-1]
-            found.append((course, stage, official.standing(course, row["epoch"], 100 * row["top1"])))
+            found.append((curve, stage, deviation(curve, row["epoch"], 100 * row["top1"])))
     return found
 
 

@@ -15,11 +15,14 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from config.text import format_duration
 from report import charts, collect, curves, tables
 from report.collect import Facts
-from training import progress
+from report.colors import COLORS
+from training.predictions import Predictions
 
-PAIRS, CLASSES = 12, 8  # rows of the tables of mistakes
+CONFUSIONS, CLASSES = 12, 8  # rows of the tables of mistakes
+SLOW = 0.2  # share of an epoch's time that the loop may wait for data without a warning
 
 
 class Tile(NamedTuple):
@@ -42,34 +45,38 @@ class Mistake(NamedTuple):
 
 def render(facts: Facts) -> str:
     """The page."""
-    some, stages = curves.panels(facts), curves.borders(facts)
-    across = curves.span(facts, some)
-    made = facts.predictions
+    panels, stages = curves.panels(facts), curves.borders(facts)
+    across = curves.span(facts, panels)
+    predictions = facts.predictions
     return template("report.html").render(
         title=facts.name,
         facts=facts,
-        model=facts.run.model.name,
         state=state(facts),
         tiles=tiles(facts),
-        standings=collect.standings(facts),
+        deviations=collect.deviations(facts),
         warnings=warnings(facts),
         stages=tables.stage_table(facts),
-        charts=[charts.chart(panel, across, stages) for panel in some],
-        pairs=tables.worst_pairs(made, PAIRS) if made else [],
-        classes=tables.worst_classes(made, CLASSES) if made else [],
-        sureness=sureness(made) if made else "",
-        mistakes=mistakes(made) if made else [],
+        charts=[charts.chart(panel, across, stages) for panel in panels],
+        confusions=tables.frequent_confusions(predictions, CONFUSIONS) if predictions else [],
+        classes=tables.worst_classes(predictions, CLASSES) if predictions else [],
+        confidence=confidence(predictions) if predictions else "",
+        mistakes=mistakes(predictions) if predictions else [],
         cost=cost(facts),
         environment=environment(facts),
-    )  # fmt: skip
+    )
 
 
 @functools.cache
 def _templates() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.globals["colors"] = COLORS
+    return made
 
 
 def template(name: str) -> jinja2.Template:
@@ -82,15 +89,12 @@ def state(facts: Facts) -> str:
     last = facts.last
     if last is None:
         return "Begun; nothing logged yet"
-    number = 1 + [stage.name for stage in facts.run.stages].index(last["stage"])
-    stage = facts.run.stages[number - 1]
-    where = f"Epoch {min(_epoch(last), stage.epochs)} of {stage.epochs}, stage {number} of {len(facts.run.stages)}"
+    number = 1 + [stage.name for stage in facts.recipe.stages].index(last["stage"])
+    stage = facts.recipe.stages[number - 1]
+    epoch = last["epoch"] + (last["kind"] == "step")  # rows of log points count the epochs that are done
+    where = f"Epoch {min(epoch, stage.epochs)} of {stage.epochs}, stage {number} of {len(facts.recipe.stages)}"
     when = f", {moment(last['at'])}" if "at" in last else ""
     return f"Finished{when}" if facts.finished else f"{where} ({stage.name}); last line of the log{when}"
-
-
-def _epoch(row):
-    return row["epoch"] + (row["kind"] == "step")  # rows of log points count the epochs that are done
 
 
 def moment(seconds: float) -> str:
@@ -99,80 +103,85 @@ def moment(seconds: float) -> str:
 
 
 def tiles(facts: Facts) -> list[Tile]:
-    """Accuracy, then speed, then time."""
+    """Accuracy, then time, then speed."""
+    found = []
     evaluated = [row for row in facts.epochs if "top1" in row]
-    made = []
     if evaluated:
         row = evaluated[-1]
         best = max(100 * other["top1"] for other in evaluated if other["stage"] == row["stage"])
         note = f"top-5 {100 * row['top5']:.2f} %, best of the stage {best:.2f} %"
-        made.append(Tile(f"{100 * row['top1']:.2f}", "%", "top-1", note))
+        found.append(Tile(f"{100 * row['top1']:.2f}", "%", "top-1", note))
     averaged = [row for row in facts.epochs if "ema_top1" in row]
     if averaged:
         row = averaged[-1]
         note = f"averaged weights, stage {row['stage']}"
-        made.append(Tile(f"{100 * row['ema_top1']:.2f}", "%", "top-1, EMA", note))
-    left, spent = collect.remaining(facts), collect.hours(facts)
+        found.append(Tile(f"{100 * row['ema_top1']:.2f}", "%", "top-1, EMA", note))
+    left, hours = collect.remaining(facts), collect.hours(facts)
     if left is not None:
-        note = f"stage {progress.words(left.stage)}, {100 * left.done:.0f} % done"
-        made.append(Tile(*_split(progress.words(left.run)), "left", note))
-    made.append(Tile(*_split(progress.words(3600 * spent)), "spent", _devices(facts, spent)))
-    if facts.last:
-        row = facts.last
-        made.append(Tile(f"{row['images_per_s']:,.0f}", "images/s", "speed", f"waits for data {row['wait']:.1%}"))
-    return made
+        note = f"stage {format_duration(left.stage)}, {100 * left.done:.0f} % done"
+        found.append(Tile(*_value_and_unit(left.run), "left", note))
+    note = f"{hours * facts.environment.get('ranks', 1):,.2f} {_unit_of_cost(facts)}"
+    found.append(Tile(*_value_and_unit(3600 * hours), "spent", note))
+    if row := facts.last:
+        note = f"waits for data {row['wait']:.1%}"
+        found.append(Tile(f"{row['images_per_s']:,.0f}", "images/s", "speed", note))
+    return found
 
 
-def _split(words: str) -> tuple[str, str]:
+def _value_and_unit(seconds) -> tuple[str, str]:
     """3 min 20 s -> (3, min 20 s)."""
-    value, _, unit = words.partition(" ")
+    value, _, unit = format_duration(seconds).partition(" ")
     return value, unit
 
 
-def _devices(facts, hours):
-    ranks = facts.environment.get("ranks", 1)
-    return f"{hours * ranks:,.2f} {_unit(facts)}"
-
-
-def _unit(facts):
-    gpu = facts.run.speed.device != "cpu" and "cuda" in facts.environment
+def _unit_of_cost(facts):
+    gpu = facts.recipe.speed.device != "cpu" and "cuda" in facts.environment
     return "GPU-hours" if gpu else "process-hours on a CPU"
 
 
 def warnings(facts: Facts) -> list[str]:
     """What went wrong, in sentences."""
-    said = [f"{row.get('stage', '')}, step {row.get('step', '?')}: {row.get('said', '')}" for row in facts.warnings]
+    found = [f"{row['stage']}, step {row['step']}: {row['message']}" for row in facts.warnings]
     bad_steps = sum(row.get("bad_steps", 0) for row in facts.epochs)
     if bad_steps:
-        said.append(f"{bad_steps} steps were left out because loss or gradient was no number")
+        found.append(f"{bad_steps} steps were left out because loss or gradient was not finite")
     bad_samples = sum(row.get("bad_samples", 0) for row in facts.epochs)
     if bad_samples:
-        said.append(f"{bad_samples} samples could not be decoded and were replaced")
-    slow = [row for row in facts.epochs if row["wait"] > 0.2]
+        found.append(f"{bad_samples} samples could not be decoded and were replaced")
+    # In a stage's first epoch files are not in memory yet and workers start: that it waits is no fault.
+    slow = [row for row in facts.epochs if row["wait"] > SLOW and row["epoch"] > 1]
     if slow:
-        said.append(
-            f"in {len(slow)} of {len(facts.epochs)} epochs the training loop waited more than 20 % of the time for data"
+        found.append(
+            f"in {len(slow)} of {len(facts.epochs)} epochs the training loop waited more than {SLOW:.0%} of the time"
+            " for data"
         )
-    return said
+    if facts.damaged_lines:
+        found.append(f"{facts.damaged_lines} damaged lines of log.jsonl are left out here")
+    return found
 
 
-def sureness(made) -> str:
+def confidence(predictions: Predictions) -> str:
     """How sure the model is where it is right and where it is wrong."""
-    right = made.labels == made.predicted
+    right = predictions.labels == predictions.predicted
     parts = []
     for which, chosen in (("right", right), ("wrong", ~right)):
         if chosen.any():
-            parts.append(f"{100 * made.confidence[chosen].mean():.0f} % sure where it is {which}")
+            parts.append(f"{100 * predictions.confidence[chosen].mean():.0f} % sure where it is {which}")
     return f"{right.sum():,} of {len(right):,} images right; on average " + ", ".join(parts)
 
 
-def mistakes(made) -> list[Mistake]:
+def mistakes(predictions: Predictions) -> list[Mistake]:
     """The kept pictures, the surest first."""
+    names, labels, predicted = predictions.classes, predictions.labels, predictions.predicted
     return [
-        Mistake(_data_url(picture), str(made.classes[made.labels[row]]), str(made.classes[made.predicted[row]]),
-                float(made.confidence[row]))
-        for row, picture in zip(made.shown.tolist(), made.pictures, strict=True)
-    ]  # fmt: skip
+        Mistake(
+            _data_url(picture),
+            str(names[labels[row]]),
+            str(names[predicted[row]]),
+            float(predictions.confidence[row]),
+        )
+        for row, picture in zip(predictions.shown.tolist(), predictions.pictures, strict=True)
+    ]
 
 
 def _data_url(picture: np.ndarray) -> str:
@@ -183,17 +192,18 @@ def _data_url(picture: np.ndarray) -> str:
 
 def cost(facts: Facts) -> list[tuple[str, str, str]]:
     """What, so far, and at the end."""
-    spent, left = collect.hours(facts), collect.remaining(facts)
+    hours, left = collect.hours(facts), collect.remaining(facts)
     ranks = facts.environment.get("ranks", 1)
     training = sum(row["seconds"] for row in facts.epochs) / 3600
     images = sum(row["seconds"] * row["images_per_s"] for row in facts.epochs)
-    whole = spent + left.run / 3600 if left else spent
-    planned = sum(len(part.work) * part.steps * _batch(facts, part) for part in facts.parts)
+    total = hours + left.run / 3600 if left else hours
+    batches = {stage.name: stage.batch for stage in facts.recipe.stages}
+    planned = sum(plan.steps * batches[plan.stage] for plan in facts.plans)
     known = left is not None or facts.finished
     rows = [
-        ("time", progress.words(3600 * spent), progress.words(3600 * whole) if known else "-"),
-        (_unit(facts), f"{spent * ranks:,.2f}", f"{whole * ranks:,.2f}" if known else "-"),
-        ("of it training", f"{training / spent:.0%}" if spent else "-", ""),
+        ("time", format_duration(3600 * hours), format_duration(3600 * total) if known else "-"),
+        (_unit_of_cost(facts), f"{hours * ranks:,.2f}", f"{total * ranks:,.2f}" if known else "-"),
+        ("of it training", f"{training / hours:.0%}" if hours else "-", ""),
         ("training images", f"{images:,.0f}", f"{planned:,}" if planned else "-"),
     ]
     if facts.last and "at" in facts.last:
@@ -202,16 +212,14 @@ def cost(facts: Facts) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _batch(facts, part):
-    return next(stage.batch for stage in facts.run.stages if stage.name == part.stage)
-
-
 def environment(facts: Facts) -> list[tuple[str, str]]:
     """Name and value."""
     about = facts.environment
-    rows = [(name, str(about[name])) for name in ("commit", "python", "system", "cores", "memory", "ranks", "cuda")
-            if name in about]  # fmt: skip
+    if not about:
+        return []
+    names = ("commit", "python", "system", "cores", "memory", "ranks", "cuda")
+    rows = [(name, str(about[name])) for name in names if name in about]
     devices = about.get("devices", [])
     counted = [f"{devices.count(name)} x {name}".removeprefix("1 x ") for name in dict.fromkeys(devices)]
     versions = [f"{name} {version}" for name, version in about.get("packages", {}).items()]
-    return [*rows, ("devices", ", ".join(counted)), ("packages", ", ".join(versions))] if about else []
+    return [*rows, ("devices", ", ".join(counted)), ("packages", ", ".join(versions))]

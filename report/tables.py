@@ -6,46 +6,64 @@ from typing import NamedTuple
 
 import numpy as np
 
+from config.text import format_duration
+from report import collect
 from report.collect import Facts
 from training.predictions import Predictions
 
-COLUMNS = ("stage", "px", "epochs", "top-1 %", "top-5 %", "averaged top-1 %", "images/s", "waited for data", "minutes")
+STAGES = ("stage", "px", "epochs", "top-1 %", "top-5 %", "EMA top-1 %", "images/s", "waited", "minutes")
+RUNS = ("run", "epochs", "top-1 %", "best top-1 %", "EMA top-1 %", "val loss", "images/s", "waited", "time")
 
 
 def stage_table(facts: Facts) -> list[tuple[str, ...]]:
     """One row for each stage that has finished an epoch."""
-    rows = [COLUMNS]
-    for stage in facts.run.stages:
+    rows = [STAGES]
+    for stage in facts.recipe.stages:
         epochs = [row for row in facts.epochs if row["stage"] == stage.name]
-        if not epochs:
-            continue
-        evaluated = [row for row in epochs if "top1" in row]
-        seconds = max(sum(row["seconds"] for row in epochs), 1e-9)
-        images = sum(row["seconds"] * row["images_per_s"] for row in epochs)
-        rows.append(
-            (
-                stage.name, str(stage.resolution), f"{epochs[-1]['epoch']}/{stage.epochs}",
-                *(percent(evaluated, key) for key in ("top1", "top5", "ema_top1")), f"{images / seconds:,.0f}",
-                f"{sum(row['wait'] * row['seconds'] for row in epochs) / seconds:.1%}", f"{seconds / 60:.1f}",
-            )
-        )  # fmt: skip
+        if epochs:
+            seconds = sum(row["seconds"] for row in epochs)
+            accuracies = (_last_percent(epochs, key) for key in ("top1", "top5", "ema_top1"))
+            done = f"{epochs[-1]['epoch']}/{stage.epochs}"
+            rows.append((stage.name, str(stage.resolution), done, *accuracies, *_speed(epochs), f"{seconds / 60:.1f}"))
     return rows
 
 
-def percent(rows: Sequence[dict], key: str) -> str:
-    """A share of the last of these rows in percent, "-" where it has none."""
-    return f"{100 * rows[-1][key]:.2f}" if rows and key in rows[-1] else "-"
+def run_table(runs: Sequence[Facts]) -> list[tuple[str, ...]]:
+    """One row for each run: its last numbers, of the stage that it has come to."""
+    rows = [RUNS]
+    for facts in runs:
+        evaluated = [row for row in facts.epochs if "top1" in row]
+        in_stage = [row for row in evaluated if row["stage"] == evaluated[-1]["stage"]]
+        rows.append(
+            (
+                facts.name,
+                f"{len(facts.epochs)}/{sum(stage.epochs for stage in facts.recipe.stages)}",
+                _last_percent(evaluated, "top1"),
+                f"{100 * max(row['top1'] for row in in_stage):.2f}" if in_stage else "-",
+                _last_percent(facts.epochs, "ema_top1"),
+                f"{evaluated[-1]['val_loss']:.4f}" if evaluated else "-",
+                *_speed(facts.epochs),
+                format_duration(3600 * collect.hours(facts)),
+            )
+        )
+    return rows
 
 
-def padded(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, headings first, padded so that it also reads well on a console."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["| " + " | ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in rows]
-    lines.insert(1, "|" + "|".join("-" * (w + 1) + ":" for w in widths) + "|")
-    return "\n".join(lines)
+def _last_percent(rows, key):
+    """The last share of that name in percent, "-" where there is none."""
+    found = [row[key] for row in rows if key in row]
+    return f"{100 * found[-1]:.2f}" if found else "-"
 
 
-class Pair(NamedTuple):
+def _speed(rows):
+    """Images per second and the share of the time that was waited for data, over these epochs."""
+    seconds = max(sum(row["seconds"] for row in rows), 1e-9)
+    images = sum(row["seconds"] * row["images_per_s"] for row in rows)
+    waited = sum(row["seconds"] * row["wait"] for row in rows)
+    return f"{images / seconds:,.0f}", f"{waited / seconds:.1%}"
+
+
+class Confusion(NamedTuple):
     """Images of one class that were taken for another."""
 
     true: str
@@ -54,8 +72,8 @@ class Pair(NamedTuple):
     share: float  # of the true class's images
 
 
-class Class(NamedTuple):
-    """How well a class is recognised."""
+class ClassAccuracy(NamedTuple):
+    """How well a class is recognized."""
 
     name: str
     images: int
@@ -63,25 +81,26 @@ class Class(NamedTuple):
     mostly: str  # what its mistakes are most often taken for
 
 
-def worst_pairs(made: Predictions, most: int) -> list[Pair]:
+def frequent_confusions(predictions: Predictions, most: int) -> list[Confusion]:
     """The most frequent mistakes, by number of images, then by share."""
-    sizes = np.bincount(made.labels, minlength=len(made.classes))
-    wrong = made.labels != made.predicted
-    counted = Counter(zip(made.labels[wrong].tolist(), made.predicted[wrong].tolist(), strict=True))
-    pairs = [
-        Pair(str(made.classes[true]), str(made.classes[other]), images, images / sizes[true])
+    names, labels, predicted = predictions.classes, predictions.labels, predictions.predicted
+    sizes = np.bincount(labels, minlength=len(names))
+    wrong = labels != predicted
+    counted = Counter(zip(labels[wrong].tolist(), predicted[wrong].tolist(), strict=True))
+    found = [
+        Confusion(str(names[true]), str(names[other]), images, images / sizes[true])
         for (true, other), images in counted.items()
     ]
-    return sorted(pairs, key=lambda pair: (-pair.images, -pair.share, pair.true, pair.taken_for))[:most]
+    return sorted(found, key=lambda one: (-one.images, -one.share, one.true, one.taken_for))[:most]
 
 
-def worst_classes(made: Predictions, most: int) -> list[Class]:
+def worst_classes(predictions: Predictions, most: int) -> list[ClassAccuracy]:
     """The classes with the lowest top-1, of those that have images."""
     found = []
-    for number, name in enumerate(made.classes):
-        predicted = made.predicted[made.labels == number]
+    for number, name in enumerate(predictions.classes):
+        predicted = predictions.predicted[predictions.labels == number]
         if len(predicted):
             others = Counter(predicted[predicted != number].tolist()).most_common(1)
-            mostly = str(made.classes[others[0][0]]) if others else "-"
-            found.append(Class(str(name), len(predicted), float(np.mean(predicted == number)), mostly))
+            mostly = str(predictions.classes[others[0][0]]) if others else "-"
+            found.append(ClassAccuracy(str(name), len(predicted), float(np.mean(predicted == number)), mostly))
     return sorted(found, key=lambda one: (one.top1, one.name))[:most]

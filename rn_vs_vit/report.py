@@ -13,11 +13,11 @@ import matplotlib
 from matplotlib.figure import Figure
 from scipy.stats import t as student
 
+from config.text import markdown_table
 from ffcv_ops.files import write_atomically
-from report.tables import padded
 from rn_vs_vit import others
 from rn_vs_vit.grid import Grid
-from training.log import read_rows
+from training.logging.records import read_rows
 
 matplotlib.use("Agg")
 
@@ -92,7 +92,7 @@ def table(grid: Grid, results: Results) -> str:
             found = [row for seed in grid.seeds if (row := results.get((network, augmentation, seed)))]
             cells = (_mean([row[name] for row in found if name in row]) for name in shown)
             rows.append((network, augmentation, f"{len(found)}/{len(grid.seeds)}", *cells))
-    return padded(rows)
+    return markdown_table(rows)
 
 
 def _mean(values):

@@ -1,10 +1,12 @@
 """A run that is stopped anywhere ends as one that never was: end weights, averages, moments and log, bit for bit."""
 
+import itertools
 import json
 import random
 import signal
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +15,9 @@ import torch
 import train_imagenet
 from config.recipe import load_recipe
 from ffcv_ops.loader import Placement, train_loader
-from training import checkpoint, log
+from training import checkpoint
 from training.distributed import stop
+from training.logging import records, run_log
 from training.loss_history import LossHistory
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,7 +76,7 @@ def train(recipe_file, out, *more):
 def end_of(out):
     """Everything in the last checkpoint, and what the log says of epochs except for times."""
     found = checkpoint.read(checkpoint.saved(out / "run" / "checkpoints")[-1])
-    rows = [row for row in log.read_rows(out / "run" / "log.jsonl") if row["kind"] == "epoch"]
+    rows = [row for row in records.read_rows(out / "run" / "log.jsonl") if row["kind"] == "epoch"]
     for row in rows:
         for name in ("images_per_s", "wait", "seconds", "wall", "at"):
             del row[name]
@@ -194,7 +197,7 @@ def test_a_full_disk_costs_a_warning_within_a_stage_and_status_2_at_its_end(
     assert "(No space left on device); the one before is kept" in output.out
     assert output.err.startswith("error: stage one, step 6: no checkpoint")
     assert output.err.count("\n") == 1
-    assert [row["step"] for row in log.read_rows(tmp_path / "run" / "log.jsonl") if row["kind"] == "warning"] == [3]
+    assert [row["step"] for row in records.read_rows(tmp_path / "run" / "log.jsonl") if row["kind"] == "warning"] == [3]
     monkeypatch.undo()
     monkeypatch.setattr(train_imagenet.report, "write", lambda folder: "")
     assert train(recipe_file, tmp_path) is None
@@ -205,27 +208,23 @@ def test_the_log_outlives_a_full_disk(recipe_file, tmp_path, monkeypatch):
     """Rows that the disk does not take are written with later ones."""
     made = []
 
-    class Full(log.Log):
-        def __init__(self, *given, **named):
-            super().__init__(*given, **named)
-            real, self.lines = self.lines, self
+    class Full(records.RowWriter):
+        def __init__(self, *given):
+            super().__init__(*given)
             made.append(self)
-            self.calls, self.name, self.close_file = 0, real.name, real.close
-            self.real = real
+            calls, real = itertools.count(1), self.file
 
-        def write(self, data):
-            self.calls += 1
-            if self.calls in (2, 3):
-                raise OSError(28, "No space left on device")
-            return self.real.write(data[: len(data) // 2] if self.calls == 4 else data)
+            def write(data):
+                call = next(calls)
+                if call in (2, 3):
+                    raise OSError(28, "No space left on device")
+                return real.write(data[: len(data) // 2] if call == 4 else data)
 
-        def close(self):
-            self.lines = self.real
-            super().close()
+            self.file = SimpleNamespace(write=write, close=real.close, name=real.name)
 
-    monkeypatch.setattr(train_imagenet, "Log", Full)
+    monkeypatch.setattr(run_log, "RowWriter", Full)
     train(recipe_file, tmp_path)
-    rows = [row["step"] for row in log.read_rows(tmp_path / "run" / "log.jsonl") if row["kind"] == "step"]
+    rows = [row["step"] for row in records.read_rows(tmp_path / "run" / "log.jsonl") if row["kind"] == "step"]
     assert rows == [2, 5, 8, 11, *range(14, 19, 2), *range(20, 25, 2)]
     assert made[0].unwritten == b""
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from config.recipe import render_recipe
 from config.schema import DataConfig
+from config.text import markdown_table
 from ffcv_ops.storage.beton_file import sidecar
 from ffcv_ops.storage.shards import exists, files_of
-from report.tables import padded
 from training import judge
 
 CITATION = """@inproceedings{touvron2022deit3,
@@ -96,7 +96,7 @@ def _data(run):
             stored = ", ".join(f"{key} {settings[key]}" for key in ("mode", "quality", "max_side") if key in settings)
             counts = (sum(shard.get("samples", 0) for shard in shards), len(shards[0].get("classes", ())))
             lines.append((Path(value).name, *(f"{count:,}" if count else "-" for count in counts), stored or "-"))
-    return padded(lines)
+    return markdown_table(lines)
 
 
 def _recipe(run):

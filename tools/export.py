@@ -53,7 +53,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageNetInfo
 from torch import nn
 
 from config.recipe import Recipe, StageConfig, load_recipe
-from report.tables import padded
+from config.text import markdown_table
 from tools import card, graphs
 from training import judge, model, weights
 from training.distributed import Ranks
@@ -133,7 +133,7 @@ def export(trained: Trained, out: Path, formats: Sequence[str]) -> str:
     about = f"{trained.run.model.name}, {network.num_classes:,} classes, {side} px, {model.count(network):,} parameters"
     if trained.names is None:
         about += "; no class names, because the recipe's data are not there or name none"
-    return f"{out}: {about}\n\n{padded(lines)}"
+    return f"{out}: {about}\n\n{markdown_table(lines)}"
 
 
 # --- formats: each writes its files, loads them again and returns the largest difference of a logit ----------------

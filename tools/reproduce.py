@@ -26,7 +26,7 @@ def parse(argv=None) -> argparse.Namespace:
 if __name__ == "__main__":  # --help and mistakes are answered here: the imports below take seconds
     exits_cleanly(parse)()
 
-from training import datasets, model, schedule, summary
+from training import datasets, estimate, model, schedule
 
 RECIPES = BASE_RECIPE.parent
 PUBLISHED, CURVES = "published.json", "official_curves.json"
@@ -68,7 +68,7 @@ def _rows(run, published, curves):
     sets = {stage.data: _assumed(run, stage.data) for stage in run.stages}
     for stage in run.stages:
         count, gmacs = _size(run.model, stage.resolution, sets[stage.data].classes)
-        steps, _ = summary.length(stage, sets)
+        steps, _ = estimate.stage_length(stage, sets)
         sides = [schedule.resolution(stage, epoch) for epoch in range(stage.epochs)]
         mean = sum(_size(run.model, side, sets[stage.data].classes)[1] for side in sides) / stage.epochs
         hours = steps * stage.batch * mean * 6e9 / OPERATIONS_PER_S / 3600
@@ -95,7 +95,7 @@ def _assumed(run, word):
 @functools.cache
 def _size(of_model, resolution, classes):
     """(parameters, GMACs) of a recipe's `model` section."""
-    network = summary.on_shapes(of_model, resolution, classes, drop_path=0.0)
+    network = estimate.model_on_shapes(of_model, resolution, classes, drop_path=0.0)
     return model.count(network), model.macs(network, resolution)
 
 

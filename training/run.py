@@ -11,7 +11,7 @@ from ffcv_ops.loader import Placement
 from training.datasets import DataSet
 from training.distributed import Ranks
 from training.distributed.watchdog import Watchdog
-from training.log import Log
+from training.logging.run_log import RunLog
 from training.run_folder import RunFolder
 
 
@@ -24,7 +24,7 @@ class Run:
     datasets: dict[str, DataSet]  # by the word of `stage.data`
     precision: torch.dtype  # of the matrix products in forward and backward pass
     folder: RunFolder | None = None
-    log: Log | None = None
+    log: RunLog | None = None
     watchdog: Watchdog | None = None
     stop_requested: Callable = lambda: None  # the signal that asks for an end, the same in all ranks, or None
 

@@ -11,7 +11,6 @@
 A checkpoint holds tensors and plain values only: what `Stage.state_dict` gives, and the format's number.
 """
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +24,7 @@ from ffcv_ops.errors import UserError, writing
 from ffcv_ops.files import locked, write_atomically
 from training import checkpoint, distributed
 from training.distributed import full_state_dict
+from training.plan import read_plan
 
 _FORMAT = 4
 _COUNTS = ("stage", "epoch", "batch", "step")
@@ -55,11 +55,7 @@ class RunFolder:
 
     def planned(self) -> dict[str, int]:
         """The images of each stage in the plan that is in the folder; none where there is no whole one."""
-        try:
-            parts = json.loads((self.path / "plan.json").read_text(encoding="utf-8"))
-            return {part["stage"]: part["train_images"] for part in parts}
-        except (FileNotFoundError, ValueError, LookupError, TypeError):  # it is written anew
-            return {}
+        return {plan.stage: plan.train_images for plan in read_plan(self.path / "plan.json")}
 
     def alone(self):
         """A context in which no other process trains in this folder; UserError where one does."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from config.recipe import load_recipe, render_recipe
-from training import datasets, predictions, progress
+from training import datasets, estimate, predictions
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = "<script>alert('x')</script>&\"<b>"
@@ -25,9 +25,9 @@ def make_run():
         folder.mkdir(parents=True)
         run = load_recipe(ROOT / cfg, dict(overrides))
         (folder / "recipe.yaml").write_text(render_recipe(run))
-        parts = progress.plan(run, datasets.planned_sets(run), 0)
-        parts = [part._replace(steps=5, val_images=val_images) for part in parts]
-        (folder / "plan.json").write_text(json.dumps([part._asdict() for part in parts]))
+        plans = estimate.training_plan(run, datasets.planned_sets(run), 0)
+        plans = [plan._replace(steps_per_epoch=5, val_images=val_images) for plan in plans]
+        (folder / "plan.json").write_text(json.dumps([plan._asdict() for plan in plans]))
         about = {"commit": "abc1234", "devices": ["one GPU"] * 2, "cuda": "13.0", "ranks": 2}
         (folder / "environment.json").write_text(json.dumps(about))
         rows, step = [], 0

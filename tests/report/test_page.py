@@ -2,6 +2,7 @@
 
 import html
 import html.parser
+import json
 import re
 
 import numpy as np
@@ -67,6 +68,7 @@ def test_nothing_is_named_that_would_have_to_be_loaded(page):
     for _, attributes in tags:
         assert not [name for name in attributes if name.startswith("on")]
         assert all(attributes.get(name, "data:").startswith("data:") for name in ("src", "href"))
+        assert attributes.get("xlink:href", "#").startswith("#"), "a part of the page itself"
     assert "default-src 'none'" in text
     assert not re.search(r"url\(|@import", text)
     assert HOSTILE not in text
@@ -88,24 +90,40 @@ def test_it_is_drawn(page, browser, tmp_path, width, dark):
     assert (np.abs(picture.astype(int) - line).max(2) < 8).sum() > 50
 
 
-def test_a_telephone_need_not_scroll_sideways(page, browser, tmp_path):
-    """Asked of the browser itself, in a frame as wide as a small telephone."""
+@pytest.mark.parametrize("width", [360, 500, 1200])
+def test_nothing_is_cut_or_has_to_be_scrolled_sideways(page, browser, tmp_path, width):
+    """Asked of the browser itself, in a frame as wide as a small telephone, half a screen and a screen."""
     (tmp_path / "report.html").write_text(page.read_text())
     (tmp_path / "frame.html").write_text(
-        "<body><iframe src='report.html' width='360' height='800'></iframe><p id=x>?</p><script>onload = () => {"
-        "const d = document.querySelector('iframe').contentDocument.documentElement;"
-        "document.getElementById('x').textContent = `wide ${d.scrollWidth} of ${d.clientWidth}`}</script>"
+        f"<body><iframe src='report.html' width='{width}' height='800'></iframe><p id=x>?</p>"
+        """<script>onload = () => {
+        const d = document.querySelector('iframe').contentDocument, e = d.documentElement, cut = [];
+        for (const svg of d.querySelectorAll('.charts svg')) {
+            const box = svg.getBoundingClientRect();
+            for (const text of svg.querySelectorAll('text')) {
+                const b = text.getBoundingClientRect();
+                if (b.left < box.left - 1 || b.right > box.right + 1) cut.push(text.textContent);
+                if (b.top < box.top - 1 || b.bottom > box.bottom + 1) cut.push(text.textContent);
+            }
+        }
+        const scrolls = [...d.querySelectorAll('.wide')].filter(w => w.scrollWidth > w.clientWidth).length;
+        const texts = d.querySelectorAll('.charts text').length;
+        document.getElementById('x').textContent = JSON.stringify([e.scrollWidth, e.clientWidth, cut, texts, scrolls]);
+        }</script>"""
     )
     done = browser._run(tmp_path / "frame.html", "--allow-file-access-from-files", "--dump-dom")
-    wide, of = map(int, re.search(r"wide (\d+) of (\d+)", done.stdout).groups())
-    assert wide <= of <= 360
+    wide, shown, cut, texts, scrolls = json.loads(re.search(r"<p id=.x.>(.*?)</p>", done.stdout).group(1))
+    assert wide <= shown <= width
+    assert cut == []
+    assert texts > 60
+    assert scrolls == 0 or width < 500, "tables of nine columns scroll on a telephone"
 
 
 def test_a_run_that_goes_on_says_what_is_left(make_run, tmp_path):
     """Six of 61 epochs of the demo, 15 s each: the projection against a sum by hand."""
     folder = make_run(tmp_path / "demo", cfg="recipes/demo.yaml", epochs=6)
     facts = collect(folder)
-    works = [sum(part.work) for part in facts.parts]
+    works = [sum(plan.work) for plan in facts.plans]
     seconds = 15 * (34 + 40 * (works[1] + works[2]) / works[0])
     words = Words(render(facts)).text
     assert "Epoch 6 of 40, stage 1 of 3 (pretrain_48)" in words
@@ -127,8 +145,20 @@ def test_a_run_that_has_just_begun_has_a_page(make_run, tmp_path):
 def test_warnings_are_shown(make_run, tmp_path):
     folder = make_run(tmp_path / "warned")
     with (folder / "log.jsonl").open("a") as log:
-        log.write('{"kind": "warning", "stage": "second_48", "epoch": 1, "step": 9, "said": "loss spike"}\n')
+        log.write('{"kind": "warning", "stage": "second_48", "epoch": 1, "step": 9, "message": "loss spike"}\n')
     assert "second_48, step 9: loss spike" in render(collect(folder))
+
+
+@pytest.mark.parametrize(("epoch", "warned"), [(1, False), (2, True)])
+def test_a_healthy_run_has_no_warnings(make_run, tmp_path, epoch, warned):
+    """In a stage's first epoch the loop may wait for the data; later that is worth a warning."""
+    folder = make_run(tmp_path / "run", epochs=8, overrides={"stage.epochs": "4"})
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    for row in rows:
+        if (row["kind"], row["epoch"]) == ("epoch", epoch):
+            row["wait"] = 0.95
+    (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert ("Warnings" in render(collect(folder))) == warned
 
 
 def test_on_track_or_not(make_run, tmp_path):

@@ -21,7 +21,7 @@ def made():
 def test_pairs_equal_scikit_learns(made):
     matrix = confusion_matrix(made.labels, made.predicted, labels=range(8))
     np.fill_diagonal(matrix, 0)
-    pairs = tables.worst_pairs(made, 10)
+    pairs = tables.frequent_confusions(made, 10)
     assert [pair.images for pair in pairs] == sorted(matrix.ravel(), reverse=True)[:10]
     for pair in pairs:
         true, other = "abcdefgh".index(pair.true), "abcdefgh".index(pair.taken_for)
@@ -43,8 +43,3 @@ def test_stages_have_their_numbers(make_run, tmp_path):
         (name, px, "1/1", "12.35", "90.00", "65.43", "100", "1.2%", "0.2")
         for name, px in (("first_32", "32"), ("second_48", "48"))
     ]
-
-
-def test_a_table_is_as_wide_as_its_cells():
-    text = tables.padded([("a", "bbbb"), ("ccc", "d")])
-    assert text.splitlines() == ["|   a | bbbb |", "|----:|-----:|", "| ccc |    d |"]

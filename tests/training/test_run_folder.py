@@ -14,6 +14,8 @@ from torch import nn
 from config.recipe import load_recipe, result_changing_diff
 from ffcv_ops.errors import UserError
 from training import checkpoint, optim
+from training.logging.records import write_json
+from training.plan import StagePlan
 from training.run_folder import RunFolder
 from training.stage import Stage
 from training.step_stats import StepStats
@@ -166,7 +168,8 @@ def test_the_order_within_an_epoch_stays(run, batch):
     folder.prepare(run)
     state.batch = batch
     assert folder.save(state.state_dict(), is_main=True) == ""
-    (folder.path / "plan.json").write_text('[{"stage": "first_32", "train_images": 96}]')
+    plan = StagePlan("first_32", 3, (1.0,), train_images=96, val_images=96, classes=4)
+    write_json(folder.path / "plan.json", [plan._asdict()])
     other = RunFolder(dataclasses.replace(run, data=dataclasses.replace(run.data, shuffle_pages=7)))
     saved = folder.load()
     folder.check_order(saved, "first_32", 96)

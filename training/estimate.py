@@ -1,13 +1,9 @@
-"""What a run will be, before it is one: a table of its stages, as comments that follow the recipe of `--print`.
+"""What a run will be, before it is one: its plan (steps and work), and the table of `--print` (size, memory, hours).
 
-In: a run, its data sets (checked or assumed) and, if known, training images per second and GPU. Out: text.
-
-The peak memory of a device is estimated, not measured: float32 weights, gradients, the optimizer's two moments (SGD:
-one) and the average; then the larger of LAMB's update, 256 MiB at most, and what the forward pass keeps for the
-backward pass. The latter is what autograd saves of the very model, counted on shapes. Left out are the images, what
-kernels need for themselves, and the allocator's waste.
+In: a recipe, its data sets (checked or assumed) and, if known, training images per second and GPU.
 """
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 
@@ -20,16 +16,39 @@ from ffcv_ops.errors import UserError
 from ffcv_ops.storage.shards import exists
 from training import model, optim, schedule
 from training.datasets import DataSet
+from training.plan import StagePlan
 
-COLUMNS = ("stage", "px", "tokens", "M param.", "GMACs", "steps", "samples", "lr start", "lr peak", "lr end",
-           "at once", "GiB", "GPU-hours")  # fmt: skip
+COLUMNS = (
+    "stage", "px", "tokens", "M param.", "GMACs", "steps", "samples", "lr start", "lr peak", "lr end", "at once", "GiB",
+    "GPU-hours",
+)  # fmt: skip
+
+
+def training_plan(recipe: Recipe, sets: dict[str, DataSet], first: int) -> list[StagePlan]:
+    """Of the stages from number `first` on."""
+    plans = []
+    for stage in recipe.stages[first:]:
+        data = sets[stage.data]
+        macs = _macs(recipe.model, stage.resolution, data.classes, stage.drop_path)
+        steps = stage_length(stage, sets)[0] // stage.epochs
+        # Of a lower resolution nothing is counted: the work is taken to go with the area of the images.
+        scales = ((schedule.resolution(stage, epoch) / stage.resolution) ** 2 for epoch in range(stage.epochs))
+        work = tuple(round(steps * stage.batch * macs * scale, 6) for scale in scales)
+        plans.append(StagePlan(stage.name, steps, work, data.train.samples, data.val.samples, data.classes))
+    return plans
+
+
+@functools.cache
+def _macs(config: ModelConfig, resolution: int, classes: int, drop_path: float) -> float:
+    """Multiply-adds (10^9) of an image. They take 0.3 s to count, and stages and runs of one process share them."""
+    return model.macs(model_on_shapes(config, resolution, classes, drop_path=drop_path), resolution)
 
 
 def describe(recipe: Recipe, sets: dict[str, DataSet], *, images_per_s: Sequence[float] = ()) -> str:
-    """The table as YAML comments. `images_per_s`: of one GPU, for each stage or for the first alone, from which the
-    others' follow by their multiply-adds."""
+    """A table of the stages as YAML comments, to follow the recipe. `images_per_s`: of one GPU, for each stage or for
+    the first alone, from which the others' follow by their multiply-adds."""
     networks = [
-        on_shapes(recipe.model, stage.resolution, sets[stage.data].classes, drop_path=stage.drop_path)
+        model_on_shapes(recipe.model, stage.resolution, sets[stage.data].classes, drop_path=stage.drop_path)
         for stage in recipe.stages
     ]
     gmacs = [model.macs(network, stage.resolution) for network, stage in zip(networks, recipe.stages, strict=True)]
@@ -37,10 +56,10 @@ def describe(recipe: Recipe, sets: dict[str, DataSet], *, images_per_s: Sequence
     speeds += [speeds[0] * gmacs[0] / own for own in gmacs[len(speeds) :]] if speeds else [None] * len(gmacs)
     rows = [COLUMNS]
     for stage, network, cost, speed in zip(recipe.stages, networks, gmacs, speeds, strict=True):
-        steps, rates = length(stage, sets)
+        steps, rates = stage_length(stage, sets)
         at_once = stage.mix_chunk if recipe.speed.micro_batch == "auto" else recipe.speed.micro_batch
         samples = steps * stage.batch
-        size, parameters = memory(recipe, stage, network, at_once), f"{model.count(network) / 1e6:.3f}"
+        size, parameters = peak_memory(recipe, stage, network, at_once), f"{model.count(network) / 1e6:.3f}"
         hours = f"{samples / speed / 3600:.1f}" if speed else "-"
         rows.append(
             (stage.name, stage.resolution, model.tokens(network) or "-", parameters, f"{cost:.2f}", steps,
@@ -52,7 +71,7 @@ def describe(recipe: Recipe, sets: dict[str, DataSet], *, images_per_s: Sequence
 
 
 def _notes(recipe, sets, images_per_s):
-    yield "GiB: estimated peak memory of a device that takes `at once` samples (training/summary.py says how)."
+    yield "GiB: estimated peak memory of a device that takes `at once` samples (training/estimate.py says how)."
     if images_per_s:
         speeds = ", ".join(f"{speed:.4g}" for speed in images_per_s)
         yield f"GPU-hours: at {speeds} training images/s and GPU, without evaluation and loading."
@@ -62,20 +81,20 @@ def _notes(recipe, sets, images_per_s):
                    f" {data.classes:,} classes.")  # fmt: skip
 
 
-def on_shapes(wanted: ModelConfig, resolution: int, classes: int, *, drop_path: float) -> nn.Module:
+def model_on_shapes(config: ModelConfig, resolution: int, classes: int, *, drop_path: float) -> nn.Module:
     """The model of a stage without contents."""
     with torch.device("meta"):
         return model.create(
-            wanted.name,
+            config.name,
             resolution=resolution,
             classes=classes,
             drop_path=drop_path,
-            layer_scale=wanted.layer_scale,
-            blur_pool=wanted.blur_pool,
+            layer_scale=config.layer_scale,
+            blur_pool=config.blur_pool,
         )
 
 
-def length(stage: StageConfig, sets: dict[str, DataSet]) -> tuple[int, tuple[float, float, float]]:
+def stage_length(stage: StageConfig, sets: dict[str, DataSet]) -> tuple[int, tuple[float, float, float]]:
     """Steps of a stage; its learning rate at the start, at its highest and in the last step."""
     samples = sets[stage.data].train.samples
     per_epoch = order.epoch_length(samples, repeats=stage.repeats) // stage.batch
@@ -89,8 +108,13 @@ def length(stage: StageConfig, sets: dict[str, DataSet]) -> tuple[int, tuple[flo
     return steps, (rates[0], max(rates), rates[-1])
 
 
-def memory(recipe: Recipe, stage: StageConfig, network: nn.Module, samples: int) -> int:
-    """Estimated peak memory of a device in bytes; see above."""
+def peak_memory(recipe: Recipe, stage: StageConfig, network: nn.Module, samples: int) -> int:
+    """Bytes that a device needs at most when it takes `samples` at once; estimated, not measured.
+
+    These are float32 weights, gradients, the optimizer's moments and the EMA; then the larger of LAMB's update (256 MiB
+    at most) and what the forward pass keeps for the backward pass. The latter is what autograd saves of this model,
+    counted on shapes. Left out are the images, the kernels' own buffers, and the allocator's waste.
+    """
     on_cpu = recipe.speed.device == "cpu" and recipe.speed.precision == "auto"
     precision = torch.float32 if on_cpu or recipe.speed.precision == "fp32" else torch.bfloat16
     once, each = model.activations(network, stage.resolution, precision)
@@ -100,7 +124,7 @@ def memory(recipe: Recipe, stage: StageConfig, network: nn.Module, samples: int)
     return kept + max(once + samples * each, update)
 
 
-def measured(step: Callable[[], object], samples: int, device: torch.device) -> float:
+def throughput(step: Callable[[], object], samples: int, device: torch.device) -> float:
     """Images per second of `step`, which trains on `samples` of them: two to start, then up to ten steps or 20 s."""
     for _ in range(2):
         step()

@@ -9,7 +9,7 @@ import torch
 from config.recipe import load_recipe
 from ffcv_ops.errors import UserError
 from ffcv_ops.loader import train_loader
-from training import datasets, model, summary
+from training import datasets, estimate, model
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def plan(name, overrides=None, **options):
     """(rows of the table as {column: cell}, the lines below it)."""
     run = load_recipe(ROOT / "recipes" / f"{name}.yaml", overrides)
-    text = summary.describe(run, datasets.planned_sets(run), **options)
+    text = estimate.describe(run, datasets.planned_sets(run), **options)
     assert all(line.startswith("#") and line == line.rstrip() for line in text.splitlines())
     lines = text.splitlines()
     blank = lines.index("#")
@@ -63,14 +63,14 @@ def test_measured_speeds_are_taken_as_they_are():
 def test_steps_are_the_loaders(changes, jpg_beton):
     overrides = {"data.train": str(jpg_beton), "data.val": str(jpg_beton), "stage.batch": "16", "stage.mix_chunk": "8"}
     run = load_recipe(ROOT / "recipes/smoke.yaml", overrides | {f"stage.{key}": text for key, text in changes.items()})
-    steps, _ = summary.length(run.stages[0], datasets.open_sets(run))
+    steps, _ = estimate.stage_length(run.stages[0], datasets.open_sets(run))
     assert steps == len(train_loader(jpg_beton, 96, run.stages[0], seed=0))
 
 
 def test_a_batch_that_is_never_full_is_refused(jpg_beton):
     run = load_recipe(ROOT / "recipes/smoke.yaml", {"data.train": str(jpg_beton), "stage.batch": "128"})
     with pytest.raises(UserError, match="96 images do not fill one batch of 128"):
-        summary.length(run.stages[0], datasets.planned_sets(run))
+        estimate.stage_length(run.stages[0], datasets.planned_sets(run))
 
 
 @pytest.mark.parametrize(
@@ -80,14 +80,14 @@ def test_memory_is_tensors_of_the_weights_size_and_activations(optimizer, ema, t
     """Weights, gradients, moments, average; at 32 px LAMB's update is larger than the activations of 2 samples."""
     overrides = {"stage.optimizer": optimizer, "stage.ema": ema, "stage.clip_norm": "none", "stage.start": "last"}
     run = load_recipe(ROOT / "recipes/smoke.yaml", overrides)
-    network = summary.on_shapes(run.model, 32, 10, drop_path=0.0)
+    network = estimate.model_on_shapes(run.model, 32, 10, drop_path=0.0)
     weights = 4 * sum(parameter.numel() for parameter in network.parameters())
     _, each = model.activations(network, 32, torch.float32)
-    assert summary.memory(run, run.stages[0], network, 500) == tensors * weights + 500 * each
+    assert estimate.peak_memory(run, run.stages[0], network, 500) == tensors * weights + 500 * each
     update = weights if optimizer == "lamb" else 2 * each
-    assert summary.memory(run, run.stages[0], network, 2) == tensors * weights + update
+    assert estimate.peak_memory(run, run.stages[0], network, 2) == tensors * weights + update
     half = load_recipe(ROOT / "recipes/smoke.yaml", {"speed.precision": "bf16", "stage.start": "last"})
-    assert summary.memory(half, half.stages[0], network, 500) < 5 * weights + 400 * each
+    assert estimate.peak_memory(half, half.stages[0], network, 500) < 5 * weights + 400 * each
 
 
 def test_speed_is_measured_after_a_start():
@@ -97,5 +97,5 @@ def test_speed_is_measured_after_a_start():
         calls.append(time.perf_counter())
         time.sleep(0.5 if len(calls) <= 2 else 0.02)
 
-    assert 0.4 * 64 / 0.02 < summary.measured(step, 64, torch.device("cpu")) <= 64 / 0.02
+    assert 0.4 * 64 / 0.02 < estimate.throughput(step, 64, torch.device("cpu")) <= 64 / 0.02
     assert len(calls) == 12

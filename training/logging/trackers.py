@@ -1,31 +1,40 @@
-"""Where a run's numbers can be watched besides its own log: TensorBoard, Weights & Biases, trackio.
+"""Where a run's numbers can be watched besides its own log: TensorBoard and Weights & Biases.
 
 In: rows of the log. Out: calls to a library that is imported only when the recipe names it (`log.tensorboard`,
 `log.tracker`). A tracker that fails is given up with one line; the run goes on. What is handed over is the recipe and
 the numbers: no environment, no command line, no code.
 """
 
-import json
+import dataclasses
 import os
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from ffcv_ops.files import write_atomically
+from config.recipe import Recipe, render_recipe
+from training.logging.records import read_json, write_json
 
-PROJECT = "deit3-ffcv"  # unless WANDB_PROJECT or TRACKIO_PROJECT says otherwise
+PROJECT = "deit3-ffcv"  # unless WANDB_PROJECT names another
 
 NAMES = {  # keys of a row -> what a tracker calls them; those before the slash are its groups
-    "loss": "loss/train", "val_loss": "loss/val",
-    "top1": "accuracy/top1", "top5": "accuracy/top5", "ema_top1": "accuracy/ema_top1", "ema_top5": "accuracy/ema_top5",
-    "lr": "optimizer/lr", "grad_norm": "optimizer/grad_norm", "bad_steps": "optimizer/bad_steps",
-    "resolution": "data/resolution", "bad_samples": "data/bad_samples",
-    "images_per_s": "speed/images_per_s", "wait": "speed/data_wait",
-}  # fmt: skip
+    "loss": "loss/train",
+    "val_loss": "loss/val",
+    "top1": "accuracy/top1",
+    "top5": "accuracy/top5",
+    "ema_top1": "accuracy/ema_top1",
+    "ema_top5": "accuracy/ema_top5",
+    "lr": "optimizer/lr",
+    "grad_norm": "optimizer/grad_norm",
+    "bad_steps": "optimizer/bad_steps",
+    "resolution": "data/resolution",
+    "bad_samples": "data/bad_samples",
+    "images_per_s": "speed/images_per_s",
+    "wait": "speed/data_wait",
+}
 
 
 def scalars(row: dict) -> dict[str, float]:
-    """What a tracker is told of a row. StepStats over an epoch have names of their own, beside those of log points."""
+    """What a tracker is told of a row. Means over an epoch have names of their own, beside those of log points."""
     named = {NAMES[key]: value for key, value in row.items() if key in NAMES}
     if row["kind"] == "epoch":
         own = ("accuracy/", "data/", "loss/val")
@@ -35,24 +44,23 @@ def scalars(row: dict) -> dict[str, float]:
 
 
 class Trackers:
-    """All that the recipe asks for. `say` prints a line."""
+    """All that the recipe asks for. `step`: what the run has done before, -1 for nothing. `say` prints a line."""
 
-    def __init__(self, folder: Path, *, tensorboard: bool, tracker: str, recipe: str, keys: dict, step: int, say):
+    def __init__(self, folder: Path, recipe: Recipe, *, step: int, say: Callable[[str], object]):
         self.say = say
         self.open = []
-        if tensorboard:
+        if recipe.log.tensorboard:
             self._try("TensorBoard", lambda: self.open.append(_tensorboard(folder, recipe, step)))
-        if tracker != "none":
-            begin = {"wandb": _wandb, "trackio": _trackio}[tracker]
-            self._try(tracker, lambda: self.open.append(begin(folder, keys)))
+        if recipe.log.tracker == "wandb":
+            self._try("wandb", lambda: self.open.append(_wandb(folder, recipe)))
 
     def row(self, row: dict) -> None:
         """Hands a row on."""
         values = scalars(row)
-        for one in tuple(self.open) if values else ():
-            name, send, _ = one
+        for tracker in tuple(self.open) if values else ():
+            name, send, _ = tracker
             if not self._try(name, lambda send=send: send(values, row["step"])):
-                self.open.remove(one)
+                self.open.remove(tracker)
 
     def close(self) -> None:
         """Lets each write what it still holds."""
@@ -74,7 +82,8 @@ def _tensorboard(folder, recipe, step):
     from torch.utils.tensorboard import SummaryWriter  # a second of import
 
     writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
-    writer.add_text("recipe", "    " + recipe.replace("\n", "\n    "), 0)  # Markdown: indented is shown as it is
+    text = render_recipe(recipe).replace("\n", "\n    ")  # Markdown: what is indented is shown as it is
+    writer.add_text("recipe", f"    {text}", 0)
 
     def send(values, at):
         for name, value in values.items():
@@ -83,33 +92,30 @@ def _tensorboard(folder, recipe, step):
     return "TensorBoard", send, writer.close
 
 
-def _wandb(folder, keys):
+def _wandb(folder, recipe):
     import wandb
 
     settings = wandb.Settings(
         disable_git=True, save_code=False, console="off", x_disable_meta=True, x_disable_stats=True, silent=True
     )
-    project = os.environ.get("WANDB_PROJECT", PROJECT)
-    run = wandb.init(project=project, name=folder.name, id=_identity(folder), resume="allow", dir=str(folder),
-                     config=keys, settings=settings)  # fmt: skip
+    run = wandb.init(
+        project=os.environ.get("WANDB_PROJECT", PROJECT),
+        name=folder.name,
+        id=_identity(folder),
+        resume="allow",
+        dir=str(folder),
+        config=dataclasses.asdict(recipe),
+        settings=settings,
+    )
     return "wandb", lambda values, at: run.log(values, step=at), run.finish
-
-
-def _trackio(folder, keys):
-    import trackio
-
-    project = os.environ.get("TRACKIO_PROJECT", PROJECT)
-    run = trackio.init(project=project, name=f"{folder.name}-{_identity(folder)}", config=keys, resume="allow",
-                       embed=False, auto_log_gpu=False, auto_log_cpu=False)  # fmt: skip
-    return "trackio", lambda values, at: run.log(values, step=at), run.finish
 
 
 def _identity(folder: Path) -> str:
     """The run's name at a tracker, kept in its folder, so that it goes on there after an interruption."""
     path = folder / "tracker.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))["id"]
-    except (FileNotFoundError, ValueError, LookupError, TypeError):  # not there yet, or not whole
-        made = {"id": uuid.uuid4().hex[:12]}
-        write_atomically(path, lambda temporary: temporary.write_text(json.dumps(made) + "\n", encoding="utf-8"))
-        return made["id"]
+    content = read_json(path)
+    if isinstance(content, dict) and isinstance(content.get("id"), str):
+        return content["id"]
+    identity = uuid.uuid4().hex[:12]
+    write_json(path, {"id": identity})
+    return identity

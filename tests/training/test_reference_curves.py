@@ -5,37 +5,37 @@ import json
 import pytest
 
 from config.recipe import BASE_RECIPE, load_recipe
-from training import official
-from training.progress import Part
+from training import reference_curves
+from training.plan import StagePlan
 
 RECIPES = BASE_RECIPE.parent
 POINTS = json.loads((RECIPES / "official_curves.json").read_text())
 
 
-def courses(cfg, val_images=50_000, **overrides):
+def curves_of(cfg, val_images=50_000, **overrides):
     run = load_recipe(RECIPES / f"{cfg}.yaml", {f"stage.{key}": value for key, value in overrides.items()})
-    parts = [Part(stage.name, 10, (1.0,) * stage.epochs, 1000, val_images, 1000) for stage in run.stages]
-    return official.courses(run, parts)
+    plans = [StagePlan(stage.name, 10, (1.0,) * stage.epochs, 1000, val_images, 1000) for stage in run.stages]
+    return reference_curves.reference_curves(run, plans)
 
 
 @pytest.mark.parametrize("name", POINTS)
 def test_every_published_recipe_has_its_own_curve(name):
-    found = courses(name)
+    found = curves_of(name)
     assert set(found) == set(POINTS[name])
-    for stage, course in found.items():
-        assert (course.recipe, course.changed) == (name, ())
-        assert dict(zip(map(str, course.epochs), course.top1, strict=True)) == POINTS[name][stage]
+    for stage, curve in found.items():
+        assert (curve.recipe, curve.changed) == (name, ())
+        assert dict(zip(map(str, curve.epochs), curve.top1, strict=True)) == POINTS[name][stage]
 
 
 def test_other_data_schedules_and_models_have_none():
-    assert courses("vit_s_800ep", val_images=403) == {}
-    assert courses("vit_s_400ep") == {}
-    assert set(courses("vit_s_800ep", epochs="100")) == set()
-    assert courses("vit_m_400ep") == {}
+    assert curves_of("vit_s_800ep", val_images=403) == {}
+    assert curves_of("vit_s_400ep") == {}
+    assert set(curves_of("vit_s_800ep", epochs="100")) == set()
+    assert curves_of("vit_m_400ep") == {}
 
 
 def test_what_differs_is_named():
-    found = courses("vit_s_800ep", lr="1e-3", eval_crop="0.875")
+    found = curves_of("vit_s_800ep", lr="1e-3", eval_crop="0.875")
     assert found["pretrain_224"].changed == ("lr", "eval_crop")
 
 
@@ -53,10 +53,10 @@ def test_what_differs_is_named():
     ],
 )
 def test_the_margin_is_two_points_or_the_curves_own_steepness(epoch, top1, difference, margin, on_track):
-    course = courses("vit_s_800ep")["pretrain_224"]
-    standing = official.standing(course, epoch, top1)
-    assert standing.difference == pytest.approx(difference, abs=1e-9)
-    assert standing.margin == pytest.approx(margin)
-    assert standing.on_track == on_track
+    curve = curves_of("vit_s_800ep")["pretrain_224"]
+    found = reference_curves.deviation(curve, epoch, top1)
+    assert found.difference == pytest.approx(difference, abs=1e-9)
+    assert found.margin == pytest.approx(margin)
+    assert found.on_track == on_track
     how = "above" if difference >= 0 else "below"
-    assert f"{abs(difference):.2f} points {how} the official" in standing.words()
+    assert f"{abs(difference):.2f} points {how} the official" in found.describe()

@@ -4,10 +4,13 @@ import re
 
 import pytest
 
-from training import console
-from training.progress import Part
+from training.logging import console
+from training.plan import StagePlan
 
-PARTS = [Part("pretrain_32", 10, (100.0,) * 3, 640, 96, 5), Part("finetune_64", 10, (400.0,) * 2, 640, 96, 5)]
+PLANS = [
+    StagePlan("pretrain_32", 10, (100.0,) * 3, 640, 96, 5),
+    StagePlan("finetune_64", 10, (400.0,) * 2, 640, 96, 5),
+]
 ROW = {"loss": 1.23456, "images_per_s": 4321.0, "wait": 0.05}
 
 
@@ -21,11 +24,11 @@ def clock(monkeypatch):
 
 def test_without_a_terminal_lines_come_once_a_minute(clock, capsys):
     """Ten steps of 20 s each: lines after 60, 120 and 180 s; the times left by hand."""
-    watch = console.Watch(PARTS, quiet=False)
-    watch.begin_stage("pretrain_32", 0)
+    progress = console.ConsoleProgress(PLANS, quiet=False)
+    progress.begin_stage("pretrain_32", 0)
     for _ in range(10):
         clock[0] += 20
-        watch.advance(1, 1, ROW)
+        progress.advance(1, 1, ROW)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
     assert "\x1b" not in "".join(lines)
@@ -33,31 +36,31 @@ def test_without_a_terminal_lines_come_once_a_minute(clock, capsys):
     assert all(words in lines[0] for words in expected)
     left = 20 * 27  # 27 steps more; then 20 steps of 4 times the work
     assert lines[0].endswith(f"left: stage {left // 60} min, run {(left + 20 * 80) // 60} min 40 s")
-    watch.say("[a] line [/of] others [link")
+    progress.say("[a] line [/of] others [link")
     assert capsys.readouterr().out == "[a] line [/of] others [link\n"
 
 
 def test_a_resumed_stage_does_not_count_what_was_done_before(clock, capsys):
-    watch = console.Watch(PARTS, quiet=False)
-    watch.begin_stage("finetune_64", 15)
-    assert watch.remaining() == ""
+    progress = console.ConsoleProgress(PLANS, quiet=False)
+    progress.begin_stage("finetune_64", 15)
+    assert progress.eta_text() == ""
     clock[0] += 70
-    watch.advance(1, 2, ROW)
+    progress.advance(1, 2, ROW)
     assert "step 6/10  left: stage 4 min 40 s, run 4 min 40 s" in capsys.readouterr().out
 
 
 def test_a_terminal_has_a_bar_for_each_stage_and_the_run(clock, capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "160")
-    watch = console.Watch(PARTS, quiet=False)
-    watch.begin_stage("pretrain_32", 0)
+    progress = console.ConsoleProgress(PLANS, quiet=False)
+    progress.begin_stage("pretrain_32", 0)
     clock[0] += 60
-    watch.advance(15, 2, ROW)
-    watch.end_stage("top-1 12.34 %")
-    watch.begin_stage("finetune_64", 0)
+    progress.advance(15, 2, ROW)
+    progress.end_stage("top-1 12.34 %")
+    progress.begin_stage("finetune_64", 0)
     clock[0] += 60
-    watch.advance(5, 1, ROW)
-    watch.close()
+    progress.advance(5, 1, ROW)
+    progress.close()
     drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().out).replace("\r", "\n")
     last = [line for line in drawn.splitlines() if line.strip()][-3:]
     assert re.fullmatch(r"pretrain_32 ━+ +100% top-1 12.34 % *", last[0])
@@ -66,6 +69,6 @@ def test_a_terminal_has_a_bar_for_each_stage_and_the_run(clock, capsys, monkeypa
 
 
 def test_other_ranks_say_nothing(clock, capsys):
-    watch = console.Watch(PARTS, quiet=True)
-    watch.say("x")
+    progress = console.ConsoleProgress(PLANS, quiet=True)
+    progress.say("x")
     assert capsys.readouterr().out == ""
