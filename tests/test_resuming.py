@@ -145,6 +145,25 @@ def test_a_checkpoint_within_an_epoch_is_as_good(recipe_file, unbroken, tmp_path
     assert end_of(tmp_path) == unbroken
 
 
+def test_damaged_files_beside_the_checkpoints_do_not_keep_a_run_from_going_on(
+    recipe_file, unbroken, tmp_path, monkeypatch, capsys
+):
+    stops = Stops(monkeypatch)
+    stops.left = 4
+    assert train(recipe_file, tmp_path) is not None
+    run = tmp_path / "run"
+    with (run / "log.jsonl").open("ab") as log:
+        log.write(b'\xff\x00{"kind": "ep\n[]\n')
+    (run / "plan.json").write_bytes(b'[{"stage": 3}]')
+    for name in ("environment.json", "report.md", "report.html"):
+        (run / name).write_bytes(bytes(range(256)))
+    assert train(recipe_file, tmp_path) is None
+    assert end_of(tmp_path) == unbroken
+    said = capsys.readouterr()
+    assert "log.jsonl: 2 damaged lines are left out" in said.out
+    assert said.err == ""
+
+
 def test_one_flipped_bit_costs_an_interval_and_no_more(recipe_file, unbroken, tmp_path, monkeypatch, capsys):
     stops = Stops(monkeypatch)
     for stops.left in (4, 3):
