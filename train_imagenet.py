@@ -40,6 +40,7 @@ from training import (
     optim,
     out_of_memory,
     predictions,
+    run_identity,
     schedule,
     weights,
 )
@@ -49,6 +50,7 @@ from training.distributed.parallel import gradient_sync
 from training.distributed.watchdog import Watchdog
 from training.evaluate import evaluate
 from training.log_point import log_point, save_checkpoint
+from training.logging.environment import commit
 from training.logging.run_log import RunLog
 from training.losses import LOSSES
 from training.mixing import mix_params
@@ -254,19 +256,31 @@ def train_run(run: Run, *, init: str | None, start_at: int) -> None:
     with ExitStack() as stack:
         if is_main:
             stack.enter_context(folder.alone())
-            folder.prepare(run.recipe)
+            folder.check_recipe(run.recipe)
         distributed.barrier()
         checkpoint = folder.load(is_main=is_main)
+        start_weights = init_identity = None
+        if init:
+            start_weights = weights.read(init)
+            init_identity = run_identity.init_of(init, start_weights)
+        code = commit()
+        identity = run_identity.identity_of(run.recipe, run.datasets, init=init_identity, code=code)
         if checkpoint:
-            check_resume(run, checkpoint, start_at)
+            check_resume(run, checkpoint, identity, start_at)
+            start_weights, identity = None, checkpoint["run"]
+        if is_main:
+            folder.prepare(run.recipe, identity)
         first = folder.first_stage(run.recipe, start_at)
         plans = estimate.training_plan(run.recipe, run.datasets, first) if is_main else []
         log = RunLog(folder.path, run.recipe, plans, is_main=is_main, world=run.ranks.world, saved=checkpoint)
         stack.callback(log.close)
-        run = replace(run, log=log)
+        run = replace(run, log=log, identity=identity)
+        if identity["code"] != code:
+            log.say(
+                f"{folder.path}: this run began with the code of {identity['code']}, and goes on with that of {code}"
+            )
         log.say(native.describe())
 
-        start_weights = weights.read(init) if init and not checkpoint else None
         step = checkpoint["step"] if checkpoint else 0
         for number in range(checkpoint["stage"] if checkpoint else start_at, len(stages)):
             stage = create_stage(run, number, start_weights, step)
@@ -289,17 +303,18 @@ def train_run(run: Run, *, init: str | None, start_at: int) -> None:
             log.say(report.write(folder.path))
 
 
-def check_resume(run: Run, checkpoint: dict, start_at: int) -> None:
+def check_resume(run: Run, checkpoint: dict, identity: dict, start_at: int) -> None:
     """UserError where the checkpoint is not one to go on from."""
+    if not run.ranks.is_main:
+        return
     names = [stage.name for stage in run.recipe.stages]
-    stage = run.recipe.stages[checkpoint["stage"]]
+    run.folder.check_checkpoint(checkpoint, run.recipe, identity)
     if checkpoint["stage"] < start_at:
         raise UserError(
-            f"{run.folder.path} stands at stage {stage.name}, before --start-at {names[start_at]};"
+            f"{run.folder.path} stands at stage {names[checkpoint['stage']]}, before --start-at {names[start_at]};"
             " go on without --start-at, or give this run a folder with --log.name"
         )
-    if run.ranks.is_main:
-        run.folder.check_order(checkpoint, stage.name, run.datasets[stage.data].train.samples)
+    run.folder.check_order(checkpoint)
 
 
 # --- the command line ----------------------------------------------------------------------------------------------

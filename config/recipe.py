@@ -106,22 +106,22 @@ def _block(name, values):
     return head + "".join(f"  {row}: {to_yaml(value)}\n" for row, value in values.items())
 
 
+def result_changing_options(recipe: Recipe) -> dict[str, object]:
+    """The options that change results, by a name that says where: `seed`, `model.name`, `stage pretrain_224: lr`."""
+    options = {"seed": recipe.seed, "speed.drop_path": recipe.speed.drop_path}
+    options |= {f"model.{name}": value for name, value in dataclasses.asdict(recipe.model).items()}
+    options["stages"] = [stage.name for stage in recipe.stages]
+    for stage in recipe.stages:
+        options |= {f"stage {stage.name}: {name}": getattr(stage, name) for name in options_of(StageConfig)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+
+
 def result_changing_diff(before: Recipe, after: Recipe) -> str:
     """The first difference between two recipes among the options that change results, in words; "" if there is none."""
-    if before.seed != after.seed:
-        return f"seed {before.seed}, not {after.seed}"
-    if before.speed.drop_path != after.speed.drop_path:
-        return f"speed.drop_path {before.speed.drop_path}, not {after.speed.drop_path}"
-    if before.model != after.model:
-        return f"model {before.model}, not {after.model}"
-    if [stage.name for stage in before.stages] != [stage.name for stage in after.stages]:
-        return f"stages {', '.join(s.name for s in before.stages)}, not {', '.join(s.name for s in after.stages)}"
-    for old, new in zip(before.stages, after.stages, strict=True):
-        for name in options_of(StageConfig):
-            one, other = getattr(old, name), getattr(new, name)
-            if one != other:
-                return f"stage {old.name}: {name} {one}, not {other}"
-    return ""
+    old, new = result_changing_options(before), result_changing_options(after)
+    if old["stages"] != new["stages"]:
+        return f"stages {', '.join(old['stages'])}, not {', '.join(new['stages'])}"
+    return next((f"{name} {old[name]}, not {new[name]}" for name in old if old[name] != new[name]), "")
 
 
 # --- reading -------------------------------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ def warn(run: Run, stage: Stage, message: str) -> None:
 
 def save_checkpoint(run: Run, stage: Stage, *, must_succeed: bool = False) -> None:
     """Writes the checkpoint. Where the disk does not take it, a warning; UserError in all ranks if it must succeed."""
-    fault = run.folder.save(stage.state_dict(), is_main=run.ranks.is_main)
+    fault = run.folder.save(stage.state_dict(), run.identity, is_main=run.ranks.is_main)
     if must_succeed:
         fault = distributed.broadcast_object(fault)
     if not fault:

@@ -25,6 +25,7 @@ class Run:
     precision: torch.dtype  # of the matrix products in forward and backward pass
     folder: RunFolder | None = None
     log: RunLog | None = None
+    identity: dict | None = None  # what makes it the same run after a restart: run_identity.py
     watchdog: Watchdog | None = None
     stop_requested: Callable = lambda: None  # the signal that asks for an end, the same in all ranks, or None
 

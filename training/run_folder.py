@@ -13,6 +13,7 @@ A checkpoint holds tensors and plain values only: what `Stage.state_dict` gives,
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -22,7 +23,7 @@ from torch import nn
 from config.recipe import Recipe, load_recipe, render_recipe, result_changing_diff
 from ffcv_ops.errors import UserError, writing
 from ffcv_ops.files import locked, write_atomically
-from training import checkpoint, distributed
+from training import checkpoint, distributed, run_identity
 from training.distributed import full_state_dict
 from training.plan import read_plan
 
@@ -61,21 +62,41 @@ class RunFolder:
         """A context in which no other process trains in this folder; UserError where one does."""
         return locked(self.path / "run.lock", str(self.path))
 
-    def prepare(self, recipe: Recipe) -> None:
-        """Makes the folder, or checks that the run that is in it already is this one."""
+    def check_recipe(self, recipe: Recipe) -> None:
+        """UserError where the folder holds a run of another recipe."""
         written = self.path / "recipe.yaml"
-        if self.begun() and written.exists():
-            changed = result_changing_diff(load_recipe(written), recipe)
-            if changed:
-                raise UserError(
-                    f"{self.path} holds a run of another recipe ({changed}); continue that one with"
-                    f" --cfg {written}, or give this one a folder with --log.name"
-                )
+        if self.begun() and written.exists() and (changed := result_changing_diff(load_recipe(written), recipe)):
+            raise UserError(
+                f"{self.path} holds a run of another recipe ({changed}); continue that one with"
+                f" --cfg {written}, or give this one a folder with --log.name"
+            )
+
+    def prepare(self, recipe: Recipe, identity: dict) -> None:
+        """Makes the folder and writes what says which run it is. identity: of `run_identity.identity_of`."""
+        # The folder's name stands in the recipe, so that --cfg of this file goes on here.
+        named = replace(recipe, log=replace(recipe.log, name=self.path.name))
         with writing(self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             checkpoint.remove_strays(self.path)
             checkpoint.remove_strays(self.checkpoints)
-            write_atomically(written, lambda path: path.write_text(render_recipe(recipe), encoding="utf-8"))
+            text = render_recipe(named)
+            write_atomically(self.path / "recipe.yaml", lambda path: path.write_text(text, encoding="utf-8"))
+            run_identity.write(self.path, identity)
+
+    def check_checkpoint(self, content: dict, recipe: Recipe, identity: dict) -> None:
+        """UserError where a checkpoint is of another run, or stands where this one never does."""
+        step = content["step"]
+        if changed := run_identity.difference(content.get("run") or {}, identity):
+            raise UserError(
+                f"{self.path}: the checkpoint of step {step} is one of another run ({changed}); give this run a"
+                " folder with --log.name"
+            )
+        number, epoch = content["stage"], content["epoch"]
+        if number >= len(recipe.stages) or epoch > recipe.stages[number].epochs:
+            raise UserError(
+                f"{self.path}: the checkpoint of step {step} stands at stage {number + 1}, epoch {epoch}, which this"
+                " recipe does not have; delete it to go on from the one before"
+            )
 
     def kept(self) -> str:
         """What a run that ends here leaves for the next start, in words."""
@@ -88,12 +109,12 @@ class RunFolder:
         """Whether `log.save_every` minutes have passed since the last checkpoint, by this process's clock."""
         return self.minutes is not None and time.monotonic() - self.saved_at >= 60 * self.minutes
 
-    def save(self, stage_state: dict, *, is_main: bool) -> str:
-        """Writes a checkpoint of what `Stage.state_dict` gives. All ranks come here, the main one writes.
+    def save(self, stage_state: dict, identity: dict, *, is_main: bool) -> str:
+        """Writes a checkpoint of what `Stage.state_dict` gives, of the run `identity`. All ranks come here.
 
         Returns "", or why the disk did not take it (it is full, say); what was saved before is still there then.
         """
-        content = {"format": _FORMAT, "shuffle_pages": self.pages} | stage_state
+        content = {"format": _FORMAT, "run": identity, "shuffle_pages": self.pages} | stage_state
         content = full_state_dict(content, is_main=is_main)
         fault = ""
         try:
@@ -129,18 +150,12 @@ class RunFolder:
             raise UserError(f"{path}: not a checkpoint of this version ({error}); delete it to do without") from error
         return content
 
-    def check_order(self, saved: dict, stage: str, images: int) -> None:
-        """UserError where a checkpoint is from within an epoch of `stage` whose order would now be another: of other
-        pages, or of another number of `images` than in the folder's plan."""
-        if not saved["batch"]:
-            return
-        advice = "that changes the order within the epoch under way; go on as before until the epoch's end"
+    def check_order(self, saved: dict) -> None:
+        """UserError where a checkpoint is from within an epoch whose order would now be another."""
         pages = saved.get("shuffle_pages", self.pages)
-        if pages != self.pages:
+        if saved["batch"] and pages != self.pages:
+            advice = "that changes the order within the epoch under way; go on as before until the epoch's end"
             raise UserError(f"{self.path}: data.shuffle_pages {pages}, not {self.pages}: {advice}")
-        before = self.planned().get(stage, images)
-        if before != images:
-            raise UserError(f"{self.path}: stage {stage} has {before} images, not {images}: {advice}")
 
     def save_weights(self, name: str, model: nn.Module, *, is_main: bool) -> None:
         """`name`.safetensors, for the next stage, evaluation and export. All ranks come here, the first one writes."""

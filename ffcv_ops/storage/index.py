@@ -12,6 +12,7 @@ import numpy as np
 from ffcv.fields import RGBImageField
 
 from ffcv_ops.storage import beton_file, validate
+from ffcv_ops.storage.fingerprint import fingerprint
 from ffcv_ops.storage.shards import check_shards, files_of
 
 
@@ -51,14 +52,17 @@ class DatasetInfo(NamedTuple):
     classes: int
     class_names: tuple[str, ...] | None
     levels: tuple[str, ...] = ("image",)
+    fingerprint: str = ""  # of its content; "" for a data set that is not here
 
 
 def describe(path: Path | str) -> DatasetInfo:
     """What a .beton, or the shards that match a pattern, hold. The image fields are `image` and perhaps smaller levels
     of it, the label is `label`. Raises UserError with one clear line."""
     index = open_index(path)
-    classes = max(int(column(index, "label").max()) + 1, len(index.class_names or ()))
-    return DatasetInfo(index.path, len(index.metadata), classes, index.class_names, levels_of(index))
+    labels, images = column(index, "label"), column(index, "image")["data_ptr"]
+    classes = max(int(labels.max()) + 1, len(index.class_names or ()))
+    content = fingerprint(index, labels, images)
+    return DatasetInfo(index.path, len(index.metadata), classes, index.class_names, levels_of(index), content)
 
 
 def column(index: Index, field: str) -> np.ndarray:

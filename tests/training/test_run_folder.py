@@ -13,9 +13,9 @@ from torch import nn
 
 from config.recipe import load_recipe, result_changing_diff
 from ffcv_ops.errors import UserError
-from training import checkpoint, optim
-from training.logging.records import write_json
-from training.plan import StagePlan
+from ffcv_ops.storage.index import DatasetInfo
+from training import checkpoint, optim, run_identity
+from training.datasets import DataSet
 from training.run_folder import RunFolder
 from training.stage import Stage
 from training.step_stats import StepStats
@@ -51,10 +51,10 @@ def trained(run, steps=3):
 
 def test_what_is_saved_comes_back(run):
     folder, before = RunFolder(run), trained(run)
-    folder.prepare(run)
+    folder.prepare(run, {})
     assert folder.load() is None
     before.epoch_stats = StepStats(steps=2, loss=1.5, losses=2)
-    folder.save(before.state_dict(), is_main=True)
+    folder.save(before.state_dict(), {}, is_main=True)
     after = begun(run)
     after.load_state_dict(folder.load())
     assert after.epoch_stats == before.epoch_stats
@@ -79,21 +79,21 @@ def flat(value):
 
 def test_the_last_stages_weights_are_a_file_of_their_own(run):
     folder, before = RunFolder(run), trained(run)
-    folder.prepare(run)
+    folder.prepare(run, {})
     folder.save_weights("model", before.model, is_main=True)
     assert flat(load_file(folder.path / "model.safetensors")) == flat(dict(before.model.state_dict()))
 
 
 def test_a_checkpoint_of_another_version_or_run_is_refused_in_one_line(run):
     folder = RunFolder(run)
-    folder.prepare(run)
+    folder.prepare(run, {})
     good = {"format": 4, "stage": 0, "epoch": 0, "batch": 0, "step": 1}
     for content in (good | {"format": 3}, good | {"epoch": -1}, good | {"batch": "0"}, {"format": 4}):
         checkpoint.write(folder.checkpoints, 1, content, keep=1)
         with pytest.raises(UserError, match=r"000000001\.pt: not a checkpoint of this version") as caught:
             folder.load()
         assert "\n" not in str(caught.value)
-    folder.save(trained(run).state_dict(), is_main=True)
+    folder.save(trained(run).state_dict(), {}, is_main=True)
     whole = folder.load()
     other = trained(run)
     other.model = nn.Linear(7, 7)
@@ -106,27 +106,27 @@ def test_a_checkpoint_of_another_version_or_run_is_refused_in_one_line(run):
 
 def test_a_full_disk_keeps_what_was_saved_before(run, monkeypatch):
     folder = RunFolder(run)
-    folder.prepare(run)
+    folder.prepare(run, {})
     before = trained(run)
-    assert folder.save(before.state_dict(), is_main=True) == ""
+    assert folder.save(before.state_dict(), {}, is_main=True) == ""
 
     def full(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
     before.step = 4
-    assert folder.save(before.state_dict(), is_main=True) == "No space left on device"
+    assert folder.save(before.state_dict(), {}, is_main=True) == "No space left on device"
     assert [path.name for path in folder.checkpoints.iterdir()] == ["000000003.pt"]
     assert folder.load()["step"] == 3
 
 
 def test_strays_of_a_killed_writer_are_removed(run):
     folder = RunFolder(run)
-    folder.prepare(run)
+    folder.prepare(run, {})
     strays = [folder.path / "recipe.yaml.7.tmp", folder.checkpoints / "000000009.pt.7.tmp"]
     for stray in strays:
         stray.write_bytes(b"half")
-    folder.prepare(run)
+    folder.prepare(run, {})
     assert not any(stray.exists() for stray in strays)
 
 
@@ -135,22 +135,72 @@ def test_a_checkpoint_is_due_by_the_clock(run, monkeypatch):
     monkeypatch.setattr("training.run_folder.time.monotonic", lambda: now[0])
     folder = RunFolder(dataclasses.replace(run, log=dataclasses.replace(run.log, save_every=2.0)))
     never = RunFolder(dataclasses.replace(run, log=dataclasses.replace(run.log, save_every=None)))
-    folder.prepare(run)
+    folder.prepare(run, {})
     found = []
     for now[0] in (219.0, 220.0, 221.0):
         found.append(folder.is_checkpoint_due())
-    folder.save(trained(run).state_dict(), is_main=True)
+    folder.save(trained(run).state_dict(), {}, is_main=True)
     assert (found, folder.is_checkpoint_due(), never.is_checkpoint_due()) == ([False, True, True], False, False)
 
 
 def test_a_folder_belongs_to_one_recipe(run):
     folder = RunFolder(run)
-    folder.prepare(run)
-    folder.save(trained(run).state_dict(), is_main=True)
-    folder.prepare(dataclasses.replace(run, data=dataclasses.replace(run.data, workers=1)))
+    folder.prepare(run, {})
+    folder.save(trained(run).state_dict(), {}, is_main=True)
+    folder.check_recipe(dataclasses.replace(run, data=dataclasses.replace(run.data, workers=1)))
     stages = (dataclasses.replace(run.stages[0], lr=0.5), *run.stages[1:])
     with pytest.raises(UserError, match=r"stage first_32: lr .* not 0\.5"):
-        folder.prepare(dataclasses.replace(run, stages=stages))
+        folder.check_recipe(dataclasses.replace(run, stages=stages))
+
+
+def test_the_recipe_in_the_folder_goes_on_there(run):
+    folder = RunFolder(run)
+    folder.prepare(run, {})
+    again = load_recipe(folder.path / "recipe.yaml")
+    assert RunFolder(again).path == folder.path
+    assert result_changing_diff(run, again) == ""
+
+
+def identity(run, train="t1", val="v1", **other):
+    info = DatasetInfo(Path("x.beton"), 9, 4, None)
+    data = {"main": DataSet(info._replace(fingerprint=train), info._replace(fingerprint=val), 4)}
+    return run_identity.identity_of(run, data, **({"init": None, "code": "c"} | other))
+
+
+WEIGHTS = {"a": torch.ones(3), "b": torch.zeros(2, dtype=torch.int64)}
+
+
+def test_a_checkpoint_belongs_to_one_run(run):
+    """By recipe, data and first weights; the code may change."""
+    folder, before = RunFolder(run), identity(run, init=run_identity.init_of("w.pth", WEIGHTS))
+    folder.prepare(run, before)
+    folder.save(trained(run).state_dict(), before, is_main=True)
+    saved = folder.load()
+    assert saved["run"] == before == run_identity.read(folder.path)
+    for same in (before, identity(run), identity(run, code="d", init=run_identity.init_of("moved.pth", WEIGHTS))):
+        folder.check_checkpoint(saved, run, same)
+    other_weights = run_identity.init_of("w.pth", {"a": torch.ones(3), "b": torch.ones(2, dtype=torch.int64)})
+    cases = (
+        (identity(dataclasses.replace(run, seed=1)), "seed 0, not 1"),
+        (identity(run, train="t2"), "its train data have other images"),
+        (identity(run, val="v2"), "its val data have other images"),
+        (identity(run, init=other_weights), "it began from w.pth"),
+    )
+    for now, words in cases:
+        with pytest.raises(UserError, match=f"step 3 is one of another run .*{words}") as caught:
+            folder.check_checkpoint(saved, run, now)
+        assert "\n" not in str(caught.value)
+    for damaged in ({}, {"options": 3}, {"options": {}, "data": [], "init": None}):
+        with pytest.raises(UserError, match="another run"):
+            folder.check_checkpoint(saved | {"run": damaged}, run, identity(run))
+
+
+@pytest.mark.parametrize("place", [{"epoch": 99}, {"stage": 7}])
+def test_a_checkpoint_from_beyond_the_recipe_is_refused(run, place):
+    folder = RunFolder(run)
+    saved = {"run": identity(run), "step": 5, "stage": 0, "epoch": 1, "batch": 0} | place
+    with pytest.raises(UserError, match=r"step 5 stands at stage .*, which this recipe does not have"):
+        folder.check_checkpoint(saved, run, identity(run))
 
 
 def test_result_changing_diff_names_what_differs(run):
@@ -165,18 +215,14 @@ def test_result_changing_diff_names_what_differs(run):
 def test_the_order_within_an_epoch_stays(run, batch):
     """At an epoch's border it may change."""
     folder, state = RunFolder(run), trained(run)
-    folder.prepare(run)
+    folder.prepare(run, {})
     state.batch = batch
-    assert folder.save(state.state_dict(), is_main=True) == ""
-    plan = StagePlan("first_32", 3, (1.0,), train_images=96, val_images=96, classes=4)
-    write_json(folder.path / "plan.json", [plan._asdict()])
+    assert folder.save(state.state_dict(), {}, is_main=True) == ""
     other = RunFolder(dataclasses.replace(run, data=dataclasses.replace(run.data, shuffle_pages=7)))
     saved = folder.load()
-    folder.check_order(saved, "first_32", 96)
-    cases = (other, 96, "data.shuffle_pages .*, not 7"), (folder, 95, "first_32 has 96 images, not 95")
-    for one, images, words in cases:
-        if batch:
-            with pytest.raises(UserError, match=f"{words}: that changes the order within the epoch"):
-                one.check_order(saved, "first_32", images)
-        else:
-            one.check_order(saved, "first_32", images)
+    folder.check_order(saved)
+    if batch:
+        with pytest.raises(UserError, match=r"data.shuffle_pages .*, not 7: that changes the order within the epoch"):
+            other.check_order(saved)
+    else:
+        other.check_order(saved)

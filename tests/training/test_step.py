@@ -30,7 +30,7 @@ def run_of(tmp_path, **keys):
     recipe = load_recipe(ROOT / "recipes/smoke.yaml", keys)
     data, ranks = {"main": datasets.DataSet(None, None, 5)}, distributed.Ranks(0, 0, 1, CPU)
     folder = RunFolder(recipe)
-    folder.prepare(recipe)
+    folder.prepare(recipe, {})
     return Run(recipe, ranks, data, torch.float32, folder, Silent())
 
 
@@ -235,7 +235,7 @@ def test_too_many_bad_steps_in_a_row_end_the_run(most, ends, tmp_path, monkeypat
     run = run_of(tmp_path, on_nonfinite="skip", nonfinite_in_a_row=str(most))
     poison(monkeypatch, {0, 2, 3, 4, 5, 6})
     stage = stage_of(run, Batches(run, 8))
-    run.folder.save(stage.state_dict(), is_main=True)
+    run.folder.save(stage.state_dict(), {}, is_main=True)
     before = {path: path.read_bytes() for path in run.folder.checkpoints.iterdir()}
     if ends:
         with pytest.raises(UserError, match=r"step 5: .*more than 4 steps in a row .* not finite; stopped") as said:

@@ -16,13 +16,21 @@ _TYPES = {
 }  # fmt: skip
 
 
+def commit() -> str:
+    """The commit of this code, with -dirty where files differ from it; unknown outside of a git repository."""
+    here = Path(__file__).resolve().parents[2]
+    try:
+        answer = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
+    except OSError:  # no git
+        return "unknown"
+    return answer.stdout.strip() or "unknown"
+
+
 def environment(world: int) -> dict:
     """Commit, versions and machine of this process; `world`: the number of ranks."""
-    here = Path(__file__).resolve().parents[2]
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
     devices = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
     return {
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": commit(),
         "python": platform.python_version(),
         "packages": host.versions(PACKAGES),
         "devices": devices or [host.processor()],

@@ -63,7 +63,7 @@ for optimizer in ("lamb", "adamw", "sgd"):
     for how in ways:
         run, stage, means = train(how, optimizer, steps=range(3))
         folder = RunFolder(run.recipe)
-        folder.save(stage.state_dict(), is_main=ranks.is_main)
+        folder.save(stage.state_dict(), {{}}, is_main=ranks.is_main)
         distributed.barrier()
         saved = folder.load(is_main=ranks.is_main)
         for then in ways:

@@ -19,7 +19,7 @@ def begin(tmp_path, monkeypatch):
     overrides = {"log.out": str(tmp_path), "log.name": "run", "log.tensorboard": "false"}
     run = load_recipe(BASE_RECIPE.parent / "vit_s_800ep.yaml", overrides)
     folder = RunFolder(run)
-    folder.prepare(run)
+    folder.prepare(run, {})
     plans = [StagePlan(stage.name, 10, (1.0,) * stage.epochs, 1_281_167, 50_000, 1000) for stage in run.stages]
 
     def begin(step=None, first=True, batch=0):

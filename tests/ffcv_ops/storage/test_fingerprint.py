@@ -1,0 +1,71 @@
+"""A data set's fingerprint: the same for the same content wherever it lies, another for any other content."""
+
+import shutil
+
+import numpy as np
+import pytest
+import xxhash
+from ffcv.fields import IntField, RGBImageField
+from ffcv.writer import DatasetWriter
+
+from ffcv_ops.storage.fingerprint import fingerprint
+from ffcv_ops.storage.index import column, describe, open_index
+
+
+class Samples:
+    def __init__(self, images, labels):
+        self.images, self.labels = images, labels
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.images[index], self.labels[index]
+
+
+def write(path, images, labels):
+    fields = {"image": RGBImageField(write_mode="raw"), "label": IntField()}
+    DatasetWriter(str(path), fields, num_workers=1).from_indexed_dataset(Samples(images, labels))
+    return path
+
+
+@pytest.fixture(scope="module")
+def images(tiles):
+    return [tile.copy() for tile in tiles[:12]]
+
+
+def with_checksums(path):
+    """Writes the sidecar of checksums that our own writer leaves, XXH64 of each stored image in the file's order."""
+    index, data = open_index(path), path.read_bytes()
+    places = zip(index.places.tolist(), index.sizes.tolist(), strict=True)
+    sums = np.array([xxhash.xxh64_intdigest(data[place : place + size]) for place, size in places], np.uint64)
+    return index._replace(checksums=sums)
+
+
+def test_it_is_the_contents(tmp_path, images):
+    labels = [k % 3 for k in range(12)]
+    path = write(tmp_path / "a.beton", images, labels)
+    (tmp_path / "elsewhere").mkdir()
+    copied = shutil.copy(path, tmp_path / "elsewhere" / "b.beton")
+    found = describe(path).fingerprint
+    assert len(found) == 16
+    assert describe(copied).fingerprint == found
+    other_labels = write(tmp_path / "labels.beton", images, [*labels[:-1], 0])
+    changed = [image.copy() for image in images]
+    changed[7][0, 0, 0] ^= 1
+    one_pixel = write(tmp_path / "pixel.beton", changed, labels)
+    order = write(tmp_path / "order.beton", images[::-1], labels)
+    different = [found, *(describe(file).fingerprint for file in (other_labels, one_pixel, order))]
+    assert len(set(different)) == 4
+
+
+def test_checksums_stand_for_the_images(tmp_path, images):
+    """The last pixel of a large image lies beyond the bytes that are looked at without checksums."""
+    labels = [0] * 12
+    changed = [image.copy() for image in images]
+    changed[7][-1, -1, -1] ^= 1
+    found = []
+    for name, content in (("a", images), ("b", changed)):
+        index = with_checksums(write(tmp_path / f"{name}.beton", content, labels))
+        found.append(fingerprint(index, column(index, "label"), column(index, "image")["data_ptr"]))
+    assert found[0] != found[1]
