@@ -12,12 +12,15 @@ Everything goes to runs/NAME. The same command again goes on where the last one 
 Read it from `train_epoch`, one optimizer step after the other, outwards to `train_stage`, `train_run` and `main`.
 """
 
+import os
+
 from config import train_command
 from ffcv_ops.errors import UserError, exits_cleanly, interruptible
 
 if __name__ == "__main__":  # --help and mistakes are answered here: the imports below take seconds
     interruptible()
-    exits_cleanly(train_command.parse)(__doc__)
+    if exits_cleanly(train_command.parse)(__doc__).recipe.speed.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # FFCV takes streams and pinned memory of any GPU that torch sees
 
 import errno
 import signal

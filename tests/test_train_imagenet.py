@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -151,6 +152,16 @@ def test_what_is_printed_is_the_recipe(tmp_path, capsys, extra):
     table = [line.split() for line in printed.splitlines() if line.startswith("# ")]
     assert [row[1] for row in table[1:3]] == ["first_32", "second_48"]
     assert all((row[-1] == "-") == (not extra) for row in table[1:3])
+
+
+@pytest.mark.parametrize("device, seen", [("cpu", "''"), ("auto", "'0,1'")])
+def test_a_run_on_the_cpu_leaves_gpus_alone(tmp_path, device, seen):
+    """A stand-in for torch says which GPUs it would be shown."""
+    (tmp_path / "torch.py").write_text("import os\nraise SystemExit(repr(os.environ['CUDA_VISIBLE_DEVICES']))")
+    words = [sys.executable, "train_imagenet.py", "--cfg", "recipes/smoke.yaml", f"--speed.device={device}"]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "0,1", "PYTHONPATH": str(tmp_path)}
+    ended = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert ended.stderr.strip() == seen
 
 
 def test_start_at_and_new_heads_need_weights(tmp_path, data, capsys):

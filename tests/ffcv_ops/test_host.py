@@ -1,9 +1,21 @@
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import psutil
 import pytest
 
 from ffcv_ops import host
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_light_modules_stay_light():
+    """Command lines import them before they have read their arguments."""
+    program = "import sys, ffcv_ops.errors, ffcv_ops.files, ffcv_ops.host; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"numpy", "numba", "torch", "ffcv"} & set(loaded.stdout.split())
 
 
 def test_memory_and_cores_agree_with_psutil():

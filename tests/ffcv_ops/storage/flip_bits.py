@@ -1,9 +1,9 @@
 """What the loader makes of a .beton of which one bit after the other is flipped, in a process that may die of it.
 
-    python flip_bits.py FILE.beton CACHE LEAST [BEGIN:END:STEP ...]     # bits of the file; CACHE: os or process
+    python flip_bits.py FILE.beton LEAST [BEGIN:END:STEP ...]     # bits of the file
 
-CACHE and LEAST are data.cache and stage.least_downscale (0: none). A line for each bit: its number and `refused`,
-`same`, or the numbers of the samples whose pixels are others.
+LEAST is stage.least_downscale (0: none). A line for each bit and each data.cache: the bit's number, the cache and
+`refused`, `same`, or the numbers of the samples whose pixels are others.
 """
 
 import sys
@@ -40,10 +40,10 @@ class Stage:
     eval_crop: float = 1.0
 
 
-def images_of(path, stage, cache):
+def images_of(path, cache, least):
     """The images of an epoch, by sample: uint8 [samples, size, size, 3]."""
     samples = describe(path).samples
-    stage.batch = samples
+    stage = Stage(batch=samples, least_downscale=least)
     batches = train_loader(path, samples, stage, seed=0, placement=Placement(workers=1, cache=cache))
     ((images, _),) = batches.epoch(0)
     shown = np.empty(images.shape, np.uint8)
@@ -59,21 +59,26 @@ def flip(path, bit):
         file.write(bytes([byte ^ 1 << bit % 8]))
 
 
-def main(path, cache, least, *parts):
-    path, stage = Path(path), Stage(least_downscale=float(least) or None)
-    whole = images_of(path, stage, cache)
+def outcome(path, cache, least, whole):
+    try:
+        shown = images_of(path, cache, least)
+    except UserError as error:
+        assert str(error).isprintable(), error
+        return ["refused"]
+    if len(shown) != len(whole):
+        return ["other samples"]
+    return [k for k in range(len(whole)) if not np.array_equal(shown[k], whole[k])] or ["same"]
+
+
+def main(path, least, *parts):
+    path, ways = Path(path), {"os": float(least) or None, "process": None}  # which holds one level
+    whole = {cache: images_of(path, cache, least) for cache, least in ways.items()}
     for part in parts:
         for bit in range(*map(int, part.split(":"))):
-            print(bit, end=" ", flush=True)
             flip(path, bit)
-            try:
-                shown = images_of(path, stage, cache)
-            except UserError as error:
-                assert str(error).isprintable(), error
-                print("refused")
-            else:
-                others = [k for k in range(len(shown)) if k >= len(whole) or not np.array_equal(shown[k], whole[k])]
-                print(*others if others or len(shown) < len(whole) else ["same"])
+            for cache, least in ways.items():
+                print(bit, cache, end=" ", flush=True)
+                print(*outcome(path, cache, least, whole[cache]))
             flip(path, bit)
 
 

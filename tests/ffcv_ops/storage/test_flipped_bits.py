@@ -21,7 +21,7 @@ from tools.verify import verify
 ROOT = Path(__file__).resolve().parents[3]
 SAMPLES = 3
 
-pytestmark = pytest.mark.timeout(280)
+pytestmark = pytest.mark.timeout(600)  # a busy machine may have to compile the kernels first
 
 
 @pytest.fixture
@@ -53,59 +53,52 @@ def parts_of(path):
     return [(0, HeaderType.itemsize)], names, [metadata], [(table, path.stat().st_size - table)], images
 
 
-def flipped(path, parts, cache, least=0.0):
-    """What became of each bit: {bit: words}."""
-    words = [sys.executable, "-m", "tests.ffcv_ops.storage.flip_bits", str(path), cache, str(least), *parts]
-    ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=270)
+def flipped(path, parts, least=0.0):
+    """What became of each bit: {(bit, cache): words}."""
+    words = [sys.executable, "-m", "tests.ffcv_ops.storage.flip_bits", str(path), str(least), *parts]
+    ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=580)
     assert ended.returncode == 0, f"status {ended.returncode} at bit {ended.stdout.splitlines()[-1:]}: {ended.stderr}"
-    return {int(line.split()[0]): line.split()[1:] for line in ended.stdout.splitlines()}
+    return {(int(bit), cache): found for bit, cache, *found in map(str.split, ended.stdout.splitlines())}
 
 
-CACHES = pytest.mark.parametrize("cache", ["os", "process"])
-
-
-@CACHES
 @pytest.mark.parametrize("mode", ["jpg", "raw"])
-def test_without_checksums(stock, mode, cache):
+def test_without_checksums(stock, mode):
     """A file of stock FFCV: every bit of header, metadata and table, and of the names and kinds of the fields."""
     path = stock(mode)
     header, names, metadata, table, _ = parts_of(path)
-    found = flipped(path, [bits(*part) for part in (*header, *names, *metadata, *table)], cache)
+    found = flipped(path, [bits(*part) for part in (*header, *names, *metadata, *table)])
     assert set(map(tuple, found.values())) == {("refused",), ("same",)}
-    assert all(found[bit] == ["refused"] for bit in range(8 * HeaderType.itemsize))
+    assert all(words == ["refused"] for (bit, _), words in found.items() if bit < 8 * HeaderType.itemsize)
     kinds = Counter(map(" ".join, found.values()))
     assert kinds["same"] < 0.35 * len(found)  # labels, filling, sizes of a page's last JPEG
 
 
-@CACHES
-def test_a_pyramid_without_checksums(tmp_path, encoded_levels, write_beton, cache):
+def test_a_pyramid_without_checksums(tmp_path, encoded_levels, write_beton):
     """Levels that are read as such, of files that have lost what belongs beside them."""
     path = write_beton(tmp_path / "x.beton", encoded_levels[:SAMPLES])
     for ending in (".json", ".xxh64", ".files.txt"):
         path.with_suffix(ending).unlink()
     header, _, metadata, table, _ = parts_of(path)
-    least = 1.2 if cache == "os" else 0.0  # the other holds one level
-    found = flipped(path, [bits(*part) for part in (*header, *metadata, *table)], cache, least)
+    found = flipped(path, [bits(*part) for part in (*header, *metadata, *table)], least=1.2)
     assert set(map(tuple, found.values())) == {("refused",), ("same",)}
 
 
-@CACHES
-def test_with_checksums_every_bit_is_noticed(tmp_path, encoded, write_beton, cache):
+def test_with_checksums_every_bit_is_noticed(tmp_path, encoded, write_beton):
     path = write_beton(tmp_path / "x.beton", encoded[:SAMPLES])
     header, names, metadata, table, images = parts_of(path)
     parts = [bits(*part) for part in (*header, *names, *metadata, *table)] + [bits(*part, 61) for part in images]
-    assert {tuple(words) for words in flipped(path, parts, cache).values()} == {("refused",)}
+    assert {tuple(words) for words in flipped(path, parts).values()} == {("refused",)}
 
 
-@CACHES
-def test_bits_of_a_jpeg_without_checksums(stock, cache):
+def test_bits_of_a_jpeg_without_checksums(stock):
     """The decoder notices some; the others change the pixels of that image alone."""
     path = stock("jpg")
     *_, images = parts_of(path)
-    for begin, count in images:
-        sample = int(np.flatnonzero(Reader(str(path)).metadata["f0"]["data_ptr"] == begin)[0])
-        found = flipped(path, [bits(begin, count, 61)], cache)
-        assert {tuple(words) for words in found.values()} <= {("refused",), ("same",), (str(sample),)}
+    found = flipped(path, [bits(*part, 61) for part in images])
+    places = Reader(str(path)).metadata["f0"]["data_ptr"].tolist()
+    for (bit, _), words in found.items():
+        own = max(range(SAMPLES), key=lambda sample: (places[sample] <= bit // 8, places[sample]))
+        assert words in (["refused"], ["same"], [str(own)])
 
 
 # --- more than a bit ------------------------------------------------------------------------------------------------
@@ -130,7 +123,7 @@ def test_another_page_size(stock, page_size):
         verify(path, workers=1)
 
 
-@CACHES
+@pytest.mark.parametrize("cache", ["os", "process"])
 def test_an_image_that_is_longer_than_a_page(stock, cache):
     """900 x 900 raw pixels in pages of 2 MiB: FFCV's allocator refuses them, files of other writers may have them."""
     noise = np.random.default_rng(0)
