@@ -400,4 +400,5 @@ def measure(run: Run) -> list[float]:
 
 
 if __name__ == "__main__":
-    main()
+    stopped_by = main()
+    raise SystemExit(128 + stopped_by if stopped_by else 0)  # 143 after SIGTERM, so that a cluster starts it again

@@ -183,6 +183,28 @@ def test_a_folder_in_which_another_process_trains_is_left_alone(tmp_path, data, 
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["run.lock"]
 
 
+@pytest.mark.usefixtures("no_report")
+def test_a_folder_is_not_taken_for_that_of_other_data(tmp_path, jpg_beton, raw_beton, capsys):
+    """The same recipe for other data with as many classes, as in a cross-validation: refused, and nothing is changed.
+    The same data elsewhere are the same run."""
+
+    def arguments(train):
+        return ["--cfg", str(ROOT / "recipes/smoke.yaml"), *SMALL, "--stage.epochs=1", f"--log.out={tmp_path}",
+                "--log.name=run", f"--data.train={train}", f"--data.val={jpg_beton}"]  # fmt: skip
+
+    train_imagenet.main(arguments(jpg_beton))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        train_imagenet.main(arguments(raw_beton))
+    message = capsys.readouterr().err
+    assert (ended.value.code, message.count("\n")) == (2, 1)
+    assert "one of another run (its train data have other images, labels or class names)" in message
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    (tmp_path / "moved.beton").write_bytes(jpg_beton.read_bytes())
+    train_imagenet.main(arguments(tmp_path / "moved.beton"))
+
+
 LEARNS = [*SMALL, "--stage.resolution=48", "--stage.epochs=3", "--stage.warmup_epochs=0", "--stage.drop_path=0.1"]
 
 
@@ -262,7 +284,7 @@ def test_stopped_with_two_ranks_it_goes_on_with_one_and_then_with_two(tmp_path, 
             time.sleep(0.01)
         running[-1].send_signal(signal.SIGUSR1)
         output, errors = running[0].communicate(timeout=200)
-        assert [process.wait(20) for process in running] == [0] * ranks, errors
+        assert [process.wait(20) for process in running] == [128 + signal.SIGUSR1] * ranks, errors
         saved = torch.load(checkpoint.saved(tmp_path / "run" / "checkpoints")[-1], weights_only=True)
         assert f"stopped at step {saved['step']}, as asked" in output
         assert reached < saved["step"] < 24
