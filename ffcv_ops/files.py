@@ -8,6 +8,10 @@ from pathlib import Path
 from ffcv_ops.errors import UserError, writing
 
 
+class Locked(UserError):
+    """Another process holds the file."""
+
+
 def write_atomically(path: Path, write) -> None:
     """Calls write(temporary path) and renames the result to `path` once it is safely on the disk."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -40,7 +44,7 @@ def locked(path: Path, what: str):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
-            raise UserError(f"{what} is being written by another process; wait for it, or stop it") from None
+            raise Locked(f"{what} is being written by another process; wait for it, or stop it") from None
         except OSError:
             pass  # a network mount without locks
         with contextlib.suppress(FileNotFoundError):

@@ -10,15 +10,15 @@ a process takes the next cell that is neither finished nor another's. A finished
 goes on from its checkpoint. Results go to LOG.OUT/GRID/: table.md, plot.png and a run folder for each cell.
 """
 
-import fcntl
 import os
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from config import command_line
 from config.options import parse_value
 from config.recipe import base_values, load_recipe, render_recipe, result_changing_diff
 from config.schema import SECTIONS
-from ffcv_ops.errors import UserError, exits_cleanly, writing
+from ffcv_ops.errors import UserError, exits_cleanly
+from ffcv_ops.files import Locked, locked, write_atomically
 
 MOST_CELLS = 1_000_000
 
@@ -46,7 +46,6 @@ if __name__ == "__main__":  # --help and mistakes are answered here: the imports
     exits_cleanly(parse)()
 
 import train_imagenet
-from ffcv_ops.files import write_atomically
 from rn_vs_vit import grid, others, report
 from training.datasets import open_sets
 
@@ -98,12 +97,10 @@ def run_cells(wanted: grid.Grid, *, most: int | None) -> tuple[list[str], bool]:
 def claimed(cell: grid.Cell):
     """Holds the cell's lock, or yields False where another process has it. A lock ends with its process, killed or not;
     on a network file system that is up to its flock."""
-    with writing(cell.folder):
-        cell.folder.mkdir(parents=True, exist_ok=True)
-    with open(cell.folder / "lock", "w") as lock:
+    with ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            held.enter_context(locked(cell.folder / "lock", str(cell.folder)))
+        except Locked:
             yield False
             return
         yield True

@@ -79,8 +79,23 @@ def test_a_pyramid_without_checksums(tmp_path, encoded_levels, write_beton):
     for ending in (".json", ".xxh64", ".files.txt"):
         path.with_suffix(ending).unlink()
     header, _, metadata, table, _ = parts_of(path)
+    sides = sides_of(path, metadata[0][0])
     found = flipped(path, [bits(*part) for part in (*header, *metadata, *table)], least=1.2)
-    assert set(map(tuple, found.values())) == {("refused",), ("same",)}
+    for (bit, cache), words in found.items():
+        # The sides of a level that is not decoded are held against those of the others, which are rounded.
+        others = [[str(sides[bit // 8])]] if bit // 8 in sides and cache == "os" else []
+        assert words in [["refused"], ["same"], *others], (bit, cache, words)
+    assert sum(words not in (["refused"], ["same"]) for words in found.values()) < 0.3 * 8 * len(sides)
+
+
+def sides_of(path, start):
+    """The bytes of the metadata that hold a width or a height, and the sample of each."""
+    record = Reader(str(path)).metadata.dtype
+    images = [record.fields[name] for name in record.names if record[name].names]  # of each: type, place
+    own = [
+        begin + image.fields[side][1] + k for image, begin in images for side in ("width", "height") for k in range(2)
+    ]
+    return {start + sample * record.itemsize + place: sample for sample in range(SAMPLES) for place in own}
 
 
 def test_with_checksums_every_bit_is_noticed(tmp_path, encoded, write_beton):
