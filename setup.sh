@@ -141,7 +141,7 @@ fi
 install_packages "$@"
 check_packages
 if [[ " $* " == *" dev "* ]]; then offer_browser; fi
-say "$("$VENV/bin/python" -m ffcv_ops.native)"
+say "$("$VENV/bin/python" -m ffcv_ops.jpeg.native)"
 is_stamped || : >"$stamp" # what another state of the files left behind
 printf "$key %s\n" base "$@" >>"$stamp"
 say "done"

@@ -24,8 +24,8 @@ from PIL import Image
 from bench import corpus, report
 from conversion.encode import LEVEL_COLOUR, encode_item, encode_rgb
 from conversion.rgb import limited, read_image
-from ffcv_ops import crops
 from ffcv_ops.errors import exits_cleanly
+from ffcv_ops.kernels import crops
 from ffcv_ops.rng import RandomKey
 
 LEVELS = (500, 256, 160)

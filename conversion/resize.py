@@ -5,9 +5,9 @@ import math
 
 import numpy as np
 
-from ffcv_ops import resample
 from ffcv_ops.compiled import kernel
-from ffcv_ops.pixels import interleave
+from ffcv_ops.kernels import resample
+from ffcv_ops.kernels.pixels import interleave
 
 
 @kernel

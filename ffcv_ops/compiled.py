@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numba
 
-from ffcv_ops import native
+from ffcv_ops.jpeg import native
 
 
 def _cache_folder() -> Path:

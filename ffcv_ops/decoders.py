@@ -20,9 +20,11 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ffcv_ops import crops, erasing, jpeg, lanes, operations, policies, randaugment, resample, rng
+from ffcv_ops import erasing, operations, policies, randaugment, rng
 from ffcv_ops.compiled import kernel
-from ffcv_ops.pixels import interleave
+from ffcv_ops.jpeg import decoder as jpeg
+from ffcv_ops.kernels import crops, lanes, resample
+from ffcv_ops.kernels.pixels import interleave
 from ffcv_ops.rng import RandomKey
 from ffcv_ops.storage import reading
 from ffcv_ops.storage.checksum import xxh64

@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 import torch
 
-from ffcv_ops import crops, erasing, host, order, policies, randaugment, resample
+from ffcv_ops import erasing, host, order, policies, randaugment
 from ffcv_ops.corrupt_samples import CorruptSamples
 from ffcv_ops.decoders import ImageDecoder, TransformParams
 from ffcv_ops.errors import UserError
+from ffcv_ops.kernels import crops, resample
 from ffcv_ops.prefetch import Loader, Order
 from ffcv_ops.storage.index import Index, column, open_index, pages_of
 

@@ -49,7 +49,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, UnidentifiedImageError
 
-from ffcv_ops import crops, decoders, erasing, operations, policies, randaugment, rng
+from ffcv_ops import decoders, erasing, operations, policies, randaugment, rng
+from ffcv_ops.kernels import crops
 from ffcv_ops.loader import plan_of
 from ffcv_ops.rng import RandomKey
 from ffcv_ops.storage.index import column, open_index

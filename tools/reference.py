@@ -13,7 +13,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 from torchvision.transforms.autoaugment import _apply_op
 
-from ffcv_ops import crops, decoders, operations, policies, randaugment, resample, rng
+from ffcv_ops import decoders, operations, policies, randaugment, rng
+from ffcv_ops.kernels import crops, resample
 from ffcv_ops.rng import RandomKey
 
 _MODES = {resample.BICUBIC: InterpolationMode.BICUBIC, resample.BILINEAR: InterpolationMode.BILINEAR}

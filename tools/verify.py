@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from conversion.progress import progress
-from ffcv_ops import decoders, jpeg
+from ffcv_ops import decoders
 from ffcv_ops.compiled import kernel
 from ffcv_ops.storage.index import Index, column, levels_of, open_index
 from ffcv_ops.storage.reading import Files

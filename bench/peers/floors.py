@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from bench.corpus import LONGEST
-from ffcv_ops.jpeg import TURBOJPEG
+from ffcv_ops.jpeg.decoder import TURBOJPEG
 
 RGBX, FAST_DCT, ACCURATE_DCT = 2, 2048, 4096  # turbojpeg.h
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from ffcv_ops import crops, decoders, erasing, policies, randaugment, resample, rng
+from ffcv_ops import decoders, erasing, policies, randaugment, rng
 from ffcv_ops.decoders import TransformParams
+from ffcv_ops.kernels import crops, resample
 from ffcv_ops.rng import RandomKey
 
 BICUBIC = Image.Resampling.BICUBIC

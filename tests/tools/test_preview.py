@@ -9,7 +9,8 @@ from PIL import Image
 
 from config.recipe import load_recipe
 from conversion.encode import encode_rgb
-from ffcv_ops import crops, decoders, loader, policies
+from ffcv_ops import decoders, loader, policies
+from ffcv_ops.kernels import crops
 from ffcv_ops.rng import RandomKey
 from tools import preview, reference
 

@@ -5,7 +5,8 @@ import inspect
 import numpy as np
 import pytest
 
-from ffcv_ops import crops, decoders, policies, resample
+from ffcv_ops import decoders, policies
+from ffcv_ops.kernels import crops, resample
 from ffcv_ops.rng import RandomKey
 from tools import reference
 

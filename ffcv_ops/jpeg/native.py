@@ -1,7 +1,7 @@
 """What is C: region.c, which decodes a part of a JPEG through libjpeg-turbo's own API, and scan.c, which follows a
 JPEG's codes to its end.
 
-    python -m ffcv_ops.native      # builds them, and says which decoder is in use; setup.sh does this
+    python -m ffcv_ops.jpeg.native      # builds them, and says which decoder is in use; setup.sh does this
 
 They are compiled once, in a second, for this user and these sources, and kept beside the kernels. Without a C compiler
 or libjpeg-turbo's headers the pipeline decodes whole images instead, and so does write_datasets.py: the same pixels,

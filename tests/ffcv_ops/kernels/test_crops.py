@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torchvision.transforms import CenterCrop, RandomCrop, RandomResizedCrop, Resize
 
-from ffcv_ops import crops
+from ffcv_ops.kernels import crops
 from ffcv_ops.rng import RandomKey
 
 DRAWS = 6000

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ffcv_ops import resample
+from ffcv_ops.kernels import resample
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 

@@ -9,8 +9,8 @@ import math
 
 import numpy as np
 
-from ffcv_ops import lanes
 from ffcv_ops.compiled import kernel
+from ffcv_ops.kernels import lanes
 
 
 @kernel

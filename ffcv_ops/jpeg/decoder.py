@@ -16,9 +16,9 @@ import llvmlite.binding
 import numpy as np
 from numba import types
 
-from ffcv_ops import native
 from ffcv_ops.compiled import kernel
 from ffcv_ops.errors import UserError
+from ffcv_ops.jpeg import native
 
 OK, CORRUPT = 0, 1
 WHOLE = 8  # eighths: the unscaled image

@@ -14,8 +14,8 @@ import math
 import numpy as np
 
 from ffcv_ops.compiled import kernel
-from ffcv_ops.pixels import turn
-from ffcv_ops.resample import BICUBIC, BILINEAR
+from ffcv_ops.kernels.pixels import turn
+from ffcv_ops.kernels.resample import BICUBIC, BILINEAR
 
 NEAREST = 1 + max(BICUBIC, BILINEAR)  # a third interpolation, beside resample's
 

@@ -6,7 +6,7 @@ What RandAugment, AutoAugment and TrivialAugment need beside `pixels.py`. Pure: 
 import numpy as np
 
 from ffcv_ops.compiled import kernel
-from ffcv_ops.pixels import blend
+from ffcv_ops.kernels.pixels import blend
 
 _THIRTEENTH, _HALF = np.float32(1.0 / 13.0), np.float32(0.5)
 
