@@ -1,4 +1,4 @@
-"""The laws of the crops: draws -> which part of the image is seen. Pure arithmetic on sizes, no pixels.
+"""The distributions of the crops: draws -> which part of the image is seen. Pure arithmetic on sizes, no pixels.
 
 All three are one thing, a `View`: a box of the source image is resized to full_height x full_width, and an
 S x S window at (top, left) of the result is kept. The window may overhang the resized image (SRC's padding); what
@@ -44,7 +44,7 @@ def _round_half_even(x):
 
 @kernel
 def random_resized_crop(height, width, size, scale_low, scale_high, key):
-    """torchvision's and timm's law: ten tries of area ~ U(scale) and log-uniform aspect in `RATIO`, then a fallback.
+    """torchvision's and timm's distribution: ten tries of area ~ U(scale) and log-uniform aspect in `RATIO`, then a fallback.
 
     The fallback is the largest centerd box whose aspect lies in `RATIO`.
     """
@@ -96,7 +96,7 @@ def center_crop(height, width, size, ratio):
 
 @kernel
 def locate(crop, height, width, size, scale_low, scale_high, ratio, key):
-    """The `View` of an image of height x width under crop law `crop` (RRC, SRC or CENTER)."""
+    """The `View` of an image of height x width under the mode `crop` (RRC, SRC or CENTER)."""
     if crop == RRC:
         return random_resized_crop(height, width, size, scale_low, scale_high, key)
     if crop == SRC:
