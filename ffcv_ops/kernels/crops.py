@@ -44,9 +44,9 @@ def _round_half_even(x):
 
 @kernel
 def random_resized_crop(height, width, size, scale_low, scale_high, key):
-    """torchvision's and timm's distribution: ten tries of area ~ U(scale) and log-uniform aspect in `RATIO`, then a fallback.
+    """torchvision's and timm's distribution: ten tries of area ~ U(scale) and log-uniform aspect in `RATIO`.
 
-    The fallback is the largest centerd box whose aspect lies in `RATIO`.
+    Where none of them fits: the largest centered box whose aspect lies in `RATIO`.
     """
     area = height * width
     log_low, log_high = math.log(RATIO[0]), math.log(RATIO[1])

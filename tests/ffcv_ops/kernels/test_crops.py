@@ -42,7 +42,7 @@ def test_rrc_scale_is_used():
 
 @pytest.mark.parametrize("height, width", [(10, 400), (400, 10), (1, 50), (50, 1), (1, 1)])
 def test_rrc_fallback_equals_torchvisions(height, width):
-    """So thin that all ten tries fail: the centerd box of an allowed aspect."""
+    """So thin that all ten tries fail: the centered box of an allowed aspect."""
     for draw in range(50):
         view = crops.random_resized_crop(height, width, 224, 0.9, 1.0, RandomKey(1, draw))
         expected = RandomResizedCrop.get_params(torch.empty(3, height, width), (0.9, 1.0), (3 / 4, 4 / 3))
