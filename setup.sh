@@ -141,7 +141,8 @@ fi
 install_packages "$@"
 check_packages
 if [[ " $* " == *" dev "* ]]; then offer_browser; fi
-say "$("$VENV/bin/python" -m ffcv_ops.native)"
+"$VENV/bin/python" -m ffcv_ops.warm_up | while read -r line; do say "$line"; done || # or a run compiles them
+    say "the kernels are not compiled yet; python -m tools.doctor says what is missing"
 is_stamped || : >"$stamp" # what another state of the files left behind
 printf "$key %s\n" base "$@" >>"$stamp"
 say "done"

@@ -32,7 +32,7 @@ from torch import Tensor
 
 import report
 from config.recipe import Recipe, render_recipe
-from ffcv_ops import native
+from ffcv_ops.jpeg import native
 from ffcv_ops.loader import eval_loader, train_loader
 from training import (
     compiling,

@@ -29,8 +29,9 @@ from conversion.shards import Part, automatic, beside, parts_of
 from conversion.sources import open_source, output_name
 from conversion.split import with_val
 from conversion.unfinished import noted
-from ffcv_ops import host, native
+from ffcv_ops import host
 from ffcv_ops.errors import UserError, exits_cleanly
+from ffcv_ops.jpeg import native
 
 FOLDER_PAGE_SIZE = 2**23  # FFCV's default, and the most that one stored image may take
 PHOTOS_PAGE_SIZE = 2**21  # the least, for a file of a few MB

@@ -4,7 +4,7 @@
 
 The photographs of bench/corpus.py, stored as `write_datasets.py --image.levels=500,256,160` stores them. Every view is
 cut twice by Pillow's antialiased bicubic filter: from the full level, and from the smallest level whose part of it has
-at least `least_downscale` pixels for each pixel of the result, the same part to a fraction of a pixel. What is shown
+at least `min_oversampling` pixels for each pixel of the result, the same part to a fraction of a pixel. What is shown
 are the views that come from a smaller level; the others are equal. PSNR is that of the mean square over all of them.
 """
 
@@ -24,8 +24,8 @@ from PIL import Image
 from bench import corpus, report
 from conversion.encode import LEVEL_COLOUR, encode_item, encode_rgb
 from conversion.rgb import limited, read_image
-from ffcv_ops import crops
 from ffcv_ops.errors import exits_cleanly
+from ffcv_ops.kernels import crops
 from ffcv_ops.rng import RandomKey
 
 LEVELS = (500, 256, 160)
@@ -153,11 +153,11 @@ def quality(pyramids, least):
     for crop, sizes in VIEWS.items():
         for size in sizes:
             parts = [compare(pyramid, crop, size, number, least) for number, pyramid in enumerate(pyramids)]
-            row, line = summary(f"{crop} {size}", f"least-downscale-{least}", [one for part in parts for one in part])
+            row, line = summary(f"{crop} {size}", f"min-oversampling-{least}", [one for part in parts for one in part])
             rows += row
             lines.append(line)
     header = ["view", *(f"from {side}" for side in LEVELS[1:]), "mean difference", "PSNR", "lowest PSNR"]
-    return rows, report.Grid(f"Views from smaller levels, least_downscale {least}", header, lines)
+    return rows, report.Grid(f"Views from smaller levels, min_oversampling {least}", header, lines)
 
 
 def summary(task, name, differences):
@@ -198,7 +198,7 @@ def settings(files, pyramids):
         line = [f"{size_kb:.1f}", f"{100 * relative:.0f} %", f"{crop} {size}", f"{mean:.2f}", f"{middle:.1f} dB"]
         lines.append([name, *line])
     header = ["level", "KB an image", "decoding, of the full level", "view", "mean difference", "PSNR"]
-    return rows, report.Grid("Other ways to encode smaller levels, least_downscale 1.0", header, lines)
+    return rows, report.Grid("Other ways to encode smaller levels, min_oversampling 1.0", header, lines)
 
 
 @exits_cleanly

@@ -10,7 +10,7 @@ class Task(NamedTuple):
     name: str
     title: str
     split: str
-    crop: str  # rrc: random resized crop; src: simple random crop; centre: of evaluation, whole short side
+    crop: str  # rrc: random resized crop; src: simple random crop; center: of evaluation, whole short side
     size: int  # pixels, side of the square result
     flip: bool = True
     augment: Literal["none", "three", "rand", "auto", "trivial"] = "none"
@@ -23,7 +23,7 @@ TASKS = {
         Task("B", "RRC 224 + 3-Augment", "train", "rrc", 224, augment="three"),
         Task("C", "SRC 224 + 3-Augment", "train", "src", 224, augment="three"),
         Task("D", "SRC 128 + 3-Augment", "train", "src", 128, augment="three"),
-        Task("E", "eval 224", "val", "centre", 224, flip=False),
+        Task("E", "eval 224", "val", "center", 224, flip=False),
         Task("F", "RRC 224 + RandAugment", "train", "rrc", 224, augment="rand"),
         Task("G", "RRC 224 + AutoAugment", "train", "rrc", 224, augment="auto"),
         Task("H", "RRC 224 + TrivialAugment", "train", "rrc", 224, augment="trivial"),

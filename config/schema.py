@@ -55,10 +55,10 @@ class StageConfig:
     )
     epochs: int = option("passes of as many samples as there are images", low=1, high=MOST_EPOCHS)
     batch: int = option("samples per optimizer step, over all devices", low=1, high=MOST_SAMPLES)
-    crop: Literal["rrc", "src", "centre"] = option("random resized crop, simple random crop, or the evaluation crop")
+    crop: Literal["rrc", "src", "center"] = option("random resized crop, simple random crop, or the evaluation crop")
     rrc_scale: tuple[float, float] = option("rrc: smallest and largest share of the image's area", above=0, high=1)
     interpolation: Literal["bicubic", "bilinear"] = option("of the resizing, antialiased, in training and evaluation")
-    least_downscale: float | None = option(
+    min_oversampling: float | None = option(
         "decode less (a smaller level, a scaled DCT, luma alone) where so many pixels per output pixel remain",
         above=0,
         high=100,

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ffcv_ops import native
 from ffcv_ops.errors import UserError
+from ffcv_ops.jpeg import native
 
 NAMES = ("libturbojpeg.so.0", "libturbojpeg.so")
 SUBSAMPLINGS = {"4:4:4": 0, "4:2:0": 2}  # TurboJPEG's numbers

@@ -47,7 +47,7 @@ ALIKE = 0.2  # differences of speed up to this are the machine's moods
 CHECKSUM = 8  # bytes an image, in x.xxh64
 SECONDS = 1.5  # of loading that is timed, for each candidate
 BATCH = 32
-LOW, LOW_LEAST = 128, 1.2  # the second loader column: low resolution, with stage.least_downscale
+LOW, LOW_LEAST = 128, 1.2  # the second loader column: low resolution, with stage.min_oversampling
 TABLE_COLUMNS = 140  # where there is no terminal
 UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 
@@ -75,7 +75,7 @@ class Row(NamedTuple):
     size_error: float  # twice the standard error of `size`
     writing: float
     loading: float  # RRC 224 + 3-Augment
-    loading_low: float  # RRC 128 + 3-Augment, stage.least_downscale=1.2
+    loading_low: float  # RRC 128 + 3-Augment, stage.min_oversampling=1.2
     refused: int
 
 
@@ -127,7 +127,7 @@ def _advice(rows, sizes, keys, best, *, samples, disk, cores, given):
         "files: all splits; the sample's mean, ± twice its standard error.",
         f"writing: by {cores} cores like this one, each at write/s; what disks need, and the reading back, add.",
         f"px/s: images/s of the loader on one core, random resized crop and 3-Augment; at {LOW} px with"
-        f" stage.least_downscale={LOW_LEAST}.",
+        f" stage.min_oversampling={LOW_LEAST}.",
         f"  {cores} cores load {cores} times as fast, but no more than {keys.read} a second where the files exceed this"
         " memory.",
     ]
@@ -179,7 +179,7 @@ def _measure(source, image, changes, items, stage, folder, page_size):
     sizes = np.array([stored_bytes(sample) for sample in samples], float)
     path, levels = folder / "plan.beton", beton.level_fields(settings["levels"] or ())
     beton.write(path, ((sample, 0) for sample in samples), capacity=len(samples), page_size=page_size, images=levels)
-    low = {"resolution": LOW, "least_downscale": LOW_LEAST}
+    low = {"resolution": LOW, "min_oversampling": LOW_LEAST}
     return Row(
         changes=changes,
         size=float(sizes.mean()),

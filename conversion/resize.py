@@ -5,35 +5,26 @@ import math
 
 import numpy as np
 
-from ffcv_ops import resample
 from ffcv_ops.compiled import kernel
-from ffcv_ops.pixels import interleave
+from ffcv_ops.kernels import resample
+from ffcv_ops.kernels.pixels import interleave
+from ffcv_ops.kernels.span import Span
 
 
 @kernel
 def resize(pixels, height, width, box_height, box_width, out):
-    """The upper left box (its sides may be fractions) of height x width pixels -> out, uint8 [height, width, 3].
+    """The upper left box (its sides may be fractions) of height x width pixels -> out, uint8 [size_y, size_x, 3].
 
     pixels: uint32, R in the lowest byte, then G and B, with room for sixteen rows and pixels more behind the last one.
     """
     size_y, size_x, _ = out.shape
-    size, longest = max(size_y, size_x), max(height, width)
-    taps = resample.taps(0, box_height, size_y, resample.BICUBIC)
-    taps = max(taps, resample.taps(0, box_width, size_x, resample.BICUBIC))
-    first, count = np.empty((2, size), np.int64), np.empty((2, size), np.int64)
-    weights, spans = np.empty((2, size, taps), np.int32), np.empty((2, 2), np.int64)
-    for axis in range(2):
-        box, side, n = (box_height, height, size_y) if axis == 0 else (box_width, width, size_x)
-        begin, number = first[axis, :n], count[axis, :n]
-        resample.axis_weights(0.0, box, 0, side, n, 0, False, resample.BICUBIC, begin, number, weights[axis, :n])
-        spans[axis, 0], spans[axis, 1] = begin.min(), (begin + number).max()
-    down_first = resample.vertical_first(math.ceil(box_height), math.ceil(box_width), size_y, size_x)
-    scratch = np.empty(resample.scratch_size(longest, size), np.uint8)
+    work = resample.workspace(max(height, width), size_y, size_x, resample.BICUBIC)
+    down = resample.Axis(0.0, box_height, Span(0, height), size_y, 0, False)
+    across = resample.Axis(0.0, box_width, Span(0, width), size_x, 0, False)
+    rows = resample.fill_taps(down, resample.BICUBIC, work.vertical)
+    columns = resample.fill_taps(across, resample.BICUBIC, work.horizontal)
+    vertical_first = resample.vertical_first(math.ceil(box_height), math.ceil(box_width), size_y, size_x)
     planes = np.empty((3, size_y, size_x), np.uint8)
-    rows, columns = (spans[0, 0], spans[0, 1]), (spans[1, 0], spans[1, 1])
-    resample.take_rows(
-        pixels[rows[0] * width :], width, rows[0], rows[1] - rows[0], down_first, rows, columns,
-        (first[0, :size_y], first[1, :size_x]), (count[0, :size_y], count[1, :size_x]),
-        (weights[0], weights[1]), scratch, planes,
-    )  # fmt: skip
+    wanted = resample.Resize(rows, columns, vertical_first)
+    resample.take_rows(wanted, pixels[rows.begin * width :], width, rows.begin, rows.end - rows.begin, work, planes)
     interleave(planes, out)

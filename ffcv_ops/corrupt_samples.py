@@ -10,10 +10,11 @@ from collections import Counter
 import numpy as np
 
 from ffcv_ops import order
-from ffcv_ops.decoders import FAULTS, SampleError
+from ffcv_ops.decoders import SampleError
 from ffcv_ops.errors import UserError
 from ffcv_ops.storage.index import Index
 from ffcv_ops.storage.sources import named, source_of
+from ffcv_ops.stored_images import FAULTS
 
 MOST_REPLACEMENTS = 64  # corrupt ones in a row, for one place: where so many are corrupt, most of the file is
 

@@ -10,12 +10,14 @@ from typing import NamedTuple
 
 import torch
 
-from ffcv_ops import crops, erasing, host, order, policies, randaugment, resample
+from ffcv_ops import erasing, host, order, policies, randaugment
 from ffcv_ops.corrupt_samples import CorruptSamples
-from ffcv_ops.decoders import ImageDecoder, TransformParams
+from ffcv_ops.decoders import ImageDecoder
 from ffcv_ops.errors import UserError
+from ffcv_ops.kernels import crops, resample
 from ffcv_ops.prefetch import Loader, Order
 from ffcv_ops.storage.index import Index, column, open_index, pages_of
+from ffcv_ops.transform import TransformParams
 
 
 class Placement(NamedTuple):
@@ -51,11 +53,11 @@ def plan_of(stage) -> TransformParams:
         scale_high=float(stage.rrc_scale[1]),
         ratio=float(stage.eval_crop),
         interpolation=resample.NAMES[stage.interpolation],
-        least=float(stage.least_downscale or 0.0),
+        min_oversampling=float(stage.min_oversampling or 0.0),
         flip=float(stage.flip),
         augment=policies.NAMES[stage.augment],
         three_ops=sum(policies.THREE_OPS[op] for op in stage.three_ops),
-        **{f"rand_{name}": value for name, value in randaugment.parse(stage.rand_config)._asdict().items()},
+        rand=randaugment.parse(stage.rand_config),
         jitter=float(stage.jitter or 0.0),
         erase=float(stage.erasing),
         erase_mode=erasing.NAMES[stage.erasing_mode],
@@ -95,7 +97,7 @@ def train_loader(
         global_order = order.arrange(ids, batch=stage.batch, chunk=chunk)
         return order.rank_share(global_order, batch=stage.batch, rank=rank, world=world)
 
-    decoder = ImageDecoder(plan=plan_of(stage), resolution=stage.resolution, seed=seed, workers=placement.threads)
+    decoder = ImageDecoder(params=plan_of(stage), resolution=stage.resolution, seed=seed, workers=placement.threads)
     local = Order(sample_ids, steps * stage.batch // world, stage.batch // world)
     corrupt = CorruptSamples(index, seed=seed, limit=bad_limit)
     return Loader(index, decoder, local, corrupt, device=placement.device, cache=placement.cache)
@@ -105,10 +107,10 @@ def eval_loader(path, num_samples: int, stage, *, batch: int, placement: Placeme
     """Each image once over all ranks: shortest side to eval_side / eval_crop, center crop, nothing random. A corrupt
     sample always stops it: what counts every image once cannot replace one."""
     index = _index(path, num_samples)
-    plan = TransformParams(
-        crop=crops.CENTRE, ratio=float(stage.eval_crop), interpolation=resample.NAMES[stage.interpolation]
+    params = TransformParams(
+        crop=crops.CENTER, ratio=float(stage.eval_crop), interpolation=resample.NAMES[stage.interpolation]
     )
-    decoder = ImageDecoder(plan=plan, resolution=stage.eval_side, seed=0, workers=placement.threads)
+    decoder = ImageDecoder(params=params, resolution=stage.eval_side, seed=0, workers=placement.threads)
     share = order.evaluation_share(num_samples, rank=placement.rank, world=placement.world)
     local, corrupt = Order(lambda epoch: share, len(share), batch), CorruptSamples(index, seed=0, limit=None)
     return Loader(index, decoder, local, corrupt, device=placement.device, cache=placement.cache)

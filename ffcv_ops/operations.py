@@ -11,8 +11,8 @@ import math
 
 import numpy as np
 
-from ffcv_ops import geometry, pixels, tones
 from ffcv_ops.compiled import kernel
+from ffcv_ops.kernels import geometry, pixels, tones
 
 # timm's list, in its order, and the operation that only TrivialAugment has.
 NAMES = (

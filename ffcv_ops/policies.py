@@ -6,8 +6,9 @@ they fill what they uncover with the mean colour (TrivialAugment: black). Any po
 brightness, contrast and saturation (no hue) in random order, as 3-Augment is in the paper.
 """
 
-from ffcv_ops import autoaugment, geometry, operations, pixels, randaugment, rng, trivialaugment
+from ffcv_ops import autoaugment, operations, randaugment, rng, trivialaugment
 from ffcv_ops.compiled import kernel
+from ffcv_ops.kernels import geometry, pixels
 
 NONE, THREE, RAND, AUTO_ORIGINAL, AUTO_V0, TRIVIAL = range(6)
 NAMES = {

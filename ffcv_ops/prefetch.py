@@ -97,11 +97,11 @@ class Loader(FFCVLoader):
         self.reader, self.decoder, self.corrupt_samples = index, decoder, corrupt_samples
         self.sample_ids, self.length, self.batch_size = order
         self.batches_ahead, self.num_workers, self.on_gpu = 3, decoder.workers, device.type == "cuda"
-        levels = levels_of(index) if decoder.plan.least > 0 else ("image",)
+        levels = levels_of(index) if decoder.params.min_oversampling > 0 else ("image",)
         if cache == "process" and len(levels) > 1:
             raise UserError(
                 f"{index.path}: data.cache process would hold nearly all of a file with levels {', '.join(levels)} in"
-                " memory; set data.cache=os, or stage.least_downscale=none"
+                " memory; set data.cache=os, or stage.min_oversampling=none"
             )
         decoder.reads(index, levels)
         self.memory_manager = Files(index) if cache == "os" else Pages(index)

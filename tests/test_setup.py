@@ -95,6 +95,7 @@ def test_a_fresh_machine_is_set_up_once(machine):
     assert calls[0] == "python3.11 -m venv --clear .venv"
     assert len(installs(calls)) == 1
     assert "--constraint constraints.txt --requirement .venv/requirements.txt" in installs(calls)[0]
+    assert calls[-1] == "python3.11 -m ffcv_ops.warm_up"
     asked = (machine.project / ".venv" / "requirements.txt").read_text().splitlines()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert asked == project["dependencies"]

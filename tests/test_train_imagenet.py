@@ -324,7 +324,7 @@ def test_it_learns(tmp_path, data, monkeypatch):
     train_imagenet.main(
         ["--cfg", str(ROOT / "recipes/smoke.yaml"), *SMALL, *data, f"--log.out={tmp_path}", "--log.name=run",
          "--stage.resolution=64", "--stage.epochs=12", "--stage.augment=none", "--stage.jitter=none", "--stage.mixup=0",
-         "--stage.cutmix=0", "--stage.repeats=1", "--stage.crop=centre", "--stage.flip=0", "--stage.loss=ce",
+         "--stage.cutmix=0", "--stage.repeats=1", "--stage.crop=center", "--stage.flip=0", "--stage.loss=ce",
          "--stage.lr=1e-3", "--stage.optimizer=adamw", "--stage.min_lr=1e-5"]
     )  # fmt: skip
     epochs = rows(tmp_path / "run")

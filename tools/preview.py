@@ -49,11 +49,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, UnidentifiedImageError
 
-from ffcv_ops import crops, decoders, erasing, operations, policies, randaugment, rng
+from ffcv_ops import erasing, operations, policies, rng
+from ffcv_ops.kernels import crops
 from ffcv_ops.loader import plan_of
 from ffcv_ops.rng import RandomKey
 from ffcv_ops.storage.index import column, open_index
 from ffcv_ops.storage.reading import Files
+from ffcv_ops.stored_images import RAW
+from ffcv_ops.transform import TransformParams, transform_image
 
 matplotlib.use("Agg")
 
@@ -122,7 +125,8 @@ def compared(image: np.ndarray, shown, seed: int) -> list[list[Panel]]:
 
     rows = [[_stored_panel(image)], [Panel(None)], [Panel(None)]]
     for stage, draw in shown:
-        plan = plan_of(stage)._replace(erase=0.0, least=0.0)  # neither has another implementation to be held against
+        # neither of the two has another implementation to be held against
+        plan = plan_of(stage)._replace(erase=0.0, min_oversampling=0.0)
         key = RandomKey(seed, draw)
         ours = _panel(image, stage, plan, key)
         theirs = reference.show(image, plan=plan, resolution=stage.resolution, key=key)
@@ -152,7 +156,7 @@ def _stored_panel(image):
 def _panel(image, stage, plan, key):
     height, width, _ = image.shape
     size = stage.resolution
-    shown = decoders.show(image, plan=plan, resolution=size, key=key)
+    shown = transform_image(image, plan, resolution=size, key=key)
     return Panel(shown, f"{stage.name}, {size} px", words(plan, height, width, size, key=key))
 
 
@@ -175,34 +179,30 @@ def stored_images(path: Path, number: int) -> list[np.ndarray]:
 
 
 def _pixels(entry: np.void, data: bytes) -> np.ndarray:
-    if entry["mode"] == decoders.RAW:
+    if entry["mode"] == RAW:
         return np.frombuffer(data, np.uint8).reshape(entry["height"], entry["width"], 3)
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
-def words(plan: decoders.TransformParams, height: int, width: int, size: int, *, key: RandomKey) -> str:
+def words(params: TransformParams, height: int, width: int, size: int, *, key: RandomKey) -> str:
     """What happens to an image of this size at this draw, in a few words."""
-    view = crops.locate(plan.crop, height, width, size, plan.scale_low, plan.scale_high, plan.ratio, key)
-    said = [f"{view.box_width}x{view.box_height}"] if plan.crop == crops.RRC else []
-    if rng.uniform(key, rng.FLIP) < plan.flip:
+    view = crops.locate(params.crop, height, width, size, params.scale_low, params.scale_high, params.ratio, key)
+    said = [f"{view.box_width}x{view.box_height}"] if params.crop == crops.RRC else []
+    if rng.uniform(key, rng.FLIP) < params.flip:
         said.append("flip")
-    if plan.augment == policies.THREE:
-        op = policies.three_choice(plan.three_ops, key)
+    if params.augment == policies.THREE:
+        op = policies.three_choice(params.three_ops, key)
         names = {number: name for name, number in policies.THREE_OPS.items()}
         said.append(f"blur {policies.three_sigma(key):.1f}" if op == policies.BLUR else names[op])
-    for layer in range(policies.layers(plan.augment, _strength(plan))):
-        op, value = policies.choose(plan.augment, _strength(plan), layer, size, size, key)
+    for layer in range(policies.layers(params.augment, params.rand)):
+        op, value = policies.choose(params.augment, params.rand, layer, size, size, key)
         if op != operations.IDENTITY:
             bare = op in (operations.AUTOCONTRAST, operations.EQUALIZE, operations.INVERT)
             said.append(operations.NAMES[op] + ("" if bare else f" {value:.3g}"))
-    if plan.jitter:
-        factors = (policies.jitter_factor(plan.jitter, which, key) for which in range(3))
+    if params.jitter:
+        factors = (policies.jitter_factor(params.jitter, which, key) for which in range(3))
         said.append("bcs " + " ".join(f"{factor:.2f}".lstrip("0") for factor in factors))
     return "\n".join(said)
-
-
-def _strength(plan: decoders.TransformParams) -> randaugment.Strength:
-    return randaugment.Strength(*(getattr(plan, f"rand_{name}") for name in randaugment.Strength._fields))
 
 
 def sheet(rows: list[list[Panel]]) -> Figure:

@@ -13,8 +13,10 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 from torchvision.transforms.autoaugment import _apply_op
 
-from ffcv_ops import crops, decoders, operations, policies, randaugment, resample, rng
+from ffcv_ops import operations, policies, rng
+from ffcv_ops.kernels import crops, resample
 from ffcv_ops.rng import RandomKey
+from ffcv_ops.transform import TransformParams
 
 _MODES = {resample.BICUBIC: InterpolationMode.BICUBIC, resample.BILINEAR: InterpolationMode.BILINEAR}
 _RESAMPLING = {resample.BICUBIC: Image.Resampling.BICUBIC, resample.BILINEAR: Image.Resampling.BILINEAR}
@@ -27,17 +29,17 @@ _NAMES = {
 _ENHANCEMENTS = ("Brightness", "Color", "Contrast", "Sharpness")
 
 
-def show(image: np.ndarray, *, plan: decoders.TransformParams, resolution: int, key: RandomKey) -> np.ndarray:
-    """`decoders.show` by the other code: uint8 [height, width, 3] -> uint8 [resolution, resolution, 3]."""
+def show(image: np.ndarray, *, plan: TransformParams, resolution: int, key: RandomKey) -> np.ndarray:
+    """`transform_image` by the other code: uint8 [height, width, 3] -> uint8 [resolution, resolution, 3]."""
     view = cropped(Image.fromarray(image), plan, resolution, key)
     if rng.uniform(key, rng.FLIP) < plan.flip:
         view = F.hflip(view)
     return np.asarray(augmented(view, plan, key))
 
 
-def cropped(image: Image.Image, plan: decoders.TransformParams, size: int, key: RandomKey) -> Image.Image:
+def cropped(image: Image.Image, plan: TransformParams, size: int, key: RandomKey) -> Image.Image:
     mode = _MODES[plan.interpolation]
-    if plan.crop == crops.CENTRE:
+    if plan.crop == crops.CENTER:
         return F.center_crop(F.resize(image, int(size / plan.ratio), mode), size)
     width, height = image.size
     view = crops.locate(plan.crop, height, width, size, plan.scale_low, plan.scale_high, plan.ratio, key)
@@ -48,7 +50,7 @@ def cropped(image: Image.Image, plan: decoders.TransformParams, size: int, key: 
     return F.crop(padded, view.top + crops.SRC_PADDING, view.left + crops.SRC_PADDING, size, size)
 
 
-def augmented(image: Image.Image, plan: decoders.TransformParams, key: RandomKey) -> Image.Image:
+def augmented(image: Image.Image, plan: TransformParams, key: RandomKey) -> Image.Image:
     if plan.augment == policies.THREE:
         op = policies.three_choice(plan.three_ops, key)
         if op == policies.GRAY:
@@ -57,10 +59,9 @@ def augmented(image: Image.Image, plan: decoders.TransformParams, key: RandomKey
             image = ImageOps.solarize(image)
         else:
             image = image.filter(ImageFilter.GaussianBlur(policies.three_sigma(key)))
-    strength = randaugment.Strength(*(getattr(plan, f"rand_{name}") for name in randaugment.Strength._fields))
-    for layer in range(policies.layers(plan.augment, strength)):
+    for layer in range(policies.layers(plan.augment, plan.rand)):
         width, height = image.size
-        op, value = policies.choose(plan.augment, strength, layer, height, width, key)
+        op, value = policies.choose(plan.augment, plan.rand, layer, height, width, key)
         run = _by_torchvision if plan.augment == policies.TRIVIAL else _by_timm
         image = run(image, _NAMES[operations.NAMES[op]], value, _RESAMPLING[plan.interpolation])
     if plan.jitter:

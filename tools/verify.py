@@ -12,8 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from conversion.progress import progress
-from ffcv_ops import decoders, jpeg
+from ffcv_ops import stored_images
 from ffcv_ops.compiled import kernel
+from ffcv_ops.jpeg import decoder
+from ffcv_ops.kernels.span import Span
+from ffcv_ops.kernels.tickets import next_ticket
 from ffcv_ops.storage.index import Index, column, levels_of, open_index
 from ffcv_ops.storage.reading import Files
 from ffcv_ops.storage.sources import named, sources_from
@@ -46,7 +49,7 @@ def faults(known: Index, *, workers: int, after=lambda count: None) -> Iterator[
             found = _check(known, names, slice(begin, begin + _AT_ONCE), files, threads, workers)
             files.check()
             for sample, levels in enumerate(found, begin):
-                words = [f"{name} {decoders.FAULTS[int(f)]}" for name, f in zip(names, levels, strict=True) if f]
+                words = [f"{name} {stored_images.FAULTS[int(f)]}" for name, f in zip(names, levels, strict=True) if f]
                 if known.class_names is not None and labels[sample] >= len(known.class_names):
                     words.append(f"label {labels[sample]}, but there are {len(known.class_names)} classes")
                 if words:
@@ -55,48 +58,44 @@ def faults(known: Index, *, workers: int, after=lambda count: None) -> Iterator[
 
 
 def _check(known, names, part, files, threads, workers) -> np.ndarray:
-    """What is wrong with the images of some samples: decoders.OK, ... [samples, levels]."""
-    stored = np.stack([column(known, name)[part] for name in names], axis=1)
-    number = np.searchsorted(known.places, stored["data_ptr"])
-    checked = known.checksums is not None
-    checksums = known.checksums[number] if checked else np.zeros(number.shape, np.uint64)
-    descriptors, places = files.locate(stored["data_ptr"])
-    sizes, found = known.sizes[number].astype(np.int64), np.zeros(number.shape, np.uint8)
-    columns = [stored[name].astype(np.int64) for name in ("mode", "height", "width")]
-    work = (np.zeros(1, np.int64), descriptors, places, sizes, checksums, checked, *columns, found)
-    for thread in [threads.submit(_check_some, *work) for _ in range(workers)]:
+    """What is wrong with the images of some samples: OK, CORRUPT, ... [samples, levels]."""
+    table = stored_images.stored_images(known, [column(known, name) for name in names], part, files.locate)
+    ticket, found = np.zeros(1, np.int64), np.zeros(table.shape, np.uint8)
+    for thread in [threads.submit(_check_some, ticket, table, found) for _ in range(workers)]:
         thread.result()
     return found
 
 
 @kernel
-def _check_some(ticket, files, places, sizes, checksums, checked, modes, heights, widths, found):
-    """What one thread does: samples by ticket, all their levels; what several levels share, once."""
-    decoder = jpeg.open_decoder()
-    buffer = np.empty(sizes.max(), np.uint8)
-    pixels = np.empty(((heights + 16) * widths).max() + 16, np.uint32)
-    i = decoders.next_ticket(ticket)
+def _check_some(ticket, table, found):
+    """What one thread does: samples by ticket, all their levels; what several levels share, once.
+
+    ticket: int64 [1]. table: STORED_IMAGE [samples, levels]. found: uint8 [samples, levels].
+    """
+    handle = decoder.open_decoder()
+    buffer = np.empty(table["size"].max(), np.uint8)
+    pixels = np.empty((table["height"] * table["width"]).max(), np.uint32)
+    i = next_ticket(ticket)
     while i < len(found):
         for level in range(found.shape[1]):
-            if level == 0 or places[i, level] != places[i, level - 1]:
-                address, fault = decoders.fetch(
-                    files[i, level], places[i, level], sizes[i, level], checksums[i, level], checked, buffer
-                )
-                if fault == decoders.OK and modes[i, level] == decoders.JPG:
-                    height, width = heights[i, level], widths[i, level]
-                    fault = _decode(decoder, address, sizes[i, level], height, width, pixels)
+            image = table[i, level]
+            if level == 0 or image.place != table[i, level - 1].place:
+                address, fault = stored_images.fetch(image, buffer)
+                if fault == stored_images.OK and image.mode == stored_images.JPG:
+                    fault = _decode(handle, decoder.Jpeg(address, image.size, image.height, image.width), pixels)
                 found[i, level] = fault
-        i = decoders.next_ticket(ticket)
-    jpeg.close_decoder(decoder)
+        i = next_ticket(ticket)
+    decoder.close_decoder(handle)
 
 
 @kernel
-def _decode(decoder, address, size, height, width, pixels):
-    """Decodes a whole JPEG to `pixels`; returns OK or CORRUPT."""
-    status = jpeg.begin(decoder, address, size, height, width, jpeg.WHOLE, False, (0, height), (0, width), pixels)
+def _decode(handle, jpeg, pixels):
+    """Decodes a whole JPEG to `pixels` (uint32, all of them); returns OK or CORRUPT."""
+    everything = decoder.Region(decoder.UNSCALED, False, Span(0, jpeg.height), Span(0, jpeg.width))
+    status = decoder.begin(handle, jpeg, everything, pixels)
     row = 0
-    while row < height and status == jpeg.OK:
-        count = min(jpeg.ROWS_AT_ONCE, height - row)
-        status = jpeg.rows(decoder, pixels, width, count)
+    while row < jpeg.height and status == decoder.OK:
+        count = min(decoder.ROWS_AT_ONCE, jpeg.height - row)
+        status = decoder.rows(handle, pixels, jpeg.width, count)
         row += count
-    return jpeg.end(decoder) if status == jpeg.OK else status
+    return decoder.end(handle) if status == decoder.OK else status

@@ -33,7 +33,7 @@ IN_A_FILE = {
     "infinity": ("epochs: 2", "epochs: 2, lr: .inf", "a number above 0"),
     "yes for true": ("epochs: 2", "epochs: 2, eval_flip: yes", "true or false"),
     "0 for false": ("epochs: 2", "epochs: 2, eval_flip: 0", "true or false"),
-    "a word that is no choice": ("epochs: 2", "epochs: 2, crop: random", "one of rrc, src, centre"),
+    "a word that is no choice": ("epochs: 2", "epochs: 2, crop: random", "one of rrc, src, center"),
     "null for a number": ("epochs: 2", "epochs: null", "a whole number"),
     "none where it is not allowed": ("epochs: 2", "epochs: none", "a whole number"),
     "one number for two": ("epochs: 2", "epochs: 2, rrc_scale: 0.5", "a list of 2"),

@@ -16,7 +16,7 @@ class Unavailable(Exception):
     """This contender cannot take part, or not in this task. The message says why."""
 
 
-LESS = {"least_downscale": 1.2}  # what docs/data.md recommends
+LESS = {"min_oversampling": 1.2}  # what docs/data.md recommends
 
 CONTENDERS = {  # name: module of this package, settings
     "ours": ("ours", {"beton": "ours_jpg"}),

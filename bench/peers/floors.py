@@ -8,14 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from bench.corpus import LONGEST
-from ffcv_ops.jpeg import TURBOJPEG
+from ffcv_ops.jpeg import turbojpeg
 
 RGBX, FAST_DCT, ACCURATE_DCT = 2, 2048, 4096  # turbojpeg.h
 
 
 def prepare(task, corpus, *, batch, workers, scale=1, fast_dct=False):
-    library = ctypes.CDLL(TURBOJPEG)  # calls release the GIL
-    library.tjInitDecompress.restype = ctypes.c_void_p
+    library = turbojpeg.load()  # calls release the GIL
     files = [np.fromfile(file, np.uint8) for file in corpus.files[task.split]]
     flags = FAST_DCT if fast_dct else ACCURATE_DCT
     pool = ThreadPoolExecutor(workers)

@@ -32,7 +32,7 @@ def prepare(task, corpus, *, batch, workers, beton, keys=None):
         raise Unavailable(files)
     path = f"{files}_{task.split}.beton"
     samples, stage = describe(path).samples, stage_of(task, batch, keys or {})
-    if task.crop == "centre":
+    if task.crop == "center":
         loader = eval_loader(path, samples, stage, batch=batch, placement=Placement(workers=workers))
     else:
         loader = train_loader(path, samples, stage, seed=0, placement=Placement(workers=workers))

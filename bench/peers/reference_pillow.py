@@ -33,7 +33,7 @@ def crop_of(task):
             transforms.Resize(task.size, interpolation=BICUBIC),
             transforms.RandomCrop(task.size, padding=4, padding_mode="reflect"),
         ],
-        "centre": lambda: [transforms.Resize(task.size, interpolation=BICUBIC), transforms.CenterCrop(task.size)],
+        "center": lambda: [transforms.Resize(task.size, interpolation=BICUBIC), transforms.CenterCrop(task.size)],
     }[task.crop]()
 
 

@@ -39,7 +39,7 @@ def _loader(path, task, batch, workers, kernels):
     decoder = {
         "rrc": lambda: RandomResizedCropRGBImageDecoder(size),
         "src": lambda: SimpleRandomCropRGBImageDecoder(size),
-        "centre": lambda: CenterCropRGBImageDecoder(size, ratio=1.0),
+        "center": lambda: CenterCropRGBImageDecoder(size, ratio=1.0),
     }[task.crop]()
     flip = [RandomHorizontalFlip()] if task.flip else []
     augment = [ThreeAugment(kernels), ColorJitter(JITTER, kernels)] if task.augment == "three" else []

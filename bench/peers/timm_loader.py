@@ -29,10 +29,10 @@ def prepare(task, corpus, *, batch, workers):
     crop = {
         "rrc": {},
         "src": {"train_crop_mode": "rkrr", "scale": (1, 1), "ratio": (1, 1)},
-        "centre": {"crop_pct": 1.0},
+        "center": {"crop_pct": 1.0},
     }[task.crop]
     loader = create_loader(
-        dataset, input_size=(3, task.size, task.size), batch_size=batch, is_training=task.crop != "centre",
+        dataset, input_size=(3, task.size, task.size), batch_size=batch, is_training=task.crop != "center",
         interpolation="bicubic", hflip=0.5, color_jitter=JITTER if task.augment == "three" else None,
         auto_augment=POLICIES[task.augment], num_workers=workers, device=torch.device("cpu"), **crop,
     )  # fmt: skip

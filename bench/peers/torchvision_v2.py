@@ -22,7 +22,7 @@ def crop_of(task):
             v2.Resize(task.size, interpolation=BICUBIC, antialias=True),
             v2.RandomCrop(task.size, padding=4, padding_mode="reflect"),
         ],
-        "centre": [v2.Resize(task.size, interpolation=BICUBIC, antialias=True), v2.CenterCrop(task.size)],
+        "center": [v2.Resize(task.size, interpolation=BICUBIC, antialias=True), v2.CenterCrop(task.size)],
     }[task.crop]
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from bench import levels
-from ffcv_ops.crops import View
+from ffcv_ops.kernels.crops import View
 
 BOX = View(box_top=31, box_left=67, box_height=150, box_width=90, full_height=40, full_width=40, top=0, left=0)
 WHOLE = View(box_top=0, box_left=0, box_height=300, box_width=400, full_height=48, full_width=64, top=0, left=0)

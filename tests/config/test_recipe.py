@@ -19,7 +19,7 @@ data.train data.val data.finetune_train data.finetune_val data.workers data.cach
 data.on_bad_sample data.bad_limit
 model.name model.layer_scale model.classes model.blur_pool
 stage.name stage.data stage.resolution stage.ramp stage.epochs stage.batch stage.crop stage.rrc_scale
-stage.interpolation stage.least_downscale stage.flip stage.augment stage.three_ops stage.rand_config stage.jitter
+stage.interpolation stage.min_oversampling stage.flip stage.augment stage.three_ops stage.rand_config stage.jitter
 stage.erasing stage.erasing_mode stage.repeats stage.mixup stage.cutmix stage.mix_chunk stage.smoothing stage.loss
 stage.drop_path stage.optimizer stage.lr stage.min_lr stage.warmup_epochs stage.warmup_lr stage.schedule
 stage.weight_decay stage.betas stage.eps stage.momentum stage.clip_norm stage.ema stage.start stage.head
@@ -65,7 +65,7 @@ def test_the_papers_vit_s_in_400_epochs():
     pretrain, finetune = (dataclasses.asdict(stage) for stage in run.stages)
     shared = {
         "data": "main", "ramp": None, "crop": "rrc", "rrc_scale": (0.08, 1.0), "interpolation": "bicubic", "flip": 0.5,
-        "least_downscale": None, "three_ops": ("gray", "solarize", "blur"),
+        "min_oversampling": None, "three_ops": ("gray", "solarize", "blur"),
         "rand_config": "rand-m9-mstd0.5-inc1", "erasing": 0, "erasing_mode": "pixel",
         "mixup": 0.8, "cutmix": 1.0, "drop_path": 0,
         "min_lr": 1e-5, "warmup_epochs": 5, "warmup_lr": 1e-6, "schedule": "epoch", "betas": (0.9, 0.999),
@@ -140,7 +140,7 @@ def test_a_rendered_run_loads_as_an_equal_run(path, write):
 def test_stages_that_share_nothing_are_rendered_too(write):
     other = {
         "name": "b", "data": "finetune", "resolution": 64, "ramp": (32, 1, 2), "epochs": 3, "batch": 8, "crop": "src",
-        "rrc_scale": (0.5, 0.6), "interpolation": "bilinear", "least_downscale": 1.2, "flip": 0.1, "augment": "none",
+        "rrc_scale": (0.5, 0.6), "interpolation": "bilinear", "min_oversampling": 1.2, "flip": 0.1, "augment": "none",
         "three_ops": ("blur",), "rand_config": "rand-m1", "jitter": None, "erasing": 0.5,
         "erasing_mode": "const",
         "repeats": 1, "mixup": 0.1, "cutmix": 0.1, "mix_chunk": 4, "smoothing": 0.2, "loss": "ce", "drop_path": 0.1,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from config.recipe import BASE_RECIPE, load_recipe
-from ffcv_ops import decoders, loader, order
+from ffcv_ops import loader, order, stored_images
 from ffcv_ops.corrupt_samples import CorruptSamples
 from ffcv_ops.decoders import SampleError
 from ffcv_ops.errors import UserError
@@ -168,12 +168,12 @@ def test_a_replacement_that_is_corrupt_is_no_further_one(good):
     policy.begin(96)
     draws = np.arange(16)
     for places in ([3, 7], [7], [7]):
-        draws = policy.replace(0, draws, SampleError(np.array(places), np.full(len(places), decoders.CHANGED)))
+        draws = policy.replace(0, draws, SampleError(np.array(places), np.full(len(places), stored_images.CHANGED)))
     assert (policy.replaced, policy.times.total()) == (0, 4)
     policy.yielded(0)
     assert policy.replaced == 2
     with pytest.raises(UserError, match="3 of an epoch's 96 samples had to be replaced"):
-        policy.replace(1, np.arange(16, 32), SampleError(np.array([0]), np.array([decoders.CHANGED])))
+        policy.replace(1, np.arange(16, 32), SampleError(np.array([0]), np.array([stored_images.CHANGED])))
 
 
 def test_replacements_are_spread_over_the_images():
@@ -181,4 +181,4 @@ def test_replacements_are_spread_over_the_images():
     assert all(draw // 1000 == 7 for draw in replacements)
     counts = np.histogram(np.array(replacements) % 1000, 10)[0]
     assert abs(counts - 200).max() < 60  # 4 sigma
-    assert decoders.FAULTS.keys() == {decoders.CORRUPT, decoders.UNREAD, decoders.CHANGED}
+    assert stored_images.FAULTS.keys() == {stored_images.CORRUPT, stored_images.UNREAD, stored_images.CHANGED}

@@ -15,10 +15,11 @@ from conversion import beton
 from conversion.convert import convert
 from conversion.encode import encode_item, encode_rgb
 from conversion.sources import image_folder
-from ffcv_ops import decoders, host, loader, order
+from ffcv_ops import host, loader, order
 from ffcv_ops.errors import UserError
 from ffcv_ops.rng import RandomKey
 from ffcv_ops.storage.index import column, describe, pages_of
+from ffcv_ops.transform import transform_image
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -31,7 +32,7 @@ class Stage:
     crop: str = "rrc"
     rrc_scale: tuple = (0.08, 1.0)
     interpolation: str = "bicubic"
-    least_downscale: float | None = None
+    min_oversampling: float | None = None
     flip: float = 0.5
     augment: str = "three"
     three_ops: tuple = ("gray", "solarize", "blur")
@@ -175,12 +176,12 @@ LESS = {
 @pytest.mark.parametrize("words", LESS.values(), ids=LESS)
 @pytest.mark.parametrize("levels", [False, True], ids=["one level", "pyramid"])
 def test_less_is_decoded_where_it_suffices(pyramid_beton, levels, words):
-    """`least_downscale` none gives the bytes of the file without levels; 1.2 gives nearly them, from less."""
+    """`min_oversampling` none gives the bytes of the file without levels; 1.2 gives nearly them, from less."""
     pyramid, plain, samples = pyramid_beton
     path = pyramid if levels else plain
     exact = replace(STAGE, repeats=1, resolution=64, jitter=None, three_ops=("solarize",), batch=4, mix_chunk=4)
     exact = replace(exact, **words)
-    less = replace(exact, least_downscale=1.2)
+    less = replace(exact, min_oversampling=1.2)
 
     def epoch(path, stage, **placement):
         batches = loader.train_loader(path, samples, stage, seed=5, placement=loader.Placement(**placement))
@@ -237,7 +238,7 @@ def test_pixels_are_those_of_the_stored_image(request, tiles, fixture):
         else:
             stored = np.asarray(Image.open(io.BytesIO(data[metadata[index]["data_ptr"] :].tobytes())).convert("RGB"))
         assert stored.shape == tiles[index].shape
-        shown = decoders.show(stored, plan=batches.decoder.plan, resolution=48, key=RandomKey(5, draw))
+        shown = transform_image(stored, batches.decoder.params, resolution=48, key=RandomKey(5, draw))
         np.testing.assert_array_equal(images[position].numpy(), shown)
         assert labels[position] == index % 5
 

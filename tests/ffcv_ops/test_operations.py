@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ffcv_ops import operations, policies, resample
+from ffcv_ops import operations, policies
+from ffcv_ops.kernels import resample
 
 LAWS = {"plain": operations.PLAIN, "increasing": operations.INCREASING, "paper": operations.PAPER}
 

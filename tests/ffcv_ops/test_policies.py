@@ -7,7 +7,8 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from scipy import stats
 
-from ffcv_ops import policies, resample, rng
+from ffcv_ops import policies, rng
+from ffcv_ops.kernels import resample
 from ffcv_ops.randaugment import Strength, parse
 from ffcv_ops.rng import RandomKey
 

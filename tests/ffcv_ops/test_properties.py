@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from config.recipe import BASE_RECIPE, load_recipe
-from ffcv_ops import crops, loader, order, rng
+from ffcv_ops import loader, order, rng
+from ffcv_ops.kernels import crops
 from ffcv_ops.rng import RandomKey
 
 SEEDS, SAMPLE_IDS, STREAMS = st.integers(0, 2**62), st.integers(0, 2**55), st.integers(0, 2**20)
@@ -56,7 +57,7 @@ def test_every_argument_is_part_of_the_key(seed, sample_id, stream, step):
 @settings(max_examples=300, deadline=None)
 @given(st.integers(8, 2000), st.integers(8, 2000), st.floats(0.05, 1), st.floats(0.05, 1), SEEDS, SAMPLE_IDS)
 def test_a_resized_crop_keeps_to_its_area_and_aspect(height, width, one, other, seed, draw):
-    """Up to the rounding of its sides, or it is the centred largest box of an allowed aspect."""
+    """Up to the rounding of its sides, or it is the centered largest box of an allowed aspect."""
     low, high = sorted((one, other))
     view = crops.random_resized_crop(height, width, 64, low, high, RandomKey(seed, draw))
     top, left, h, w = view[:4]

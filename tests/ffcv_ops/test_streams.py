@@ -20,7 +20,7 @@ class Stage:
     crop: str = "rrc"
     rrc_scale: tuple = (0.08, 1.0)
     interpolation: str = "bicubic"
-    least_downscale: float | None = None
+    min_oversampling: float | None = None
     flip: float = 0.5
     augment: str = "none"
     three_ops: tuple = ()

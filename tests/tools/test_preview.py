@@ -9,8 +9,10 @@ from PIL import Image
 
 from config.recipe import load_recipe
 from conversion.encode import encode_rgb
-from ffcv_ops import crops, decoders, loader, policies
+from ffcv_ops import loader, policies, randaugment
+from ffcv_ops.kernels import crops
 from ffcv_ops.rng import RandomKey
+from ffcv_ops.transform import TransformParams, transform_image
 from tools import preview, reference
 
 RECIPE = str(Path(__file__).resolve().parents[2] / "recipes" / "vit_s_400ep.yaml")
@@ -44,11 +46,11 @@ def test_stored_images_of_shards(tmp_path, tiles, write_shards):
 def test_words_name_the_operation_of_the_draw(photos):
     image = photos["cat"]
     height, width, _ = image.shape
-    plan = decoders.TransformParams(crop=crops.CENTRE, augment=policies.THREE)
+    plan = TransformParams(crop=crops.CENTER, augment=policies.THREE)
     seen = set()
     for draw in range(30):
         said = preview.words(plan, height, width, 64, key=RandomKey(0, draw))
-        shown = decoders.show(image, plan=plan, resolution=64, key=RandomKey(0, draw))
+        shown = transform_image(image, plan, resolution=64, key=RandomKey(0, draw))
         is_gray = (shown == shown[..., :1]).all()
         assert is_gray == (said == "gray")
         seen.add(said.split()[0])
@@ -59,12 +61,12 @@ def test_words_name_the_operations_of_randaugment(photos):
     """Where nothing is named, nothing happens, and the crops are those of no policy."""
     image = photos["cat"]
     height, width, _ = image.shape
-    plan = decoders.TransformParams(crop=crops.CENTRE, augment=policies.RAND, rand_probability=0.3)
-    plain = decoders.show(image, plan=plan._replace(augment=policies.NONE), resolution=64, key=RandomKey(0, 0))
+    plan = TransformParams(crop=crops.CENTER, augment=policies.RAND, rand=randaugment.Strength(probability=0.3))
+    plain = transform_image(image, plan._replace(augment=policies.NONE), resolution=64, key=RandomKey(0, 0))
     named = 0
     for draw in range(40):
         said = preview.words(plan, height, width, 64, key=RandomKey(0, draw))
-        same = np.array_equal(decoders.show(image, plan=plan, resolution=64, key=RandomKey(0, draw)), plain)
+        same = np.array_equal(transform_image(image, plan, resolution=64, key=RandomKey(0, draw)), plain)
         assert said or same
         named += bool(said) and not same
     assert 15 < named < 32  # about half of them: 1 - .7^2
@@ -85,7 +87,7 @@ def test_rows_show_the_stages_as_training_sees_them(photos):
     assert [panel.above for panel in panels[1:3]] == ["pretrain_224, 224 px", "finetune_384, 384 px"]
     plan = loader.plan_of(stages[1])
     np.testing.assert_array_equal(
-        panels[3].picture, decoders.show(photos["cat"], plan=plan, resolution=384, key=RandomKey(7, 4))
+        panels[3].picture, transform_image(photos["cat"], plan, resolution=384, key=RandomKey(7, 4))
     )
 
 

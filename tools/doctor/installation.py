@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ffcv_ops import native
+from ffcv_ops.jpeg import native
 from tools.doctor.findings import FAULT, OK, WARNING, Finding
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -2,7 +2,7 @@
 
     python flip_bits.py FILE.beton LEAST [BEGIN:END:STEP ...]     # bits of the file
 
-LEAST is stage.least_downscale (0: none). A line for each bit and each data.cache: the bit's number, the cache and
+LEAST is stage.min_oversampling (0: none). A line for each bit and each data.cache: the bit's number, the cache and
 `refused`, `same`, or the numbers of the samples whose pixels are others.
 """
 
@@ -25,7 +25,7 @@ class Stage:
     crop: str = "src"
     rrc_scale: tuple = (1.0, 1.0)
     interpolation: str = "bicubic"
-    least_downscale: float | None = None
+    min_oversampling: float | None = None
     flip: float = 0.0
     augment: str = "none"
     three_ops: tuple = ()
@@ -43,7 +43,7 @@ class Stage:
 def images_of(path, cache, least):
     """The images of an epoch, by sample: uint8 [samples, size, size, 3]."""
     samples = describe(path).samples
-    stage = Stage(batch=samples, least_downscale=least)
+    stage = Stage(batch=samples, min_oversampling=least)
     batches = train_loader(path, samples, stage, seed=0, placement=Placement(workers=1, cache=cache))
     ((images, _),) = batches.epoch(0)
     shown = np.empty(images.shape, np.uint8)

@@ -84,7 +84,7 @@ def test_shards_give_the_batches_of_one_file(flat, cache):
 def test_shards_of_pyramids(pyramid):
     whole, pattern = pyramid
     for least in (None, 1.0):
-        stage = replace(STAGE, crop="src", resolution=24, least_downscale=least)
+        stage = replace(STAGE, crop="src", resolution=24, min_oversampling=least)
         assert_same(collected(train(whole, stage).epoch(0)), collected(train(pattern, stage).epoch(0)))
 
 

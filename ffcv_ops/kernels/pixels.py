@@ -6,11 +6,12 @@ three extended box blurs each way. Planes rather than interleaved pixels, so tha
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
-from ffcv_ops import lanes
 from ffcv_ops.compiled import kernel
+from ffcv_ops.kernels import lanes
 
 
 @kernel
@@ -102,6 +103,14 @@ def box_radius(sigma):
     return np.float32(whole + edge)
 
 
+class Box(NamedTuple):
+    """A box blur: weight `inner` on 2 * reach + 1 lines, `outer` on the line beyond each end; 24 fractional bits."""
+
+    reach: int
+    inner: np.uint32
+    outer: np.uint32
+
+
 @kernel
 def _box_sum(middle, near, far, inner, outer):
     """One value of a box blur: `middle` and `near` have weight `inner`, `far` has `outer` (24 fractional bits)."""
@@ -110,27 +119,27 @@ def _box_sum(middle, near, far, inner, outer):
 
 
 @kernel
-def _box_line(middle, step, above, below, reach, inner, outer, total, out):
+def _box_line(middle, step, above, below, box, total, out):
     """out = box blur across lines, at the line with address `middle`; line k is k * step bytes behind it.
 
-    Lines before -above or behind `below` count as the last one. The box has weight `inner` on 2 * reach + 1 lines and
-    `outer` on the line beyond each end.
+    Lines before -above or behind `below` count as the last one. total: uint32 [n], scratch. out: uint8 [n].
     """
+    reach, inner, outer = box
     n = len(out)
-    centre = lanes.values(middle, n)
+    center = lanes.values(middle, n)
     before = lanes.values(middle - min(reach + 1, above) * step, n)
     after = lanes.values(middle + min(reach + 1, below) * step, n)
     if reach == 0:
         for x in range(n):
             ends = np.uint32(np.uint32(before[x]) + np.uint32(after[x]))
-            out[x] = _box_sum(np.uint32(centre[x]), np.uint32(0), ends, inner, outer)
+            out[x] = _box_sum(np.uint32(center[x]), np.uint32(0), ends, inner, outer)
         return
     one, other = lanes.values(middle - min(1, above) * step, n), lanes.values(middle + min(1, below) * step, n)
     if reach == 1:  # like the loop above: the paper's blurs go no further
         for x in range(n):
             ends = np.uint32(np.uint32(before[x]) + np.uint32(after[x]))
             near = np.uint32(np.uint32(one[x]) + np.uint32(other[x]))
-            out[x] = _box_sum(np.uint32(centre[x]), near, ends, inner, outer)
+            out[x] = _box_sum(np.uint32(center[x]), near, ends, inner, outer)
         return
     for x in range(n):
         total[x] = 0
@@ -140,14 +149,14 @@ def _box_line(middle, step, above, below, reach, inner, outer, total, out):
             total[x] = np.uint32(total[x] + np.uint32(one[x]) + np.uint32(other[x]))
     for x in range(n):
         ends = np.uint32(np.uint32(before[x]) + np.uint32(after[x]))
-        out[x] = _box_sum(np.uint32(centre[x]), total[x], ends, inner, outer)
+        out[x] = _box_sum(np.uint32(center[x]), total[x], ends, inner, outer)
 
 
 @kernel
-def _box_rows(source, target, reach, inner, outer, padded, total):
+def _box_rows(source, target, box, padded, total):
     """One box blur along each row of `source` -> target (may be the same). padded: a row with room at both ends."""
     height, width = source.shape
-    margin = reach + 1
+    margin = box.reach + 1
     inside = padded[margin : margin + width]
     for y in range(height):
         row = source[y]
@@ -156,19 +165,19 @@ def _box_rows(source, target, reach, inner, outer, padded, total):
         for k in range(margin):
             padded[k] = row[0]
             padded[margin + width + k] = row[width - 1]
-        _box_line(inside.ctypes.data, 1, margin, margin, reach, inner, outer, total, target[y])
+        _box_line(inside.ctypes.data, 1, margin, margin, box, total, target[y])
 
 
 @kernel
-def _box_columns(source, target, reach, inner, outer, total):
+def _box_columns(source, target, box, total):
     """One box blur down the columns of `source` -> target."""
     height, width = source.shape
     for y in range(height):
-        _box_line(source[y].ctypes.data, width, y, height - 1 - y, reach, inner, outer, total, target[y])
+        _box_line(source[y].ctypes.data, width, y, height - 1 - y, box, total, target[y])
 
 
 @kernel
-def turn(source, target):
+def transpose(source, target):
     """target[x, y] = source[y, x] for 2-D uint8, in strips of eight rows."""
     height, width = source.shape
     strips = height - height % 8
@@ -183,10 +192,10 @@ def turn(source, target):
 
 
 @kernel
-def gaussian_blur(planes, sigma, spare):
+def gaussian_blur(planes, sigma, scratch):
     """Pillow's ImageFilter.GaussianBlur(sigma): three box blurs along the rows, then three down the columns.
 
-    `spare`: uint8 of the size of two planes. sigma is the standard deviation in pixels (Pillow calls it radius).
+    `scratch`: uint8 of the size of two planes. sigma is the standard deviation in pixels (Pillow calls it radius).
     """
     _, height, width = planes.shape
     radius = box_radius(sigma)
@@ -195,16 +204,17 @@ def gaussian_blur(planes, sigma, spare):
     reach = int(radius)
     inner = np.uint32(np.float32(1 << 24) / (radius * np.float32(2.0) + np.float32(1.0)))
     outer = (np.uint32(1 << 24) - np.uint32(2 * reach + 1) * inner) // np.uint32(2)
+    box = Box(reach, inner, outer)
     total, padded = np.empty(width, np.uint32), np.empty(width + 2 * (reach + 1), np.uint8)
-    one = spare[: height * width].reshape(height, width)
-    other = spare[height * width : 2 * height * width].reshape(height, width)
+    one = scratch[: height * width].reshape(height, width)
+    other = scratch[height * width : 2 * height * width].reshape(height, width)
     for c in range(3):
         plane = planes[c]
         for _ in range(3):
-            _box_rows(plane, plane, reach, inner, outer, padded, total)
-        _box_columns(plane, one, reach, inner, outer, total)
-        _box_columns(one, other, reach, inner, outer, total)
-        _box_columns(other, plane, reach, inner, outer, total)
+            _box_rows(plane, plane, box, padded, total)
+        _box_columns(plane, one, box, total)
+        _box_columns(one, other, box, total)
+        _box_columns(other, plane, box, total)
 
 
 @kernel

@@ -1,8 +1,8 @@
-"""The laws of the crops: draws -> which part of the image is seen. Pure arithmetic on sizes, no pixels.
+"""The distributions of the crops: draws -> which part of the image is seen. Pure arithmetic on sizes, no pixels.
 
 All three are one thing, a `View`: a box of the source image is resized to full_height x full_width, and an
 S x S window at (top, left) of the result is kept. The window may overhang the resized image (SRC's padding); what
-lies outside is mirrored. RandomResizedCrop: the box is random and the window is everything. SRC and the centre
+lies outside is mirrored. RandomResizedCrop: the box is random and the window is everything. SRC and the center
 crop: the box is the whole image and the window is placed.
 """
 
@@ -12,8 +12,8 @@ from typing import NamedTuple
 from ffcv_ops import rng
 from ffcv_ops.compiled import kernel
 
-RRC, SRC, CENTRE = 0, 1, 2
-NAMES = {"rrc": RRC, "src": SRC, "centre": CENTRE}
+RRC, SRC, CENTER = 0, 1, 2
+NAMES = {"rrc": RRC, "src": SRC, "center": CENTER}
 
 SRC_PADDING = 4  # pixels, at every resolution (official code, augment.py)
 RATIO = (3.0 / 4.0, 4.0 / 3.0)  # aspect ratios of RandomResizedCrop
@@ -44,9 +44,9 @@ def _round_half_even(x):
 
 @kernel
 def random_resized_crop(height, width, size, scale_low, scale_high, key):
-    """torchvision's and timm's law: ten tries of area ~ U(scale) and log-uniform aspect in `RATIO`, then a fallback.
+    """torchvision's and timm's distribution: ten tries of area ~ U(scale) and log-uniform aspect in `RATIO`.
 
-    The fallback is the largest centred box whose aspect lies in `RATIO`.
+    Where none of them fits: the largest centered box whose aspect lies in `RATIO`.
     """
     area = height * width
     log_low, log_high = math.log(RATIO[0]), math.log(RATIO[1])
@@ -86,8 +86,8 @@ def simple_random_crop(height, width, size, key):
 
 
 @kernel
-def centre_crop(height, width, size, ratio):
-    """Evaluation: shortest side to int(size / ratio), then the size x size centre (torchvision's rounding)."""
+def center_crop(height, width, size, ratio):
+    """Evaluation: shortest side to int(size / ratio), then the size x size center (torchvision's rounding)."""
     full_height, full_width = _resized(height, width, int(size / ratio))
     top = _round_half_even((full_height - size) / 2.0)
     left = _round_half_even((full_width - size) / 2.0)
@@ -96,9 +96,9 @@ def centre_crop(height, width, size, ratio):
 
 @kernel
 def locate(crop, height, width, size, scale_low, scale_high, ratio, key):
-    """The `View` of an image of height x width under crop law `crop` (RRC, SRC or CENTRE)."""
+    """The `View` of an image of height x width under the mode `crop` (RRC, SRC or CENTER)."""
     if crop == RRC:
         return random_resized_crop(height, width, size, scale_low, scale_high, key)
     if crop == SRC:
         return simple_random_crop(height, width, size, key)
-    return centre_crop(height, width, size, ratio)
+    return center_crop(height, width, size, ratio)

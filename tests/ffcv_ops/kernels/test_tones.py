@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from ffcv_ops import tones
+from ffcv_ops.kernels import tones
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 Pillow's `transform(AFFINE)`, unlike its `resize`, does not antialias. Output pixel (x, y) looks at the source point
 (a (x + 1/2) + b (y + 1/2) + c, d (x + 1/2) + e (y + 1/2) + f). Where that point lies outside the image, the pixel gets
-the fill colour; otherwise a polynomial of its 2 x 2 or 4 x 4 neighbours (bilinear, or Keys' cubic with a = -1), the
+the fill color; otherwise a polynomial of its 2 x 2 or 4 x 4 neighbours (bilinear, or Keys' cubic with a = -1), the
 edge's pixels repeated outwards, computed in float64 and truncated to 8 bits. NEAREST counts in 16.16 fixed point.
 
 Shears and translations slide each row (or, transposed, each column) by an offset of its own and interpolate along it.
@@ -14,8 +14,8 @@ import math
 import numpy as np
 
 from ffcv_ops.compiled import kernel
-from ffcv_ops.pixels import turn
-from ffcv_ops.resample import BICUBIC, BILINEAR
+from ffcv_ops.kernels.pixels import transpose
+from ffcv_ops.kernels.resample import BICUBIC, BILINEAR
 
 NEAREST = 1 + max(BICUBIC, BILINEAR)  # a third interpolation, beside resample's
 
@@ -87,7 +87,7 @@ def _inside(offset, n):
 
 @kernel
 def _fraction(x, begin, offset, whole):
-    """How far beyond the centre of pixel begin + x + whole the source of begin + x lies, in 0..1."""
+    """How far beyond the center of pixel begin + x + whole the source of begin + x lies, in 0..1."""
     at = np.float64(np.int32(x)) + begin
     return ((at + 0.5) + offset - 0.5) - (at + whole)
 
@@ -127,25 +127,25 @@ def _slide_row(row, offset, interpolation, fill, line):
 
 
 @kernel
-def slide(planes, slope, shift, columns, interpolation, fill, spare):
+def slide(planes, slope, shift, columns, interpolation, fill, scratch):
     """Row y shows what lies slope * (y + 1/2) + shift pixels further right; with `columns`, columns what lies below.
 
     One of slope and shift is 0: shears have the matrix (1, slope, 0, 0, 1, 0) or (1, 0, 0, slope, 1, 0), translations
     (1, 0, shift, 0, 1, 0) or (1, 0, 0, 0, 1, shift). A shift to nearest neighbours is a whole number.
-    fill: (red, green, blue). spare: uint8, the size of a plane.
+    fill: (red, green, blue). scratch: uint8, the size of a plane.
     """
     _, height, width = planes.shape
     line = np.empty(max(height, width) + 2 * EDGE, np.uint8)
     for c in range(3):
         plane = planes[c]
-        rows = spare[: height * width].reshape(width, height) if columns else plane
+        rows = scratch[: height * width].reshape(width, height) if columns else plane
         if columns:
-            turn(plane, rows)
+            transpose(plane, rows)
         for y in range(len(rows)):
             offset = _row_offset(y, slope, shift, interpolation)
             _slide_row(rows[y], offset, interpolation, fill[c], line[: rows.shape[1] + 2 * EDGE])
         if columns:
-            turn(rows, plane)
+            transpose(rows, plane)
 
 
 # ---- Rotation ----
@@ -174,7 +174,7 @@ def _to_15_decimals(x):
 
 @kernel
 def rotation(height, width, degrees):
-    """The matrix (a, b, c, d, e, f) of Pillow's `rotate(degrees)`: about the centre, counter-clockwise."""
+    """The matrix (a, b, c, d, e, f) of Pillow's `rotate(degrees)`: about the center, counter-clockwise."""
     angle = -math.radians(degrees % 360.0)
     cosine, sine = _to_15_decimals(math.cos(angle)), _to_15_decimals(math.sin(angle))
     x, y = width / 2.0, height / 2.0
@@ -318,10 +318,10 @@ def rotate_scratch(height, width):
 
 
 @kernel
-def rotate(planes, degrees, interpolation, fill, spare):
-    """Pillow's `rotate(degrees)`: counter-clockwise about the centre, same size. fill: (red, green, blue)."""
+def rotate(planes, degrees, interpolation, fill, scratch):
+    """Pillow's `rotate(degrees)`: counter-clockwise about the center, same size. fill: (red, green, blue)."""
     _, height, width = planes.shape
-    source = spare[: rotate_scratch(height, width)].view(np.uint32)
+    source = scratch[: rotate_scratch(height, width)].view(np.uint32)
     _pack(planes, source.reshape(height + 2 * EDGE, width + 2 * EDGE))
     matrix = rotation(height, width, degrees)
     if interpolation == NEAREST:

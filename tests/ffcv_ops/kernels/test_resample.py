@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ffcv_ops import resample
+from ffcv_ops.kernels import resample
+from ffcv_ops.kernels.span import Span
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
@@ -18,27 +19,21 @@ def resampled(image, *, size, box=None, limits=None, full=None, window=(0, 0), f
     top, left, bottom, right = box or (0, 0, height, width)
     limit = limits or (top, left, bottom, right)
     full = full or size
-    most = resample.taps(0, max(height, width), min(full), filter_number)
-    first, count = [np.empty(n, np.int64) for n in size], [np.empty(n, np.int64) for n in size]
-    weights = [np.zeros((n, most), np.int32) for n in size]
-    resample.axis_weights(
-        top, bottom, limit[0], limit[2], full[0], window[0], False, filter_number, first[0], count[0], weights[0]
-    )
-    resample.axis_weights(
-        left, right, limit[1], limit[3], full[1], window[1], flip, filter_number, first[1], count[1], weights[1]
-    )
+    work = resample.workspace(max(height, width), *size, filter_number)
+    down = resample.Axis(float(top), float(bottom), Span(limit[0], limit[2]), full[0], window[0], False)
+    across = resample.Axis(float(left), float(right), Span(limit[1], limit[3]), full[1], window[1], flip)
+    rows = resample.fill_taps(down, filter_number, work.vertical)
+    columns = resample.fill_taps(across, filter_number, work.horizontal)
     planes = np.empty((3, *size), np.uint8)
-    rows, columns = [(int(f.min()), int((f + c).max())) for f, c in zip(first, count, strict=True)]
-    scratch = np.empty(resample.scratch_size(max(height, width), max(size)), np.uint8)
-    down_first = resample.vertical_first(bottom - top, right - left, *full)
-    axes = tuple(first), tuple(count), tuple(weights)
-    step = rows[1] - rows[0] if down_first or at_once is None else at_once
-    for y in range(rows[0], rows[1], step):
-        n = min(step, rows[1] - y)
+    vertical_first = resample.vertical_first(bottom - top, right - left, *full)
+    resize = resample.Resize(rows, columns, vertical_first)
+    step = rows.end - rows.begin if vertical_first or at_once is None else at_once
+    for y in range(rows.begin, rows.end, step):
+        n = min(step, rows.end - y)
         rgbx = np.full(((n + 16) * width + 16, 4), 99, np.uint8)  # what follows the image must not matter
         rgbx[: n * width, :3] = image[y : y + n].reshape(-1, 3)
         pixels = rgbx.view(np.uint32)[:, 0]
-        resample.take_rows(pixels, width, y, n, down_first, rows, columns, *axes, scratch, planes)
+        resample.take_rows(resize, pixels, width, y, n, work, planes)
     return planes.transpose(1, 2, 0)
 
 

@@ -1,5 +1,5 @@
-/* Part of a JPEG -> RGBX pixels, through libjpeg-turbo's public API. Built and bound by native.py; jpeg.py says what
- * the arguments mean. Only iMCU rows and columns that the box touches go through the inverse DCT, and nothing below
+/* Part of a JPEG -> RGBX pixels, through libjpeg-turbo's public API. Built by native.py, bound by decoder.py, which
+ * says what the arguments mean. Only iMCU rows and columns that the box touches go through the inverse DCT, and nothing below
  * the box is read at all. The result equals the same part of a whole decoding, byte for byte. */
 
 #include <setjmp.h>
@@ -46,15 +46,14 @@ void region_close(void *handle) {
   free(decoder);
 }
 
-/* Gray values -> pixels whose three colours they are. */
+/* Gray values -> pixels whose three colors they are. */
 static void spread(const uint8_t *gray, uint32_t *pixels, JDIMENSION count) {
   for (JDIMENSION x = 0; x < count; x++) pixels[x] = gray[x] * 0x010101u;
 }
 
-/* Ready for rows top and following of the image scaled by eighths / 8, columns left to right. Returns 0, or 1 for a
- * damaged stream or one whose image is not height x width, as the other two functions do. */
-int region_begin(void *handle, const unsigned char *data, uint64_t size, int height, int width, int eighths, int luma,
-                 int top, int left, int right) {
+/* Reads as far as the first scan. Returns 0, or 1 for a damaged stream or one whose image is not height x width. The
+ * other functions return 1 for damage too, and leave the decoder ready for another stream. */
+int region_header(void *handle, const unsigned char *data, uint64_t size, int height, int width) {
   Decoder *decoder = handle;
   j_decompress_ptr info = &decoder->info;
   if (setjmp(decoder->failed)) {
@@ -67,12 +66,23 @@ int region_begin(void *handle, const unsigned char *data, uint64_t size, int hei
     jpeg_abort_decompress(info);
     return 1;
   }
+  return 0;
+}
+
+/* Ready for rows top and following of the image scaled by scale_num / 8, columns left to right. */
+int region_start(void *handle, int scale_num, int luma, int top, int left, int right) {
+  Decoder *decoder = handle;
+  j_decompress_ptr info = &decoder->info;
+  if (setjmp(decoder->failed)) {
+    jpeg_abort_decompress(info);
+    return 1;
+  }
   info->out_color_space = luma ? JCS_GRAYSCALE : JCS_EXT_RGBX;
   info->dct_method = JDCT_ISLOW;
-  info->scale_num = eighths;
+  info->scale_num = scale_num;
   info->scale_denom = 8;
   jpeg_start_decompress(info);
-  /* Chroma is interpolated from its neighbours, so at a cut the decoder must see one more pixel than is wanted; and it
+  /* Chroma is interpolated from its neighbors, so at a cut the decoder must see one more pixel than is wanted; and it
    * does not interpolate at all where it sees fewer than three. */
   decoder->left = left > 4 ? left - 4 : 0;
   decoder->count = (right + 4 < (int)info->output_width ? right + 4 : (int)info->output_width) - decoder->left;
@@ -103,7 +113,7 @@ int region_rows(void *handle, uint32_t *pixels, int64_t stride, int count) {
   return 0;
 }
 
-/* After the last row. */
+/* After the last row. Returns 1 also where libjpeg has warned: it goes on behind damage with gray or stale pixels. */
 int region_end(void *handle) {
   Decoder *decoder = handle;
   j_decompress_ptr info = &decoder->info;

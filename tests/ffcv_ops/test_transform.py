@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from ffcv_ops import crops, decoders, erasing, policies, randaugment, resample, rng
-from ffcv_ops.decoders import TransformParams
+from ffcv_ops import erasing, policies, randaugment, rng
+from ffcv_ops.kernels import crops, resample
 from ffcv_ops.rng import RandomKey
+from ffcv_ops.stored_images import JPG, RAW, STORED_IMAGE
+from ffcv_ops.transform import TransformParams, source_of, transform_image
 
 BICUBIC = Image.Resampling.BICUBIC
 SEED, SIZE = 11, 96
@@ -24,7 +26,7 @@ def pillow_crop(image, plan, draw):
         full = np.asarray(image.resize((v.full_width, v.full_height), BICUBIC))
         padded = np.pad(full, ((4, 4), (4, 4), (0, 0)), mode="reflect")
         return Image.fromarray(padded[v.top + 4 : v.top + 4 + SIZE, v.left + 4 : v.left + 4 + SIZE])
-    v = crops.centre_crop(image.height, image.width, SIZE, plan.ratio)
+    v = crops.center_crop(image.height, image.width, SIZE, plan.ratio)
     return image.resize((v.full_width, v.full_height), BICUBIC).crop((v.left, v.top, v.left + SIZE, v.top + SIZE))
 
 
@@ -60,13 +62,11 @@ def pillow_transform(array, plan, draw, pillow_zoo):
 
 
 PLANS = {
-    "evaluation": TransformParams(crop=crops.CENTRE, ratio=0.875),
+    "evaluation": TransformParams(crop=crops.CENTER, ratio=0.875),
     "rrc and flip": TransformParams(crop=crops.RRC, flip=0.5),
     "rrc and 3-Augment": TransformParams(crop=crops.RRC, flip=0.5, augment=policies.THREE, jitter=0.3),
     "src and 3-Augment": TransformParams(crop=crops.SRC, flip=0.5, augment=policies.THREE, jitter=0.3),
-    "official fine-tune": TransformParams(
-        flip=0.5, augment=policies.RAND, **{f"rand_{name}": value for name, value in RAND._asdict().items()}
-    ),
+    "official fine-tune": TransformParams(flip=0.5, augment=policies.RAND, rand=RAND),
     "auto-v0 and erasing": TransformParams(flip=0.5, augment=policies.AUTO_V0, erase=0.5),
     "trivial, jitter, const erasing": TransformParams(
         crop=crops.SRC, augment=policies.TRIVIAL, jitter=0.2, erase=1.0, erase_mode=erasing.CONST
@@ -78,28 +78,28 @@ PLANS = {
 def test_equal_to_the_transform_made_of_pillow_calls(photos, pillow_zoo, plan):
     for draw in range(24):
         for name, image in photos.items():
-            ours = decoders.show(image, plan=plan, resolution=SIZE, key=RandomKey(SEED, draw))
+            ours = transform_image(image, plan, resolution=SIZE, key=RandomKey(SEED, draw))
             np.testing.assert_array_equal(ours, pillow_transform(image, plan, draw, pillow_zoo), f"{name}, {draw}")
 
 
 @pytest.mark.parametrize("augment", policies.NAMES.values(), ids=policies.NAMES)
-@pytest.mark.parametrize("crop", [crops.RRC, crops.SRC, crops.CENTRE])
+@pytest.mark.parametrize("crop", [crops.RRC, crops.SRC, crops.CENTER])
 def test_odd_images_do_not_break_it(odd_images, crop, augment):
     plan = TransformParams(crop=crop, flip=0.5, augment=augment, jitter=0.3)
     for image in odd_images.values():
         for draw in range(6):
-            out = decoders.show(image, plan=plan, resolution=32, key=RandomKey(0, draw))
+            out = transform_image(image, plan, resolution=32, key=RandomKey(0, draw))
             if np.ptp(image) == 0 and augment in (policies.NONE, policies.THREE):
                 assert np.ptp(out) == 0
 
 
 def test_flip_frequency(photos):
-    plan = TransformParams(crop=crops.CENTRE, flip=0.25)
+    plan = TransformParams(crop=crops.CENTER, flip=0.25)
     image = photos["cat"]
-    upright = decoders.show(image, plan=plan._replace(flip=0.0), resolution=32, key=RandomKey(0, 0))
+    upright = transform_image(image, plan._replace(flip=0.0), resolution=32, key=RandomKey(0, 0))
     flips = 0
     for draw in range(2000):
-        out = decoders.show(image, plan=plan, resolution=32, key=RandomKey(0, draw))
+        out = transform_image(image, plan, resolution=32, key=RandomKey(0, draw))
         flipped = np.array_equal(out, upright[:, ::-1])
         assert flipped or np.array_equal(out, upright)
         flips += flipped
@@ -108,14 +108,16 @@ def test_flip_frequency(photos):
 
 def test_interpolation_is_a_choice(photos):
     image = photos["china"]
-    plan = TransformParams(crop=crops.CENTRE, interpolation=resample.BILINEAR)
+    plan = TransformParams(crop=crops.CENTER, interpolation=resample.BILINEAR)
     resized = Image.fromarray(image).resize((143, 96), Image.Resampling.BILINEAR)
-    ours = decoders.show(image, plan=plan, resolution=SIZE, key=RandomKey(0, 0))
+    ours = transform_image(image, plan, resolution=SIZE, key=RandomKey(0, 0))
     np.testing.assert_array_equal(ours, np.asarray(resized)[:, 24:120])
 
 
-JPG, RAW = 0, 1
-PYRAMID = np.array([375, 192, 120]), np.array([500, 256, 160])
+def pyramid(mode=JPG):
+    levels = np.zeros(3, STORED_IMAGE)
+    levels["mode"], levels["height"], levels["width"] = mode, (375, 192, 120), (500, 256, 160)
+    return levels
 
 
 @pytest.mark.parametrize(
@@ -135,22 +137,19 @@ PYRAMID = np.array([375, 192, 120]), np.array([500, 256, 160])
 )
 def test_the_least_that_suffices_is_read(size, least, mode, expected):
     """A whole image of 500 x 375 whose shorter side becomes `size`."""
-    heights, widths = PYRAMID
-    view = crops.centre_crop(375, 500, size, 1.0)
-    modes = np.full(3, mode)
-    source = decoders.source_of(view, heights, widths, modes, least)
+    view = crops.center_crop(375, 500, size, 1.0)
+    source = source_of(view, pyramid(mode), least)
     assert tuple(source) == expected
 
 
 @pytest.mark.parametrize("least", [1.0, 1.3])
 def test_enough_pixels_remain_in_both_directions(least):
-    heights, widths = PYRAMID
     used = set()
     for draw in range(300):
         view = crops.random_resized_crop(375, 500, 64, 0.08, 1.0, RandomKey(SEED, draw))
-        source = decoders.source_of(view, heights, widths, np.zeros(3, np.int64), least)
-        used.add((source.level, source.eighths))
-        if source.level or source.eighths < 8:
+        source = source_of(view, pyramid(), least)
+        used.add((source.level, source.scale_num))
+        if source.level or source.scale_num < 8:
             assert view.box_height * source.height / 375 >= 64 * least - 1
             assert view.box_width * source.width / 500 >= 64 * least - 1
     assert {(0, 8), (1, 8), (2, 8)} <= used

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from ffcv_ops import pixels
+from ffcv_ops.kernels import pixels
 
 
 def to_planes(image):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torchvision.transforms import CenterCrop, RandomCrop, RandomResizedCrop, Resize
 
-from ffcv_ops import crops
+from ffcv_ops.kernels import crops
 from ffcv_ops.rng import RandomKey
 
 DRAWS = 6000
@@ -42,7 +42,7 @@ def test_rrc_scale_is_used():
 
 @pytest.mark.parametrize("height, width", [(10, 400), (400, 10), (1, 50), (50, 1), (1, 1)])
 def test_rrc_fallback_equals_torchvisions(height, width):
-    """So thin that all ten tries fail: the centred box of an allowed aspect."""
+    """So thin that all ten tries fail: the centered box of an allowed aspect."""
     for draw in range(50):
         view = crops.random_resized_crop(height, width, 224, 0.9, 1.0, RandomKey(1, draw))
         expected = RandomResizedCrop.get_params(torch.empty(3, height, width), (0.9, 1.0), (3 / 4, 4 / 3))
@@ -77,9 +77,9 @@ def test_src_on_a_landscape_photo_slides_along_the_long_side():
 
 @settings(max_examples=300, deadline=None)
 @given(st.integers(1, 700), st.integers(1, 700), st.sampled_from([32, 224, 97]), st.sampled_from([1.0, 0.875, 0.95]))
-def test_centre_crop_is_torchvisions(height, width, size, ratio):
+def test_center_crop_is_torchvisions(height, width, size, ratio):
     """Coordinates as an image: where CenterCrop(Resize(...)) takes its corner from."""
-    view = crops.centre_crop(height, width, size, ratio)
+    view = crops.center_crop(height, width, size, ratio)
     shortest = int(size / ratio)
     full = (int(shortest * height / width), shortest) if width <= height else (shortest, int(shortest * width / height))
     assert (view.full_height, view.full_width) == full

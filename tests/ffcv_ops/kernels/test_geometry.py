@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ffcv_ops import geometry, resample
+from ffcv_ops.kernels import geometry, resample
 
 FILL = (124, 116, 104)
 KINDS = {

@@ -10,39 +10,42 @@ import pytest
 from numba import njit
 from PIL import Image
 
-from ffcv_ops import jpeg, native
+from ffcv_ops.jpeg import decoder as jpeg
+from ffcv_ops.jpeg import native
+from ffcv_ops.kernels.span import Span
 
 
 @njit
-def run_region(data, size, height, width, eighths, luma, rows, columns, at_once, out):
-    decoder, stride = jpeg.region_open(), jpeg.scaled(width, eighths)
-    status = jpeg.region_begin(decoder, data.ctypes.data, size, height, width, eighths, luma, rows, columns, out)
-    for y in range(rows[0], rows[1], at_once):
+def run_region(stream, region, at_once, out):
+    handle, stride, rows = jpeg.region_open(), jpeg.scaled(stream.width, region.scale_num), region.rows
+    status = jpeg.region_begin(handle, stream, region, out)
+    for y in range(rows.begin, rows.end, at_once):
         if status == jpeg.OK:
-            status = jpeg.region_rows(decoder, out[(y - rows[0]) * stride :], stride, min(at_once, rows[1] - y))
+            status = jpeg.region_rows(handle, out[(y - rows.begin) * stride :], stride, min(at_once, rows.end - y))
     if status == jpeg.OK:
-        status = jpeg.region_end(decoder)
-    jpeg.region_close(decoder)
+        status = jpeg.region_end(handle)
+    jpeg.region_close(handle)
     return status
 
 
 @njit
-def run_whole(data, size, height, width, eighths, luma, rows, columns, at_once, out):
-    decoder = jpeg.whole_open()
-    status = jpeg.whole_begin(decoder, data.ctypes.data, size, height, width, eighths, luma, rows, columns, out)
-    jpeg.whole_close(decoder)
+def run_whole(stream, region, at_once, out):
+    handle = jpeg.whole_open()
+    status = jpeg.whole_begin(handle, stream, region, out)
+    jpeg.whole_close(handle)
     return status
 
 
-def decoded(run, stream, height, width, *, eighths=8, luma=0, rows=None, columns=None, at_once=16):
+def decoded(run, stream, height, width, *, scale_num=8, luma=0, rows=None, columns=None, at_once=16):
     """Status and the pixels of the box, uint8 [rows, columns, 3]. at_once: rows that come at a time."""
-    h, w = jpeg.scaled(height, eighths), jpeg.scaled(width, eighths)
-    rows, columns = rows or (0, h), columns or (0, w)
+    h, w = jpeg.scaled(height, scale_num), jpeg.scaled(width, scale_num)
+    rows, columns = Span(*map(int, rows or (0, h))), Span(*map(int, columns or (0, w)))
     pixels = np.full(h * w, 0x636363, np.uint32)
     data = np.frombuffer(stream, np.uint8)
-    status = run(data, data.size, height, width, eighths, luma, rows, columns, at_once, pixels)
+    region = jpeg.Region(scale_num, bool(luma), rows, columns)
+    status = run(jpeg.Jpeg(data.ctypes.data, data.size, height, width), region, at_once, pixels)
     image = pixels.view(np.uint8).reshape(h, w, 4)[..., :3]
-    return status, image[: rows[1] - rows[0], columns[0] : columns[1]]
+    return status, image[: rows.end - rows.begin, columns.begin : columns.end]
 
 
 @pytest.fixture(params=["region", "whole"])
@@ -52,10 +55,10 @@ def run(request):
     return {"region": run_region, "whole": run_whole}[request.param]
 
 
-def by_pillow(stream, *, mode="RGB", eighths=8):
+def by_pillow(stream, *, mode="RGB", scale_num=8):
     image = Image.open(io.BytesIO(stream))
-    if eighths < 8:
-        image.draft("RGB", (image.width * eighths // 8, image.height * eighths // 8))  # Pillow rounds up
+    if scale_num < 8:
+        image.draft("RGB", (image.width * scale_num // 8, image.height * scale_num // 8))  # Pillow rounds up
     return np.asarray(image.convert(mode))
 
 
@@ -83,15 +86,15 @@ def test_any_part_equals_that_part_of_the_whole(run, photos, odd_images, encode,
     for image in [*photos.values(), *odd_images.values()]:
         stream = encode(image, quality=90, subsampling=subsampling, progressive=progressive)
         height, width, _ = image.shape
-        for eighths in (8, 4, 2, 1):
-            _, whole = decoded(run, stream, height, width, eighths=eighths, luma=luma)
+        for scale_num in (8, 4, 2, 1):
+            _, whole = decoded(run, stream, height, width, scale_num=scale_num, luma=luma)
             for _ in range(12):
                 (top, bottom), (left, right) = (
                     sorted(random.choice(side + 1, 2, replace=False)) for side in whole.shape[:2]
                 )
                 status, part = decoded(
-                    run, stream, height, width, eighths=eighths, luma=luma, rows=(top, bottom), columns=(left, right),
-                    at_once=int(random.integers(1, 40)),
+                    run, stream, height, width, scale_num=scale_num, luma=luma, rows=(top, bottom),
+                    columns=(left, right), at_once=int(random.integers(1, 40)),
                 )  # fmt: skip
                 assert status == jpeg.OK
                 np.testing.assert_array_equal(part, whole[top:bottom, left:right])
@@ -103,22 +106,22 @@ def test_narrow_parts_at_every_column(run, photos, encode, subsampling):
     for width in (5, 16, 17, 18, 30, 33, 34, 49):
         image = np.ascontiguousarray(photos["china"][100:149, 200 : 200 + width])
         stream = encode(image, quality=90, subsampling=subsampling)
-        for eighths in (8, 4):
-            _, whole = decoded(run, stream, 49, width, eighths=eighths)
+        for scale_num in (8, 4):
+            _, whole = decoded(run, stream, 49, width, scale_num=scale_num)
             for left in range(whole.shape[1]):
                 for right in range(left + 1, min(left + 5, whole.shape[1] + 1)):
-                    rows = (7, 20) if eighths == 8 else (3, 11)
-                    _, part = decoded(run, stream, 49, width, eighths=eighths, rows=rows, columns=(left, right))
+                    rows = (7, 20) if scale_num == 8 else (3, 11)
+                    _, part = decoded(run, stream, 49, width, scale_num=scale_num, rows=rows, columns=(left, right))
                     np.testing.assert_array_equal(part, whole[rows[0] : rows[1], left:right])
 
 
-@pytest.mark.parametrize("eighths", [4, 2, 1])
-def test_scaled_images_equal_pillows_draft_mode(run, photos, encode, eighths):
+@pytest.mark.parametrize("scale_num", [4, 2, 1])
+def test_scaled_images_equal_pillows_draft_mode(run, photos, encode, scale_num):
     for image in photos.values():
         stream = encode(image, quality=90)
-        status, ours = decoded(run, stream, *image.shape[:2], eighths=eighths)
+        status, ours = decoded(run, stream, *image.shape[:2], scale_num=scale_num)
         assert status == jpeg.OK
-        np.testing.assert_array_equal(ours, by_pillow(stream, eighths=eighths))
+        np.testing.assert_array_equal(ours, by_pillow(stream, scale_num=scale_num))
 
 
 def test_luma_is_the_jpegs_own(run, photos, encode):
@@ -155,15 +158,16 @@ def test_damage_is_reported(run, photos, encode):
 
 @njit
 def run_all_with_one_decoder(streams, height, width, out):
-    decoder, statuses = jpeg.open_decoder(), [0 for _ in range(0)]
+    handle, statuses = jpeg.open_decoder(), [0 for _ in range(0)]
+    region = jpeg.Region(8, False, Span(0, height), Span(0, width))
     for data in streams:
-        status = jpeg.begin(decoder, data.ctypes.data, data.size, height, width, 8, 0, (0, height), (0, width), out)
+        status = jpeg.begin(handle, jpeg.Jpeg(data.ctypes.data, data.size, height, width), region, out)
         if status == jpeg.OK:
-            status = jpeg.rows(decoder, out, width, height)
+            status = jpeg.rows(handle, out, width, height)
         if status == jpeg.OK:
-            status = jpeg.end(decoder)
+            status = jpeg.end(handle)
         statuses.append(status)
-    jpeg.close_decoder(decoder)
+    jpeg.close_decoder(handle)
     return statuses
 
 
@@ -182,7 +186,7 @@ def test_a_decoder_survives_a_damaged_stream(photos, encode):
 
 def test_without_a_compiler_it_says_so(tmp_path):
     """And works: the other decoder needs no build."""
-    code = "from ffcv_ops import jpeg, native; print(jpeg.REGIONS, native.describe())"
+    code = "from ffcv_ops.jpeg import decoder as jpeg, native; print(jpeg.REGIONS, native.describe())"
     environment = {"PATH": "/nowhere", "CC": "/nowhere/cc", "XDG_CACHE_HOME": str(tmp_path), "HOME": str(tmp_path)}
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
     assert ran.returncode == 0, ran.stderr

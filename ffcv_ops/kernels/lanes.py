@@ -113,7 +113,7 @@ def lines_of_pixels(typing_context, source, stride, out):
 
 @intrinsic
 def rows_of_lines(typing_context, source, out, stride):
-    """The sixteen values of one colour in sixteen lines (`source`: the first) -> sixteen rows `stride` bytes apart."""
+    """The sixteen values of one color in sixteen lines (`source`: the first) -> sixteen rows `stride` bytes apart."""
 
     def generate(context, builder, signature, arguments):
         source, out, stride = arguments

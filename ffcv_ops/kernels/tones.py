@@ -6,7 +6,7 @@ What RandAugment, AutoAugment and TrivialAugment need beside `pixels.py`. Pure: 
 import numpy as np
 
 from ffcv_ops.compiled import kernel
-from ffcv_ops.pixels import blend
+from ffcv_ops.kernels.pixels import blend
 
 _THIRTEENTH, _HALF = np.float32(1.0 / 13.0), np.float32(0.5)
 
@@ -110,14 +110,14 @@ def _sharpen_line(above, here, below, factor, sums, out):
 
 
 @kernel
-def sharpness(planes, factor, spare):
+def sharpness(planes, factor, scratch):
     """Blend with the 3 x 3 smoothed image (ImageEnhance.Sharpness): factor 0 is smooth, 1 the image, above 1 sharper.
 
     Smoothed is (the nine values + four times the middle one) / 13, rounded; the outermost pixels stay as they are.
-    spare: uint8, the size of a plane.
+    scratch: uint8, the size of a plane.
     """
     _, height, width = planes.shape
-    before = spare[: height * width]
+    before = scratch[: height * width]
     lines = before.reshape(height, width)
     sums = np.zeros(width + 2, np.int32)
     for c in range(3):

@@ -1,11 +1,9 @@
 """What is C: region.c, which decodes a part of a JPEG through libjpeg-turbo's own API, and scan.c, which follows a
 JPEG's codes to its end.
 
-    python -m ffcv_ops.native      # builds them, and says which decoder is in use; setup.sh does this
-
-They are compiled once, in a second, for this user and these sources, and kept beside the kernels. Without a C compiler
-or libjpeg-turbo's headers the pipeline decodes whole images instead, and so does write_datasets.py: the same pixels,
-more work.
+They are compiled once, in a second, for this user and these sources, and kept beside the kernels (warm_up.py). Without
+a C compiler or libjpeg-turbo's headers the pipeline decodes whole images instead, and so does write_datasets.py: the
+same pixels, more work.
 """
 
 import ctypes
@@ -16,8 +14,6 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
-
-from ffcv_ops.errors import exits_cleanly
 
 SOURCES = [Path(__file__).with_name(name) for name in ("region.c", "scan.c")]
 PACKAGES = "libjpeg-dev (conda: libjpeg-turbo) and a C compiler"
@@ -88,12 +84,3 @@ def describe() -> str:
     if path:
         return f"JPEG decoder: regions, {path}"
     return f"JPEG decoder: whole images ({why}); to decode only what a crop shows, install {PACKAGES}"
-
-
-@exits_cleanly
-def main() -> None:
-    print(describe())
-
-
-if __name__ == "__main__":
-    main()

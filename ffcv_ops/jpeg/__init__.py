@@ -1,0 +1,1 @@
+"""libjpeg-turbo: how the C part is built, how a JPEG becomes pixels inside a kernel."""
