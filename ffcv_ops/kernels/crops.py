@@ -44,7 +44,7 @@ def _round_half_even(x):
 
 @kernel
 def random_resized_crop(height, width, size, scale_low, scale_high, key):
-    """torchvision's and timm's distribution: ten tries of area ~ U(scale) and log-uniform aspect in `RATIO`, then a fallback.
+    """torchvision's and timm's: ten tries of area ~ U(scale) and log-uniform aspect in `RATIO`, then a fallback.
 
     The fallback is the largest centerd box whose aspect lies in `RATIO`.
     """
