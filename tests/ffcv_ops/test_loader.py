@@ -35,8 +35,6 @@ class Stage:
     min_oversampling: float | None = None
     flip: float = 0.5
     augment: str = "three"
-    three_ops: tuple = ("gray", "solarize", "blur")
-    rand_config: str = "rand-m9-mstd0.5-inc1"
     jitter: float | None = 0.3
     erasing: float = 0.0
     erasing_mode: str = "pixel"
@@ -169,7 +167,7 @@ def test_pages_may_be_shuffled_in_parts(paged_beton, tmp_path):
 LESS = {
     "src": {"crop": "src"},
     "rrc": {"crop": "rrc", "rrc_scale": (0.6, 1.0)},
-    "luma alone": {"crop": "src", "three_ops": ("gray",)},
+    "luma alone": {"crop": "src", "augment": "three(gray)"},
 }
 
 
@@ -179,7 +177,7 @@ def test_less_is_decoded_where_it_suffices(pyramid_beton, levels, words):
     """`min_oversampling` none gives the bytes of the file without levels; 1.2 gives nearly them, from less."""
     pyramid, plain, samples = pyramid_beton
     path = pyramid if levels else plain
-    exact = replace(STAGE, repeats=1, resolution=64, jitter=None, three_ops=("solarize",), batch=4, mix_chunk=4)
+    exact = replace(STAGE, repeats=1, resolution=64, jitter=None, augment="three(solarize)", batch=4, mix_chunk=4)
     exact = replace(exact, **words)
     less = replace(exact, min_oversampling=1.2)
 
@@ -258,11 +256,11 @@ def test_evaluation_sees_every_image_once(jpg_beton, world):
 
 
 def test_the_stages_words_reach_the_samples(jpg_beton, reference):
-    """augment, rand_config and erasing: each changes the batch, the same way every time."""
+    """augment and erasing: each changes the batch, the same way every time."""
     rand = replace(STAGE, augment="rand", jitter=None)
     stages = [
         rand,
-        replace(rand, rand_config="rand-m2-mstd0.5-inc1"),
+        replace(rand, augment="rand(rand-m2-mstd0.5-inc1)"),
         replace(rand, erasing=0.5),
         replace(rand, augment="auto-v0"),
     ]
@@ -274,8 +272,8 @@ def test_the_stages_words_reach_the_samples(jpg_beton, reference):
 
 
 def test_a_bad_rand_config_is_refused(jpg_beton):
-    with pytest.raises(UserError, match=r"rand_config 'rand-m9-x1': 'x1' is none of"):
-        train(jpg_beton, replace(STAGE, augment="rand", rand_config="rand-m9-x1"))
+    with pytest.raises(UserError, match=r"rand: config 'rand-m9-x1': 'x1' is none of"):
+        train(jpg_beton, replace(STAGE, augment="rand(rand-m9-x1)"))
 
 
 def test_resolution_may_change_between_epochs(jpg_beton):
