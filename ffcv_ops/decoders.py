@@ -12,9 +12,6 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-from ffcv.fields.basics import IntDecoder
-from ffcv.fields.rgb_image import IMAGE_MODES, SimpleRGBImageDecoder
-from ffcv.pipeline.allocation_query import AllocationQuery
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -24,6 +21,7 @@ from ffcv_ops import crops, erasing, jpeg, lanes, operations, policies, randaugm
 from ffcv_ops.compiled import kernel
 from ffcv_ops.pixels import interleave
 from ffcv_ops.rng import RandomKey
+from ffcv_ops.stock import IMAGE_MODES, AllocationQuery, IntDecoder, SimpleRGBImageDecoder
 from ffcv_ops.storage import reading
 from ffcv_ops.storage.checksum import xxh64
 from ffcv_ops.storage.index import Index, column

@@ -11,12 +11,14 @@ needs, for machines on which ours cannot be built. `begin`, `rows` and `end` are
 
 import ctypes
 
-import ffcv.libffcv  # noqa: F401  loads FFCV's extension and, with it, the libturbojpeg it was built against
 import llvmlite.binding
 import numpy as np
 from numba import types
 
-from ffcv_ops import native
+from ffcv_ops import (
+    native,
+    stock,  # noqa: F401  loads FFCV's extension and, with it, the libturbojpeg it was built against
+)
 from ffcv_ops.compiled import kernel
 from ffcv_ops.errors import UserError
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from ffcv.fields import RGBImageField
 
+from ffcv_ops.stock import RGBImageField
 from ffcv_ops.storage import beton_file, validate
 from ffcv_ops.storage.fingerprint import fingerprint
 from ffcv_ops.storage.shards import check_shards, files_of
