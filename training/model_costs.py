@@ -65,13 +65,30 @@ def _table():
     return json.loads(TABLE.read_text(encoding="utf-8"))
 
 
+def model_on_shapes(config: ModelConfig, resolution: int, classes: int, *, drop_path: float):
+    """The network without contents, on torch's meta device."""
+    import torch
+
+    from training import model
+
+    with torch.device("meta"):
+        return model.create(
+            config.name,
+            resolution=resolution,
+            classes=classes,
+            drop_path=drop_path,
+            layer_scale=config.layer_scale,
+            blur_pool=config.blur_pool,
+        )
+
+
 def count(config: ModelConfig, resolution: int, classes: int, *, drop_path: float) -> ModelCosts:
     """The same from the network itself, built on shapes."""
     import torch  # with timm these take seconds
 
-    from training import model, summary
+    from training import model
 
-    network = summary.on_shapes(config, resolution, classes, drop_path=drop_path)
+    network = model_on_shapes(config, resolution, classes, drop_path=drop_path)
     return ModelCosts(
         parameters=model.count(network),
         macs=round(model.macs(network, resolution) * 1e9),
