@@ -16,10 +16,15 @@ import os
 
 from config import train_command
 from ffcv_ops.errors import UserError, exits_cleanly, interruptible
+from training import estimate
 
-if __name__ == "__main__":  # --help and mistakes are answered here: the imports below take seconds
+if __name__ == "__main__":  # --help, mistakes and --print are answered here: the imports below take seconds
     interruptible()
-    if exits_cleanly(train_command.parse)(__doc__).recipe.speed.device == "cpu":
+    options, recipe, _ = exits_cleanly(train_command.parse)(__doc__)
+    if options.print and not options.measure:
+        exits_cleanly(estimate.print_plan)(recipe, images_per_s=options.at_throughput)
+        raise SystemExit
+    if recipe.speed.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # FFCV takes streams and pinned memory of any GPU that torch sees
 
 import errno
@@ -31,13 +36,12 @@ import torch
 from torch import Tensor
 
 import report
-from config.recipe import Recipe, render_recipe
+from config.recipe import Recipe
 from ffcv_ops.jpeg import native
 from ffcv_ops.loader import eval_loader, train_loader
 from training import (
     compiling,
     distributed,
-    estimate,
     judge,
     micro_batch,
     optim,
@@ -61,6 +65,7 @@ from training.run import Run, precision
 from training.run_folder import RunFolder
 from training.stage import Stage, create_stage, next_start_weights
 from training.step_stats import Meter, StepStats
+from training.throughput import throughput
 
 # --- one optimizer step --------------------------------------------------------------------------------------------
 
@@ -328,7 +333,7 @@ def main(argv=None) -> signal.Signals | None:
     """Returns the signal that stopped the run before its end, or None."""
     options, recipe, evaluation = train_command.parse(__doc__, argv)
     if options.print:
-        print_plan(recipe, at_throughput=options.at_throughput, measured=options.measure)
+        estimate.print_plan(recipe, images_per_s=measure(recipe) if options.measure else options.at_throughput)
         return None
     ranks = distributed.init_process_group(recipe.speed.device, patience=recipe.watchdog)
     try:
@@ -367,18 +372,10 @@ def stage_number(recipe: Recipe, name: str) -> int:
     return names.index(name)
 
 
-def print_plan(recipe: Recipe, *, at_throughput: float | None, measured: bool) -> None:
-    """The resolved recipe and, as comments, so that the whole is a recipe, what each stage is and costs."""
-    sets, speeds = planned_sets(recipe), [at_throughput] if at_throughput else []
-    if measured:
-        ranks = distributed.init_process_group(recipe.speed.device)
-        speeds = measure(Run(recipe, ranks, sets, precision(recipe.speed.precision, ranks.device)))
-    print(render_recipe(recipe) + estimate.describe(recipe, sets, images_per_s=speeds), end="")
-
-
-def measure(run: Run) -> list[float]:
+def measure(recipe: Recipe) -> list[float]:
     """Training images per second of this device in each stage, without a loader: one micro-batch a step."""
-    speeds = []
+    ranks, speeds = distributed.init_process_group(recipe.speed.device), []
+    run = Run(recipe, ranks, planned_sets(recipe), precision(recipe.speed.precision, ranks.device))
     for number, config in enumerate(run.recipe.stages):
         stage = create_stage(run, number)
         stage.micro_batch_size = micro_batch.find(run, stage, forward_backward)
@@ -395,7 +392,7 @@ def measure(run: Run) -> list[float]:
             if stage.ema is not None:
                 optim.update_ema(stage.ema, stage.model, stage.config.ema, skip=skip)
 
-        speeds.append(estimate.throughput(step, stage.micro_batch_size, run.ranks.device))
+        speeds.append(throughput(step, stage.micro_batch_size, run.ranks.device))
     return speeds
 
 

@@ -14,15 +14,15 @@ WEIGHTS = "a run's folder, a .safetensors, .pt or .pth file, a timm folder, timm
 MOST_IMAGES_PER_S = 1e7
 
 
-def throughput(text: str) -> float:
-    """A number above 0 and at most MOST_IMAGES_PER_S."""
-    return parse_value(float, text, {"above": 0, "at most": MOST_IMAGES_PER_S})
+def throughput(text: str) -> list[float]:
+    """Of the first stage: a number above 0 and at most MOST_IMAGES_PER_S."""
+    return [parse_value(float, text, {"above": 0, "at most": MOST_IMAGES_PER_S})]
 
 
 ARGUMENTS = (
     ("--cfg", {"required": True, "metavar": "FILE", "help": "the recipe"}),
     ("--print", {"action": "store_true", "help": "show the resolved recipe and what its stages cost, and stop"}),
-    ("--at-throughput", {"metavar": "N", "type": throughput,
+    ("--at-throughput", {"metavar": "N", "type": throughput, "default": [],
                          "help": "with --print: hours at N training images/s and GPU in the first stage"}),
     ("--measure", {"action": "store_true", "help": "with --print: hours at this device's speed, on random images"}),
     ("--init", {"metavar": "WEIGHTS", "help": f"weights to start from: {WEIGHTS}"}),

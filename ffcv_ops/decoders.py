@@ -8,10 +8,8 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 
 import numpy as np
-from ffcv.fields.basics import IntDecoder
-from ffcv.fields.rgb_image import SimpleRGBImageDecoder
-from ffcv.pipeline.allocation_query import AllocationQuery
 
+from ffcv_ops.stock import AllocationQuery, IntDecoder, SimpleRGBImageDecoder
 from ffcv_ops.storage.index import Index, column
 from ffcv_ops.stored_images import stored_images
 from ffcv_ops.transform import TransformParams, transform_samples

@@ -10,16 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from ffcv.loader import Loader as FFCVLoader
-from ffcv.loader.epoch_iterator import EpochIterator
-from ffcv.pipeline import PipelineSpec
-from ffcv.pipeline.compiler import Compiler
-from ffcv.pipeline.graph import Graph
-from ffcv.transforms import ToDevice, ToTensor
 
 from ffcv_ops.corrupt_samples import CorruptSamples
 from ffcv_ops.decoders import ImageDecoder, LabelDecoder, SampleError
 from ffcv_ops.errors import UserError
+from ffcv_ops.stock import Compiler, EpochIterator, Graph, PipelineSpec, ToDevice, ToTensor
+from ffcv_ops.stock import Loader as FFCVLoader
 from ffcv_ops.storage.index import Index, levels_of
 from ffcv_ops.storage.reading import Files, Pages
 

@@ -6,10 +6,10 @@ A sample has one image, or several levels of it that are smaller and smaller: ta
 from collections.abc import Callable
 
 import numpy as np
-from ffcv.fields.rgb_image import IMAGE_MODES
 
 from ffcv_ops.compiled import kernel
 from ffcv_ops.jpeg.decoder import CORRUPT, OK
+from ffcv_ops.stock import IMAGE_MODES
 from ffcv_ops.storage import reading
 from ffcv_ops.storage.checksum import xxh64
 from ffcv_ops.storage.index import Index

@@ -13,7 +13,8 @@ from config.recipe import render_recipe
 from config.schema import DataConfig
 from config.text import markdown_table
 from ffcv_ops.storage.beton_file import sidecar
-from ffcv_ops.storage.shards import exists, files_of
+from ffcv_ops.storage.info import exists
+from ffcv_ops.storage.shards import files_of
 from training import judge
 
 CITATION = """@inproceedings{touvron2022deit3,

@@ -7,7 +7,6 @@ In: recipes/**/*.yaml, recipes/published.json, recipes/official_curves.json. Out
 """
 
 import argparse
-import functools
 import json
 from pathlib import Path
 
@@ -26,7 +25,8 @@ def parse(argv=None) -> argparse.Namespace:
 if __name__ == "__main__":  # --help and mistakes are answered here: the imports below take seconds
     exits_cleanly(parse)()
 
-from training import datasets, estimate, model, schedule
+from training import datasets, estimate, schedule
+from training.model_costs import model_costs
 
 RECIPES = BASE_RECIPE.parent
 PUBLISHED, CURVES = "published.json", "official_curves.json"
@@ -67,10 +67,12 @@ def _number(size, epochs):
 def _rows(run, published, curves):
     sets = {stage.data: _assumed(run, stage.data) for stage in run.stages}
     for stage in run.stages:
-        count, gmacs = _size(run.model, stage.resolution, sets[stage.data].classes)
+        count, gmacs = _size(run.model, stage.resolution, sets[stage.data].classes, stage.drop_path)
         steps, _ = estimate.stage_length(stage, sets)
         sides = [schedule.resolution(stage, epoch) for epoch in range(stage.epochs)]
-        mean = sum(_size(run.model, side, sets[stage.data].classes)[1] for side in sides) / stage.epochs
+        mean = (
+            sum(_size(run.model, side, sets[stage.data].classes, stage.drop_path)[1] for side in sides) / stage.epochs
+        )
         hours = steps * stage.batch * mean * 6e9 / OPERATIONS_PER_S / 3600
         said, curve = published.get(stage.name, {}), curves.get(stage.name, {})
         top1 = f"{said['top1']:.1f} ({said['source']})" if said else "-"
@@ -92,11 +94,10 @@ def _assumed(run, word):
     return datasets.DataSet(train, train, train.classes)
 
 
-@functools.cache
-def _size(of_model, resolution, classes):
+def _size(config, resolution, classes, drop_path):
     """(parameters, GMACs) of a recipe's `model` section."""
-    network = estimate.model_on_shapes(of_model, resolution, classes, drop_path=0.0)
-    return model.count(network), model.macs(network, resolution)
+    costs = model_costs(config, resolution, classes, drop_path=drop_path)
+    return costs.parameters, costs.gmacs
 
 
 @exits_cleanly

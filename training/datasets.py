@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 from config.recipe import Recipe
 from ffcv_ops.errors import UserError
-from ffcv_ops.storage.index import DatasetInfo, describe
-from ffcv_ops.storage.shards import exists
+from ffcv_ops.storage.info import DatasetInfo, exists
 
 # (images to train on, classes) by the name that our recipes give the file, for plans made where it is not.
 PUBLIC = {
@@ -35,7 +34,7 @@ class DataSet(NamedTuple):
 def open_sets(recipe: Recipe, first: int = 0) -> dict[str, DataSet]:
     """The data sets of the stages from number `first` on, with all files checked."""
     files = {word: _files(recipe, word) for word in _words(recipe, first)}
-    return {word: _data_set(recipe, *map(describe, both)) for word, both in files.items()}
+    return {word: _data_set(recipe, *map(_described, both)) for word, both in files.items()}
 
 
 def planned_sets(recipe: Recipe) -> dict[str, DataSet]:
@@ -43,9 +42,15 @@ def planned_sets(recipe: Recipe) -> dict[str, DataSet]:
     sets = {}
     for word in _words(recipe):
         train, val = map(Path, _files(recipe, word))
-        known = describe(train) if exists(train) else assumed(train)
-        sets[word] = _data_set(recipe, known, describe(val) if exists(train) and exists(val) else known)
+        known = _described(train) if exists(train) else assumed(train)
+        sets[word] = _data_set(recipe, known, _described(val) if exists(train) and exists(val) else known)
     return sets
+
+
+def _described(path):
+    from ffcv_ops.storage.index import describe  # brings FFCV and torch, which a plan without files does not need
+
+    return describe(path)
 
 
 def assumed(path: Path | str) -> DatasetInfo:

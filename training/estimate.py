@@ -1,28 +1,28 @@
 """What a run will be, before it is one: its plan (steps and work), and the table of `--print` (size, memory, hours).
 
-In: a recipe, its data sets (checked or assumed) and, if known, training images per second and GPU.
+In: a recipe, its data sets (checked or assumed) and, if known, training images per second and GPU. For the recipes'
+networks and without their files it needs no torch, so that --print answers at once.
 """
 
-import functools
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import torch
-from torch import nn
-
-from config.schema import ModelConfig, Recipe, StageConfig
+from config.recipe import render_recipe
+from config.schema import Recipe, StageConfig
 from ffcv_ops import order
 from ffcv_ops.augment import chain, load
 from ffcv_ops.errors import UserError
-from ffcv_ops.storage.shards import exists
-from training import model, optim, schedule
-from training.datasets import DataSet
+from ffcv_ops.storage.info import exists
+from training import schedule
+from training.datasets import DataSet, planned_sets
+from training.model_costs import ModelCosts, model_costs
 from training.plan import StagePlan
 
 COLUMNS = (
     "stage", "px", "tokens", "M param.", "GMACs", "steps", "samples", "lr start", "lr peak", "lr end", "at once", "GiB",
     "GPU-hours",
 )  # fmt: skip
+MOMENTS = {"lamb": 2, "adamw": 2, "sgd": 1}  # what an optimizer keeps beside each weight; tests hold them against optim
+LAMB_UPDATE = 2**28  # bytes at most, on a GPU
 
 
 def training_plan(recipe: Recipe, sets: dict[str, DataSet], first: int) -> list[StagePlan]:
@@ -30,40 +30,41 @@ def training_plan(recipe: Recipe, sets: dict[str, DataSet], first: int) -> list[
     plans = []
     for stage in recipe.stages[first:]:
         data = sets[stage.data]
-        macs = _macs(recipe.model, stage.resolution, data.classes, stage.drop_path)
+        gmacs = _costs(recipe, stage, sets).gmacs
         steps = stage_length(stage, sets)[0] // stage.epochs
         # Of a lower resolution nothing is counted: the work is taken to go with the area of the images.
         scales = ((schedule.resolution(stage, epoch) / stage.resolution) ** 2 for epoch in range(stage.epochs))
-        work = tuple(round(steps * stage.batch * macs * scale, 6) for scale in scales)
+        work = tuple(round(steps * stage.batch * gmacs * scale, 6) for scale in scales)
         plans.append(StagePlan(stage.name, steps, work, data.train.samples, data.val.samples, data.classes))
     return plans
 
 
-@functools.cache
-def _macs(config: ModelConfig, resolution: int, classes: int, drop_path: float) -> float:
-    """Multiply-adds (10^9) of an image. They take 0.3 s to count, and stages and runs of one process share them."""
-    return model.macs(model_on_shapes(config, resolution, classes, drop_path=drop_path), resolution)
+def _costs(recipe, stage, sets):
+    return model_costs(recipe.model, stage.resolution, sets[stage.data].classes, drop_path=stage.drop_path)
+
+
+def print_plan(recipe: Recipe, *, images_per_s: Sequence[float] = ()) -> None:
+    """The resolved recipe and, as comments, so that the whole is a recipe, what each stage is and costs."""
+    table = describe(recipe, planned_sets(recipe), images_per_s=images_per_s)
+    print(render_recipe(recipe) + table, end="")
 
 
 def describe(recipe: Recipe, sets: dict[str, DataSet], *, images_per_s: Sequence[float] = ()) -> str:
     """A table of the stages as YAML comments, to follow the recipe. `images_per_s`: of one GPU, for each stage or for
     the first alone, from which the others' follow by their multiply-adds."""
-    networks = [
-        model_on_shapes(recipe.model, stage.resolution, sets[stage.data].classes, drop_path=stage.drop_path)
-        for stage in recipe.stages
-    ]
-    gmacs = [model.macs(network, stage.resolution) for network, stage in zip(networks, recipe.stages, strict=True)]
+    costs = [_costs(recipe, stage, sets) for stage in recipe.stages]
+    gmacs = [cost.gmacs for cost in costs]
     speeds = list(images_per_s)
     speeds += [speeds[0] * gmacs[0] / own for own in gmacs[len(speeds) :]] if speeds else [None] * len(gmacs)
     rows = [COLUMNS]
-    for stage, network, cost, speed in zip(recipe.stages, networks, gmacs, speeds, strict=True):
+    for stage, cost, speed in zip(recipe.stages, costs, speeds, strict=True):
         steps, rates = stage_length(stage, sets)
         at_once = stage.mix_chunk if recipe.speed.micro_batch == "auto" else recipe.speed.micro_batch
         samples = steps * stage.batch
-        size, parameters = peak_memory(recipe, stage, network, at_once), f"{model.count(network) / 1e6:.3f}"
+        size, parameters = peak_memory(recipe, stage, cost, at_once), f"{cost.parameters / 1e6:.3f}"
         hours = f"{samples / speed / 3600:.1f}" if speed else "-"
         rows.append(
-            (stage.name, stage.resolution, model.tokens(network) or "-", parameters, f"{cost:.2f}", steps,
+            (stage.name, stage.resolution, cost.tokens or "-", parameters, f"{cost.gmacs:.2f}", steps,
              f"{samples:,}", *(f"{rate:.2e}" for rate in rates), at_once, f"{size / 2**30:.1f}", hours)
         )  # fmt: skip
     widths = [max(len(str(row[k])) for row in rows) for k in range(len(COLUMNS))]
@@ -85,19 +86,6 @@ def _notes(recipe, sets, images_per_s):
                    f" {data.classes:,} classes.")  # fmt: skip
 
 
-def model_on_shapes(config: ModelConfig, resolution: int, classes: int, *, drop_path: float) -> nn.Module:
-    """The model of a stage without contents."""
-    with torch.device("meta"):
-        return model.create(
-            config.name,
-            resolution=resolution,
-            classes=classes,
-            drop_path=drop_path,
-            layer_scale=config.layer_scale,
-            blur_pool=config.blur_pool,
-        )
-
-
 def stage_length(stage: StageConfig, sets: dict[str, DataSet]) -> tuple[int, tuple[float, float, float]]:
     """Steps of a stage; its learning rate at the start, at its highest and in the last step."""
     samples = sets[stage.data].train.samples
@@ -112,7 +100,7 @@ def stage_length(stage: StageConfig, sets: dict[str, DataSet]) -> tuple[int, tup
     return steps, (rates[0], max(rates), rates[-1])
 
 
-def peak_memory(recipe: Recipe, stage: StageConfig, network: nn.Module, samples: int) -> int:
+def peak_memory(recipe: Recipe, stage: StageConfig, costs: ModelCosts, samples: int) -> int:
     """Bytes that a device needs at most when it takes `samples` at once; estimated, not measured.
 
     These are float32 weights, gradients, the optimizer's moments and the EMA; then the larger of LAMB's update (256 MiB
@@ -120,27 +108,8 @@ def peak_memory(recipe: Recipe, stage: StageConfig, network: nn.Module, samples:
     counted on shapes. Left out are the images, the kernels' own buffers, and the allocator's waste.
     """
     on_cpu = recipe.speed.device == "cpu" and recipe.speed.precision == "auto"
-    precision = torch.float32 if on_cpu or recipe.speed.precision == "fp32" else torch.bfloat16
-    once, each = model.activations(network, stage.resolution, precision)
-    weights = 4 * model.count(network)
-    update = min(weights, 4 * optim.GPU_TOGETHER) if stage.optimizer == "lamb" else 0
-    kept = weights * (2 + optim.OPTIMIZERS[stage.optimizer].moments + (stage.ema is not None))
+    once, each = costs.saved_fp32 if on_cpu or recipe.speed.precision == "fp32" else costs.saved_bf16
+    weights = 4 * costs.parameters
+    update = min(weights, LAMB_UPDATE) if stage.optimizer == "lamb" else 0
+    kept = weights * (2 + MOMENTS[stage.optimizer] + (stage.ema is not None))
     return kept + max(once + samples * each, update)
-
-
-def throughput(step: Callable[[], object], samples: int, device: torch.device) -> float:
-    """Images per second of `step`, which trains on `samples` of them: two to start, then up to ten steps or 20 s."""
-    for _ in range(2):
-        step()
-    _wait(device)
-    began, steps = time.perf_counter(), 0
-    while steps < 10 and time.perf_counter() - began < 20:
-        step()
-        steps += 1
-    _wait(device)
-    return samples * steps / (time.perf_counter() - began)
-
-
-def _wait(device):
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -30,8 +30,9 @@ from ffcv_ops import order
 from ffcv_ops.errors import UserError, writing
 from ffcv_ops.files import write_atomically
 from ffcv_ops.loader import eval_loader
-from ffcv_ops.storage import shards, sources
-from ffcv_ops.storage.index import DatasetInfo, describe
+from ffcv_ops.storage import sources
+from ffcv_ops.storage.index import describe
+from ffcv_ops.storage.info import DatasetInfo, exists
 from training import micro_batch, model, out_of_memory, weights
 from training.distributed.watchdog import Watchdog
 from training.evaluate import Exam, Marks, sit
@@ -114,7 +115,7 @@ def load(run: Run, given: dict[str, Tensor]) -> nn.Module:
 def names_of_outputs(count: int, given: Sequence[str] | None, *files: str) -> Names:
     """The names of `count` outputs: those `given`, those of the first of the `files` that is there and names so many,
     or ImageNet's. Names that are numbers are not taken from files, see above."""
-    for found in (given, *(describe(path).class_names for path in files if shards.exists(path))):
+    for found in (given, *(describe(path).class_names for path in files if exists(path))):
         if found is not None and len(found) == count and (found is given or not _are_numbers(found)):
             return Names(tuple(found), True)
     synsets = weights.synsets(count)

@@ -21,11 +21,11 @@ ours cannot be built.
 import ctypes
 from typing import NamedTuple
 
-import ffcv.libffcv  # noqa: F401  loads FFCV's extension and, with it, the libturbojpeg it was built against
 import llvmlite.binding
 import numpy as np
 from numba import types
 
+from ffcv_ops import stock  # noqa: F401  loads FFCV's extension and, with it, the libturbojpeg it was built against
 from ffcv_ops.compiled import kernel
 from ffcv_ops.jpeg import native, turbojpeg
 from ffcv_ops.jpeg.turbojpeg import UNSCALED

@@ -12,11 +12,19 @@ from typing import NamedTuple
 
 import numpy as np
 import xxhash
-from ffcv.fields import IntField, RGBImageField
-from ffcv.types import ALLOC_TABLE_TYPE, CURRENT_VERSION, FieldDescType, HeaderType, get_handlers, get_metadata_type
-from ffcv.utils import decode_null_terminated_string
 
 from ffcv_ops.errors import UserError
+from ffcv_ops.stock import (
+    ALLOC_TABLE_TYPE,
+    CURRENT_VERSION,
+    FieldDescType,
+    HeaderType,
+    IntField,
+    RGBImageField,
+    decode_null_terminated_string,
+    get_handlers,
+    get_metadata_type,
+)
 
 
 class Head(NamedTuple):

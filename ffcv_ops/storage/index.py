@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from ffcv.fields import RGBImageField
 
+from ffcv_ops.stock import RGBImageField
 from ffcv_ops.storage import beton_file, validate
 from ffcv_ops.storage.fingerprint import fingerprint
+from ffcv_ops.storage.info import DatasetInfo
 from ffcv_ops.storage.shards import check_shards, files_of
 
 
@@ -41,18 +42,6 @@ class Index(NamedTuple):
     @property
     def field_names(self) -> list[str]:
         return list(self.handlers)
-
-
-class DatasetInfo(NamedTuple):
-    """A checked data set: its path, number of samples and classes, class names where a sidecar has them, and its image
-    fields from the largest to the smallest: ("image",) or a pyramid, ("image", "image_256", "image_160")."""
-
-    path: Path
-    samples: int
-    classes: int
-    class_names: tuple[str, ...] | None
-    levels: tuple[str, ...] = ("image",)
-    fingerprint: str = ""  # of its content; "" for a data set that is not here
 
 
 def describe(path: Path | str) -> DatasetInfo:

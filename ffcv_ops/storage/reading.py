@@ -11,11 +11,11 @@ import os
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
-from ffcv.memory_managers.base import MemoryContext, MemoryManager
 from numba import types
 
 from ffcv_ops.compiled import kernel
 from ffcv_ops.errors import UserError
+from ffcv_ops.stock import MemoryContext, MemoryManager
 from ffcv_ops.storage.beton_file import identity
 from ffcv_ops.storage.index import Index, column, pages_of
 

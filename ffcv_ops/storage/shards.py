@@ -8,11 +8,6 @@ from ffcv_ops.errors import UserError
 from ffcv_ops.storage.beton_file import Head, sidecar
 
 
-def exists(path: Path | str) -> bool:
-    """Whether there is such a file or, with a `*` in its name, one that matches."""
-    return bool(glob.glob(str(path))) if "*" in str(path) else Path(path).exists()
-
-
 def files_of(path: Path | str) -> list[Path]:
     """The file `path` or, where its name holds a `*`, all the .beton files that match, by name."""
     matching = sorted(name for name in glob.glob(str(path)) if name.endswith(".beton"))

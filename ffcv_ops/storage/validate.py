@@ -13,9 +13,9 @@ behind a page, or another sample's image, is what it shows where they differ. FF
 import re
 
 import numpy as np
-from ffcv.fields import RGBImageField
 
 from ffcv_ops.errors import UserError
+from ffcv_ops.stock import RGBImageField
 from ffcv_ops.storage import sources
 from ffcv_ops.storage.beton_file import Head
 

@@ -9,7 +9,9 @@ import torch
 from config.recipe import load_recipe
 from ffcv_ops.errors import UserError
 from ffcv_ops.loader import train_loader
-from training import datasets, estimate, model
+from training import datasets, estimate, optim
+from training.model_costs import model_costs
+from training.throughput import throughput
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -80,14 +82,13 @@ def test_memory_is_tensors_of_the_weights_size_and_activations(optimizer, ema, t
     """Weights, gradients, moments, average; at 32 px LAMB's update is larger than the activations of 2 samples."""
     overrides = {"stage.optimizer": optimizer, "stage.ema": ema, "stage.clip_norm": "none", "stage.start": "last"}
     run = load_recipe(ROOT / "recipes/smoke.yaml", overrides)
-    network = estimate.model_on_shapes(run.model, 32, 10, drop_path=0.0)
-    weights = 4 * sum(parameter.numel() for parameter in network.parameters())
-    _, each = model.activations(network, 32, torch.float32)
-    assert estimate.peak_memory(run, run.stages[0], network, 500) == tensors * weights + 500 * each
+    costs = model_costs(run.model, 32, 10, drop_path=0.0)
+    weights, (_, each) = 4 * costs.parameters, costs.saved_fp32
+    assert estimate.peak_memory(run, run.stages[0], costs, 500) == tensors * weights + 500 * each
     update = weights if optimizer == "lamb" else 2 * each
-    assert estimate.peak_memory(run, run.stages[0], network, 2) == tensors * weights + update
+    assert estimate.peak_memory(run, run.stages[0], costs, 2) == tensors * weights + update
     half = load_recipe(ROOT / "recipes/smoke.yaml", {"speed.precision": "bf16", "stage.start": "last"})
-    assert estimate.peak_memory(half, half.stages[0], network, 500) < 5 * weights + 400 * each
+    assert estimate.peak_memory(half, half.stages[0], costs, 500) < 5 * weights + 400 * each
 
 
 def test_speed_is_measured_after_a_start():
@@ -97,5 +98,10 @@ def test_speed_is_measured_after_a_start():
         calls.append(time.perf_counter())
         time.sleep(0.5 if len(calls) <= 2 else 0.02)
 
-    assert 0.4 * 64 / 0.02 < estimate.throughput(step, 64, torch.device("cpu")) <= 64 / 0.02
+    assert 0.4 * 64 / 0.02 < throughput(step, 64, torch.device("cpu")) <= 64 / 0.02
     assert len(calls) == 12
+
+
+def test_the_optimizers_memory_is_the_optimizers():
+    assert {name: kind.moments for name, kind in optim.OPTIMIZERS.items()} == estimate.MOMENTS
+    assert estimate.LAMB_UPDATE == 4 * optim.GPU_TOGETHER

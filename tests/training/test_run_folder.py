@@ -13,7 +13,7 @@ from torch import nn
 
 from config.recipe import load_recipe, result_changing_diff
 from ffcv_ops.errors import UserError
-from ffcv_ops.storage.index import DatasetInfo
+from ffcv_ops.storage.info import DatasetInfo
 from training import checkpoint, optim, run_identity
 from training.datasets import DataSet
 from training.run_folder import RunFolder

@@ -14,7 +14,7 @@ from ffcv_ops import loader
 from ffcv_ops.errors import UserError
 from ffcv_ops.storage import index, sources
 from ffcv_ops.storage.index import describe, open_index
-from ffcv_ops.storage.shards import exists
+from ffcv_ops.storage.info import exists
 
 COUNTS = (40, 1, 35, 20)
 

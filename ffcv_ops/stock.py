@@ -1,0 +1,60 @@
+"""All that is taken from FFCV.
+
+FFCV makes a `numba.typed.Dict` of two numbers while it is imported, for which Numba compiles 53 functions: 5 s of
+processor time in every process. It reads the dictionary in Python only, so a plain one does; `numba.typed.Dict` is
+Numba's own again when the import is done. This works where this module is the first in a process to import FFCV.
+"""
+
+import numba.typed
+
+_typed_dict, numba.typed.Dict = numba.typed.Dict, dict
+try:
+    from ffcv import libffcv
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.fields.basics import IntDecoder
+    from ffcv.fields.rgb_image import IMAGE_MODES, SimpleRGBImageDecoder
+    from ffcv.loader import Loader
+    from ffcv.loader.epoch_iterator import EpochIterator
+    from ffcv.memory_managers.base import MemoryContext, MemoryManager
+    from ffcv.pipeline import PipelineSpec
+    from ffcv.pipeline.allocation_query import AllocationQuery
+    from ffcv.pipeline.compiler import Compiler
+    from ffcv.pipeline.graph import Graph
+    from ffcv.transforms import ToDevice, ToTensor
+    from ffcv.types import (
+        ALLOC_TABLE_TYPE,
+        CURRENT_VERSION,
+        FieldDescType,
+        HeaderType,
+        get_handlers,
+        get_metadata_type,
+    )
+    from ffcv.utils import decode_null_terminated_string
+finally:
+    numba.typed.Dict = _typed_dict
+
+__all__ = [
+    "ALLOC_TABLE_TYPE",
+    "CURRENT_VERSION",
+    "IMAGE_MODES",
+    "AllocationQuery",
+    "Compiler",
+    "EpochIterator",
+    "FieldDescType",
+    "Graph",
+    "HeaderType",
+    "IntDecoder",
+    "IntField",
+    "Loader",
+    "MemoryContext",
+    "MemoryManager",
+    "PipelineSpec",
+    "RGBImageField",
+    "SimpleRGBImageDecoder",
+    "ToDevice",
+    "ToTensor",
+    "decode_null_terminated_string",
+    "get_handlers",
+    "get_metadata_type",
+    "libffcv",
+]

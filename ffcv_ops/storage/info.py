@@ -1,0 +1,22 @@
+"""What is said of a data set, for those who need no reader: importing this brings neither FFCV nor torch."""
+
+import glob
+from pathlib import Path
+from typing import NamedTuple
+
+
+class DatasetInfo(NamedTuple):
+    """A checked data set: its path, number of samples and classes, class names where a sidecar has them, and its image
+    fields from the largest to the smallest: ("image",) or a pyramid, ("image", "image_256", "image_160")."""
+
+    path: Path
+    samples: int
+    classes: int
+    class_names: tuple[str, ...] | None
+    levels: tuple[str, ...] = ("image",)
+    fingerprint: str = ""  # of its content; "" for a data set that is not here
+
+
+def exists(path: Path | str) -> bool:
+    """Whether there is such a file or, with a `*` in its name, one that matches."""
+    return bool(glob.glob(str(path))) if "*" in str(path) else Path(path).exists()

@@ -1,0 +1,35 @@
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_ffcv_is_imported_in_one_place():
+    others = [
+        f"{path.relative_to(ROOT)}: {line}"
+        for part in ("ffcv_ops", "training", "conversion", "config", "report", "tools", "rn_vs_vit")
+        for path in (ROOT / part).rglob("*.py")
+        if path.name != "stock.py"
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if line.split()[:2] in (["import", "ffcv"], ["from", "ffcv"])
+        or line.strip().startswith(("from ffcv.", "import ffcv."))
+    ]
+    assert not others
+
+
+def test_numba_compiles_nothing_during_the_import_and_has_its_dictionary_back():
+    code = """
+import numba.core.compiler as compiler
+compiled = []
+real = compiler.compile_extra
+compiler.compile_extra = lambda *a, **k: compiled.append(a) or real(*a, **k)
+import numba.typed
+before = numba.typed.Dict
+from ffcv_ops import stock
+assert numba.typed.Dict is before and before is not dict
+assert stock.IMAGE_MODES == {"jpg": 0, "raw": 1}
+assert not compiled, len(compiled)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=250)
+    assert ended.returncode == 0, ended.stderr
