@@ -13,6 +13,7 @@ from pathlib import Path
 
 from config.parser import Parser
 from config.recipe import BASE_RECIPE, load_recipe
+from config.text import markdown_table
 from ffcv_ops.errors import UserError, exits_cleanly
 
 
@@ -26,7 +27,7 @@ def parse(argv=None) -> argparse.Namespace:
 if __name__ == "__main__":  # --help and mistakes are answered here: the imports below take seconds
     exits_cleanly(parse)()
 
-from training import datasets, estimate, model, schedule
+from training import cost, datasets, estimate, schedule
 
 RECIPES = BASE_RECIPE.parent
 PUBLISHED, CURVES = "published.json", "official_curves.json"
@@ -43,14 +44,13 @@ OPERATIONS_PER_S = 40e12
 def table() -> str:
     """The whole table."""
     published, curves = (json.loads((RECIPES / name).read_text()) for name in (PUBLISHED, CURVES))
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * 2 + "---:|" * (len(COLUMNS) - 3) + "---|"]
+    rows = [COLUMNS]
     for path in sorted(RECIPES.glob("**/*.yaml"), key=_place):
         name = path.relative_to(RECIPES).with_suffix("").as_posix()
         if name not in ("base", "demo", "smoke", "finetune_own"):
-            run = load_recipe(path)
-            for row in _rows(run, published.get(name, {}), curves.get(name, {})):
-                lines.append("| " + " | ".join((f"`{name}`", *row)) + " |")
-    return "\n".join(lines)
+            stages = _rows(load_recipe(path), published.get(name, {}), curves.get(name, {}))
+            rows += [(f"`{name}`", *row) for row in stages]
+    return markdown_table(rows, left=2)
 
 
 def _place(path):
@@ -64,19 +64,19 @@ def _number(size, epochs):
     return (sizes.index(size), int(epochs[:-2])) if size in sizes and epochs.endswith("ep") else (len(sizes), 0)
 
 
-def _rows(run, published, curves):
-    sets = {stage.data: _assumed(run, stage.data) for stage in run.stages}
-    for stage in run.stages:
-        count, gmacs = _size(run.model, stage.resolution, sets[stage.data].classes)
+def _rows(recipe, published, curves):
+    sets = {stage.data: _assumed(recipe, stage.data) for stage in recipe.stages}
+    for stage in recipe.stages:
+        count, gmacs = _size(recipe.model, stage.resolution, sets[stage.data].classes)
         steps, _ = estimate.stage_length(stage, sets)
         sides = [schedule.resolution(stage, epoch) for epoch in range(stage.epochs)]
-        mean = sum(_size(run.model, side, sets[stage.data].classes)[1] for side in sides) / stage.epochs
+        mean = sum(_size(recipe.model, side, sets[stage.data].classes)[1] for side in sides) / stage.epochs
         hours = steps * stage.batch * mean * 6e9 / OPERATIONS_PER_S / 3600
-        said, curve = published.get(stage.name, {}), curves.get(stage.name, {})
-        top1 = f"{said['top1']:.1f} ({said['source']})" if said else "-"
-        others = (f"{said[key]:.1f}" if key in said else "-" for key in ("v2", "real"))
+        paper, curve = published.get(stage.name, {}), curves.get(stage.name, {})
+        top1 = f"{paper['top1']:.1f} ({paper['source']})" if paper else "-"
+        others = (f"{paper[key]:.1f}" if key in paper else "-" for key in ("v2", "real"))
         yield (stage.name, f"{stage.resolution}", f"{stage.epochs}", top1, *others, _points(curve),
-               f"{count / 1e6:.1f}", f"{gmacs:.2f}", f"{hours:,.0f}", said.get("ours", "*not run*"))  # fmt: skip
+               f"{count / 1e6:.1f}", f"{gmacs:.2f}", f"{hours:,.0f}", paper.get("ours", "*not run*"))  # fmt: skip
 
 
 def _points(curve):
@@ -85,10 +85,9 @@ def _points(curve):
     return ", ".join(f"{epoch}: {curve[str(epoch)]:.1f}" for epoch in shown) or "-"
 
 
-def _assumed(run, word):
+def _assumed(recipe, word):
     """The data set as published, whatever files are here: the table must not depend on the machine."""
-    main = word == "main"
-    train = datasets.assumed(run.data.train if main else run.data.finetune_train)
+    train = datasets.assumed(datasets.files_of(recipe, word)[0])
     return datasets.DataSet(train, train, train.classes)
 
 
@@ -96,7 +95,7 @@ def _assumed(run, word):
 def _size(of_model, resolution, classes):
     """(parameters, GMACs) of a recipe's `model` section."""
     network = estimate.model_on_shapes(of_model, resolution, classes, drop_path=0.0)
-    return model.count(network), model.macs(network, resolution)
+    return cost.num_parameters(network), cost.gmacs(network, resolution)
 
 
 @exits_cleanly

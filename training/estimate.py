@@ -14,7 +14,7 @@ from config.schema import ModelConfig, Recipe, StageConfig
 from ffcv_ops import order
 from ffcv_ops.errors import UserError
 from ffcv_ops.storage.shards import exists
-from training import model, optim, schedule
+from training import cost, model, optim, schedule
 from training.datasets import DataSet
 from training.plan import StagePlan
 
@@ -41,7 +41,7 @@ def training_plan(recipe: Recipe, sets: dict[str, DataSet], first: int) -> list[
 @functools.cache
 def _macs(config: ModelConfig, resolution: int, classes: int, drop_path: float) -> float:
     """Multiply-adds (10^9) of an image. They take 0.3 s to count, and stages and runs of one process share them."""
-    return model.macs(model_on_shapes(config, resolution, classes, drop_path=drop_path), resolution)
+    return cost.gmacs(model_on_shapes(config, resolution, classes, drop_path=drop_path), resolution)
 
 
 def describe(recipe: Recipe, sets: dict[str, DataSet], *, images_per_s: Sequence[float] = ()) -> str:
@@ -51,18 +51,18 @@ def describe(recipe: Recipe, sets: dict[str, DataSet], *, images_per_s: Sequence
         model_on_shapes(recipe.model, stage.resolution, sets[stage.data].classes, drop_path=stage.drop_path)
         for stage in recipe.stages
     ]
-    gmacs = [model.macs(network, stage.resolution) for network, stage in zip(networks, recipe.stages, strict=True)]
+    gmacs = [cost.gmacs(network, stage.resolution) for network, stage in zip(networks, recipe.stages, strict=True)]
     speeds = list(images_per_s)
     speeds += [speeds[0] * gmacs[0] / own for own in gmacs[len(speeds) :]] if speeds else [None] * len(gmacs)
     rows = [COLUMNS]
-    for stage, network, cost, speed in zip(recipe.stages, networks, gmacs, speeds, strict=True):
+    for stage, network, each, speed in zip(recipe.stages, networks, gmacs, speeds, strict=True):
         steps, rates = stage_length(stage, sets)
         at_once = stage.mix_chunk if recipe.speed.micro_batch == "auto" else recipe.speed.micro_batch
         samples = steps * stage.batch
-        size, parameters = peak_memory(recipe, stage, network, at_once), f"{model.count(network) / 1e6:.3f}"
+        size, parameters = peak_memory(recipe, stage, network, at_once), f"{cost.num_parameters(network) / 1e6:.3f}"
         hours = f"{samples / speed / 3600:.1f}" if speed else "-"
         rows.append(
-            (stage.name, stage.resolution, model.tokens(network) or "-", parameters, f"{cost:.2f}", steps,
+            (stage.name, stage.resolution, model.tokens(network) or "-", parameters, f"{each:.2f}", steps,
              f"{samples:,}", *(f"{rate:.2e}" for rate in rates), at_once, f"{size / 2**30:.1f}", hours)
         )  # fmt: skip
     widths = [max(len(str(row[k])) for row in rows) for k in range(len(COLUMNS))]
@@ -117,8 +117,8 @@ def peak_memory(recipe: Recipe, stage: StageConfig, network: nn.Module, samples:
     """
     on_cpu = recipe.speed.device == "cpu" and recipe.speed.precision == "auto"
     precision = torch.float32 if on_cpu or recipe.speed.precision == "fp32" else torch.bfloat16
-    once, each = model.activations(network, stage.resolution, precision)
-    weights = 4 * model.count(network)
+    once, each = cost.activation_bytes(network, stage.resolution, precision)
+    weights = 4 * cost.num_parameters(network)
     update = min(weights, 4 * optim.GPU_TOGETHER) if stage.optimizer == "lamb" else 0
     kept = weights * (2 + optim.OPTIMIZERS[stage.optimizer].moments + (stage.ema is not None))
     return kept + max(once + samples * each, update)

@@ -17,7 +17,8 @@ import train_imagenet
 from config.recipe import load_recipe, render_recipe
 from ffcv_ops.errors import UserError
 from tools import export, graphs
-from training import judge, model, weights
+from training import model, weights
+from training.evaluation import records
 
 ROOT = Path(__file__).resolve().parents[2]
 MICRO = {"model.name": "deit3_micro_patch16_224", "stage.resolution": "48"}
@@ -146,10 +147,10 @@ def test_what_goes_out_can_be_started_from_and_evaluated(tmp_path, jpg_beton, ca
         data_keys = [f"--data.val={val}", f"--data.train={train}", f"--eval.out={tmp_path}"]
         recipe_of_run = ["--cfg", str(tmp_path / "run/recipe.yaml")]
         train_imagenet.main([*recipe_of_run, "--eval-only", f"--init={tmp_path / init}", *data_keys])
-        rows[init, val] = json.loads((tmp_path / judge.RECORD).read_text())[-1]
+        rows[init, val] = json.loads((tmp_path / records.FILE).read_text())[-1]
     assert rows["run", data]["loss"] == rows["out", data]["loss"]
     assert rows["out", other]["loss"] != rows["out", data]["loss"], "its labels are the same numbers for other names"
-    assert not (tmp_path / "out" / judge.RECORD).exists()
+    assert not (tmp_path / "out" / records.FILE).exists()
 
 
 def test_the_averaged_weights_and_a_stages(tmp_path):
@@ -182,8 +183,8 @@ def test_the_card_shows_results_and_no_paths(tmp_path, jpg_beton, capsys):
     (run / "curves.png").write_bytes(b"PNG")
     (run / "report.md").write_text(f"# run in {tmp_path}\n\n| stage | minutes |\n|---|---|\n| first | 7 |\n")
     train_imagenet.main(["--cfg", str(run / "recipe.yaml"), "--eval-only", f"--init={run}"])
-    (row,) = json.loads((run / judge.RECORD).read_text())
-    judge.record(run, [{**row, "weights": "other.safetensors", "top1": 0.123456}])
+    (row,) = json.loads((run / records.FILE).read_text())
+    records.write(run, [{**row, "weights": "other.safetensors", "top1": 0.123456}])
     export.main([str(run), f"--out={tmp_path / 'out'}"])
     card = (tmp_path / "out" / "README.md").read_text()
     for words in (f" {100 * row['top1']:.3f} |", "| set.beton |     96 |       5 |", "commit abc123, timm 9.9",

@@ -9,7 +9,7 @@ import torch
 from config.recipe import load_recipe
 from ffcv_ops.errors import UserError
 from ffcv_ops.loader import train_loader
-from training import datasets, estimate, model
+from training import cost, datasets, estimate
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -82,7 +82,7 @@ def test_memory_is_tensors_of_the_weights_size_and_activations(optimizer, ema, t
     run = load_recipe(ROOT / "recipes/smoke.yaml", overrides)
     network = estimate.model_on_shapes(run.model, 32, 10, drop_path=0.0)
     weights = 4 * sum(parameter.numel() for parameter in network.parameters())
-    _, each = model.activations(network, 32, torch.float32)
+    _, each = cost.activation_bytes(network, 32, torch.float32)
     assert estimate.peak_memory(run, run.stages[0], network, 500) == tensors * weights + 500 * each
     update = weights if optimizer == "lamb" else 2 * each
     assert estimate.peak_memory(run, run.stages[0], network, 2) == tensors * weights + update

@@ -1,4 +1,4 @@
-"""Weights from outside. References: the very model, in float64; timm's own renaming; timm's lists of classes.
+"""Weights from outside. References: the very model, in float64; timm's own renaming.
 
 Official files are imitated: a model's weights under the official names, with the Namespace that such files hold."""
 
@@ -11,11 +11,11 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from timm.data import ImageNetInfo
 from timm.models.deit import checkpoint_filter_fn
 
 from ffcv_ops.errors import UserError
 from training import model, weights
+from training.adapt_weights import load_weights
 
 
 def network(name="deit3_micro_patch16_224", resolution=48, classes=10):
@@ -42,7 +42,7 @@ def test_an_official_file_computes_what_it_did(tmp_path, image, extra):
     source, path = network().double(), tmp_path / "deit_3_small_224_1k.pth"
     torch.save({"model": official(source.state_dict()), **extra}, path)
     copy = model.create("deit3_micro_patch16_224", resolution=48, classes=10, drop_path=0.0, layer_scale=1e-4)
-    model.load(copy.double().eval(), weights.read(path))
+    load_weights(copy.double().eval(), weights.read(path))
     with torch.no_grad():
         assert torch.equal(copy(image), source(image))
 
@@ -135,7 +135,7 @@ def test_of_a_hub_two_files_of_one_revision_are_read(monkeypatch, tmp_path):
         asked.append((repository, file, revision))
         return str(tmp_path / file)
 
-    monkeypatch.setattr(weights, "hf_hub_download", fetch)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
     assert weights.read("hf-hub:c/d@1a2b").keys() == state.keys()
     assert weights.class_names("hf-hub:c/d") == ("cat", "dog")
     assert asked == [("c/d", "model.safetensors", "1a2b"), ("c/d", "config.json", None)]
@@ -157,30 +157,3 @@ def test_class_names_of_a_model_folder(tmp_path):
         config.write_text(damaged)
         with pytest.raises(UserError, match="not the config"):
             weights.class_names(tmp_path)
-
-
-# --- classes -------------------------------------------------------------------------------------------------------
-
-
-def test_rows_are_matched_by_name():
-    rows = weights.matching_rows(3, 4, old_names=("cat", "dog", "owl"), new_names=("owl", "emu", "cat", "fox"))
-    assert rows == [2, -1, 0, -1]
-
-
-def test_names_that_are_not_given_are_timms_lists():
-    rows = weights.matching_rows(21841, 1000)
-    old, new = ImageNetInfo("imagenet-22k").label_names(), ImageNetInfo("imagenet-1k").label_names()
-    assert sum(row >= 0 for row in rows) == 999  # the teddy bear has another number there
-    assert all(old[row] == name for row, name in zip(rows, new, strict=True) if row >= 0)
-    assert rows[0] != 0
-    few = weights.matching_rows(21841, 2, old_names=("short", "list"), new_names=(new[5], "n0"))
-    assert few == [rows[5], -1]
-
-
-def test_classes_without_names_are_refused():
-    with pytest.raises(UserError, match="names of 19167 classes"):
-        weights.matching_rows(19167, 1000)
-    with pytest.raises(UserError, match="names of 7 classes"):
-        weights.matching_rows(1000, 7)
-    with pytest.raises(UserError, match="none of the classes a,"):
-        weights.matching_rows(1000, 2, new_names=("a", "b"))

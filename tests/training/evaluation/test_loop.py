@@ -7,7 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from training.evaluate import evaluate
+from training.evaluation.accuracy import CountAccuracy
+from training.evaluation.loop import evaluate
+
+CPU = torch.device("cpu")
 
 
 class Lookup(nn.Module):
@@ -36,7 +39,8 @@ def test_counts_equal_numpys(classes, batch):
     other = table[::-1].copy()
     networks = [Lookup(torch.from_numpy(table)).train(), Lookup(torch.from_numpy(other)).eval()]
     read = iter(pieces)  # once
-    results = evaluate(networks, read, device=torch.device("cpu"), autocast=nullcontext)
+    counters = [[CountAccuracy(classes, CPU)] for _ in networks]
+    results = [result for [result] in evaluate(networks, counters, read, autocast=nullcontext)]
     for its, result in zip((table, other), results, strict=True):
         ranking = np.argsort(-its, axis=1)
         assert result.top1 == (ranking[:, 0] == labels).mean()
@@ -45,6 +49,8 @@ def test_counts_equal_numpys(classes, batch):
         loss = (np.log(np.exp(exact).sum(1)) - exact[np.arange(50), labels]).mean()
         assert result.loss == pytest.approx(loss, rel=1e-5)
         assert result.images == 50
+        assert np.array_equal(result.by_class[:, 2], np.bincount(labels, minlength=classes))
+        assert np.array_equal(result.by_class[:, 0], np.bincount(labels[ranking[:, 0] == labels], minlength=classes))
     assert results[0].loss != results[1].loss
     assert [network.training for network in networks] == [True, False]
 
@@ -66,7 +72,7 @@ def test_mirror_images_count_half():
     one, other = red * np.arange(1, 9), red[:, ::-1] * np.arange(1, 9)
     results = {}
     for flip, logits in ((False, one), (True, (one + other) / 2)):
-        (result,) = evaluate([FirstRow()], batches, device=torch.device("cpu"), autocast=nullcontext, flip=flip)
+        [[result]] = evaluate([FirstRow()], [[CountAccuracy(8, CPU)]], batches, autocast=nullcontext, flip=flip)
         ranking = np.argsort(-logits, axis=1)
         assert result.top1 == (ranking[:, 0] == labels).mean()
         assert result.top5 == (ranking[:, :5] == labels[:, None]).any(1).mean()
@@ -75,5 +81,5 @@ def test_mirror_images_count_half():
         results[flip] = result
     assert results[True] != results[False]
     mirrored = [(batches[0][0].flip(2), batches[0][1])]
-    (again,) = evaluate([FirstRow()], mirrored, device=torch.device("cpu"), autocast=nullcontext, flip=True)
+    [[again]] = evaluate([FirstRow()], [[CountAccuracy(8, CPU)]], mirrored, autocast=nullcontext, flip=True)
     assert again == results[True], "an image and its mirror image count the same"
