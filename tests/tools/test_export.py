@@ -84,6 +84,9 @@ def test_timm_alone_loads_every_kind_of_network(tmp_path, jpg_beton):
         with torch.inference_mode():
             made[out] = (network(images(side)), keys, side)
         assert sorted(path.name for path in out.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+        (out / "new").touch()
+        assert {path.stat().st_mode for path in out.iterdir()} == {(out / "new").stat().st_mode}, "all may read it"
+        (out / "new").unlink()
     command = [sys.executable, "-c", PLAIN, *map(str, made)]
     done = subprocess.run(
         command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=200
@@ -107,6 +110,7 @@ def test_graphs_compute_the_same_for_any_number_of_images(tmp_path, keys, capsys
     assert "model.onnx" in said and "no class names" in said
     session = onnxruntime.InferenceSession(str(tmp_path / "out" / "model.onnx"), providers=["CPUExecutionProvider"])
     program = torch.export.load(tmp_path / "out" / "model.pt2").module()
+    assert session.get_inputs()[0].shape[0] == session.get_outputs()[0].shape[0] == "batch"
     for samples in (1, 7):
         given = images(int(keys.get("stage.eval_resolution", 48)), samples)
         with torch.inference_mode():

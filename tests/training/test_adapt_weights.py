@@ -64,6 +64,43 @@ def test_tokens_without_a_place_keep_their_embedding():
     assert grown[0, 1:, 5].numpy() == pytest.approx(bicubic(plane, 6).ravel(), abs=1e-6)
 
 
+@pytest.mark.parametrize("resolution", [64, 96])
+def test_a_class_tokens_position_is_added_to_the_class_token(resolution):
+    """DeiT's weights in a DeiT III network, which has no such position: the very outputs of timm's DeiT."""
+    torch.manual_seed(0)
+    deit = timm.create_model("deit_tiny_patch16_224", img_size=64, num_classes=10).eval()
+    for parameter in deit.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    wanted = timm.create_model("deit_tiny_patch16_224", img_size=resolution, num_classes=10).eval()
+    load_weights(wanted, adapt_state_dict(deit.state_dict(), wanted))
+    network = create("deit3_tiny_patch16_224", resolution=resolution, layer_scale=None).eval()
+    said = []
+    load_weights(network, adapt_state_dict(deit.state_dict(), network, say=said.append))
+    image = torch.randn(2, 3, resolution, resolution)
+    with torch.no_grad():
+        torch.testing.assert_close(network(image), wanted(image), rtol=1e-4, atol=1e-4)
+        assert wanted(image).std() > 0.1
+    assert ["class token's position" in line for line in said] == [True]
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (1, 4, 4, 128)])
+def test_an_embedding_of_another_kind_is_listed(shape):
+    network = create()
+    weights = {**network.state_dict(), "pos_embed": torch.zeros(shape)}
+    with pytest.raises(UserError, match="1 of the weights do not fit the model: pos_embed"):
+        load_weights(network, adapt_state_dict(weights, network))
+
+
+@pytest.mark.parametrize("kind", [torch.complex64, torch.int64, torch.bool])
+def test_numbers_of_another_kind_are_refused(kind):
+    network = create()
+    weights = {key: value.to(kind) if key == "norm.bias" else value for key, value in network.state_dict().items()}
+    with pytest.raises(UserError, match=rf"norm\.bias: numbers of {kind}, the model has torch\.float32"):
+        load_weights(network, weights)
+    half = {key: value.half() for key, value in network.state_dict().items()}
+    load_weights(network, half)
+
+
 def test_a_grid_that_is_no_square_is_refused():
     weights = dict(create().state_dict())
     weights["pos_embed"] = torch.zeros(1, 12, 128)
@@ -94,6 +131,17 @@ def test_a_mapped_head_takes_the_rows_of_the_same_classes():
     load_weights(network, grown)
     assert torch.equal(network.head.weight[0], weights["head.weight"][5])
     assert (num_classes(weights, network), num_classes(own, network)) == (7, 4)
+
+
+def test_a_head_without_all_its_parts_is_not_mapped():
+    weights, network = create(classes=7).state_dict(), create(classes=4)
+    for head in ({"head.weight": torch.tensor(1.0)}, {"head.weight": torch.zeros(7, 3)}):
+        with pytest.raises(UserError, match=r"head: map needs head\.weight in the weights, of \(128,\) for each class"):
+            adapt_state_dict({**weights, **head}, network, head="map", class_map=[0, 1, 2, 3])
+    del weights["head.bias"]
+    with pytest.raises(UserError, match=r"head: map needs head\.bias"):
+        adapt_state_dict(weights, network, head="map", class_map=[0, 1, 2, 3])
+    assert num_classes({"head.weight": torch.tensor(1.0)}, network) == 0
 
 
 def test_weights_that_do_not_fit_are_listed_and_nothing_is_copied():

@@ -104,6 +104,28 @@ def test_classes_that_are_numbers_are_the_models_numbers(tmp_path, jpg_beton):
     assert (row["top1"], row["top5"]) == shares(logits[:, [3, 0, 4, 1, 2]], [{label} for label in labels])
 
 
+def test_numbers_in_the_training_data_are_the_models_class_names(tmp_path, jpg_beton):
+    """Folders 0 to 999 as one's own classes are not ImageNet's; they sort as text: 0, 1, 10."""
+    numbers = sorted(str(number) for number in range(1000))
+    train = tmp_path / "train.beton"
+    train.symlink_to(jpg_beton)
+    (tmp_path / "train.json").write_text(json.dumps({"classes": numbers}))
+    assert output_names(1000, None, train) == OutputNames(tuple(numbers), True)
+    assert output_names(1000, None, "missing.beton", train) == OutputNames(tuple(synsets(1000)), False)
+    assert class_map(describe(train), output_names(1000, None, train), 1000) is None
+
+
+@pytest.mark.parametrize("extra", [["--stage.resolution=8"], ["--model.name=test_vit", "--stage.resolution=40"]])
+def test_a_resolution_that_the_model_cannot_take_is_one_line(extra, tmp_path, jpg_beton, capsys):
+    words = [f"--init={made(tmp_path, 5)[0]}", f"--data.train={jpg_beton}", f"--data.val={jpg_beton}", *extra]
+    with pytest.raises(SystemExit) as ended:
+        evaluated(*words, out=tmp_path / "out")
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "cannot take images of" in said
+    assert said.count("\n") == 1
+
+
 def real_names(logits):
     """For 96 images names of public ones: every third shows nothing that the model says, every fifth nothing at all."""
     names = []

@@ -1,14 +1,18 @@
 """Evaluation counts: against NumPy on the same logits, whatever the batches."""
 
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from training.evaluation.accuracy import CountAccuracy
+from config.recipe import BASE_RECIPE, load_recipe
+from training.evaluation.accuracy import CountAccuracy, LabelSpec
 from training.evaluation.loop import evaluate
+from training.evaluation.predictions import CollectPredictions
 
 CPU = torch.device("cpu")
 
@@ -83,3 +87,54 @@ def test_mirror_images_count_half():
     mirrored = [(batches[0][0].flip(2), batches[0][1])]
     [[again]] = evaluate([FirstRow()], [[CountAccuracy(8, CPU)]], mirrored, autocast=nullcontext, flip=True)
     assert again == results[True], "an image and its mirror image count the same"
+
+
+class Reads(TorchDispatchMode):
+    """Counts operations that read from the device or copy from the host: each would make the host wait for a GPU."""
+
+    words = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "_to_copy", "lift_fresh")
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        name = function.name().removeprefix("aten::").partition(".")[0]
+        changes_type_only = name == "_to_copy" and "device" not in (named or {})
+        if name in self.words and not changes_type_only:
+            self.found.append(name)
+        return function(*arguments, **(named or {}))
+
+
+def test_the_host_reads_nothing_until_the_last_batch():
+    """All reducers at once: by labels, among some of the outputs, by other answers, and the predictions."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (60, 32, 32, 3), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(4, (60,), generator=generator)
+    data = SimpleNamespace(path="x.beton", samples=60, class_names=None)
+    ranks = SimpleNamespace(rank=0, world=1, device=CPU)
+    run = SimpleNamespace(ranks=ranks, datasets={"main": SimpleNamespace(train=data, val=data, classes=8)})
+    config = load_recipe(BASE_RECIPE.parent / "smoke.yaml").stages[0]
+    counters = [
+        CountAccuracy(4, CPU),
+        CountAccuracy(4, CPU, LabelSpec(class_map=torch.tensor([7, 0, 3, 4]))),
+        CountAccuracy(4, CPU, LabelSpec(answers=torch.stack([labels, torch.full_like(labels, -1)], 1))),
+        CollectPredictions(run, config),
+    ]
+    reads = Reads()
+
+    def batches():
+        with reads:
+            torch.ones(3).sum().item()
+            torch.tensor([1.0, 2.0])
+            labels.new_tensor(60)
+            assert reads.found == ["_local_scalar_dense", "lift_fresh", "lift_fresh"], "the count itself"
+            reads.found.clear()
+            for start in range(0, 60, 20):
+                yield images[start : start + 20], labels[start : start + 20]
+
+    [[own, among, other, predictions]] = evaluate([FirstRow()], [counters], batches(), autocast=nullcontext)
+    assert reads.found == []
+    assert own.images == among.images == other.images == len(predictions.labels) == 60
+    assert (own.top1, own.top5) == (other.top1, other.top5) != (among.top1, among.top5)
+    assert own.top1 == (predictions.labels == predictions.predicted).mean()
