@@ -42,11 +42,9 @@ from ffcv_ops.loader import eval_loader, train_loader
 from training import (
     compiling,
     distributed,
-    judge,
     micro_batch,
     optim,
     out_of_memory,
-    predictions,
     run_identity,
     schedule,
     weights,
@@ -55,7 +53,10 @@ from training.datasets import open_sets, planned_sets
 from training.distributed import parallel, stop
 from training.distributed.parallel import gradient_sync
 from training.distributed.watchdog import Watchdog
-from training.evaluate import evaluate
+from training.evaluation import predictions
+from training.evaluation.accuracy import CountAccuracy
+from training.evaluation.evaluate_only import evaluate_only
+from training.evaluation.loop import evaluate
 from training.log_point import log_point, save_checkpoint
 from training.logging.environment import commit
 from training.logging.run_log import RunLog
@@ -164,7 +165,7 @@ def train_stage(run: Run, stage: Stage) -> None:
         is_last = stage.epoch == config.epochs
         row["bad_samples"] = count_bad_samples(run, stage)
         if stage.epoch % run.recipe.log.eval_every == 0 or is_last:
-            row |= evaluate_stage(run, stage)
+            row |= evaluate_stage(run, stage, is_last=is_last)
         run.log.row(
             kind="epoch", stage=config.name, epoch=stage.epoch, step=stage.step, epochs=config.epochs,
             resolution=resolution, **row,
@@ -172,7 +173,6 @@ def train_stage(run: Run, stage: Stage) -> None:
         if is_last:
             run.folder.save_weights(config.name, stage.model, is_main=run.ranks.is_main)
             run.log.end_stage(f"top-1 {100 * row['top1']:.2f} %")
-            save_predictions(run, stage)
         save_checkpoint(run, stage, must_succeed=is_last)
         if run.ranks.is_main:
             report.refresh(run.folder.path, say=run.log.say)
@@ -211,24 +211,21 @@ def count_bad_samples(run: Run, stage: Stage) -> int:
     return count
 
 
-def evaluate_stage(run: Run, stage: Stage) -> dict:
-    """The columns of an epoch's row: of the model, and of its EMA where there is one. The images are read once."""
+def evaluate_stage(run: Run, stage: Stage, *, is_last: bool) -> dict:
+    """The columns of an epoch's row: of the model, and of its EMA where there is one. The images are read once. In the
+    stage's last epoch the model's predictions are saved too, which the report shows."""
+    config = stage.config
     networks = [stage.model] if stage.ema is None else [stage.model, stage.ema]
+    reducers = [[CountAccuracy(run.datasets[config.data].classes, run.ranks.device)] for _ in networks]
+    if is_last:
+        reducers[0].append(predictions.CollectPredictions(run, config))
     with evaluating(run, stage, *networks):
-        result, *of_ema = evaluate(
-            networks, stage.val_loader.epoch(0), device=run.ranks.device, autocast=run.autocast,
-            flip=stage.config.eval_flip,
-        )  # fmt: skip
+        results = evaluate(networks, reducers, stage.val_loader.epoch(0), autocast=run.autocast, flip=config.eval_flip)
+    if is_last and run.ranks.is_main:
+        predictions.save(run.folder.path / predictions.FILE, results[0][1], say=run.log.say)
+    result, *of_ema = (accuracy for accuracy, *_ in results)
     row = {"top1": result.top1, "top5": result.top5, "val_loss": result.loss, "val_images": result.images}
     return row | {name: value for ema in of_ema for name, value in (("ema_top1", ema.top1), ("ema_top5", ema.top5))}
-
-
-def save_predictions(run: Run, stage: Stage) -> None:
-    """What the report shows of the last epoch: the class that the model gives each validation image."""
-    with evaluating(run, stage, stage.model):
-        collected = predictions.collect(run, stage.config, stage.model, stage.val_loader.epoch(0))
-    if run.ranks.is_main:
-        predictions.save(run.folder.path / predictions.FILE, collected, say=run.log.say)
 
 
 @contextmanager
@@ -269,7 +266,7 @@ def train_run(run: Run, *, init: str | None, start_at: int) -> None:
         checkpoint = folder.load(is_main=is_main)
         start_weights = init_identity = None
         if init:
-            start_weights = weights.read(init)
+            start_weights = weights.read(init, print if is_main else weights.silent)
             init_identity = run_identity.init_of(init, start_weights)
         code = commit()
         identity = run_identity.identity_of(run.recipe, run.datasets, init=init_identity, code=code)
@@ -340,7 +337,7 @@ def main(argv=None) -> signal.Signals | None:
         dtype = precision(recipe.speed.precision, ranks.device)
         if options.eval_only:
             with Watchdog(recipe.watchdog, ranks) as watchdog:
-                judge.judge(Run(recipe, ranks, {}, dtype), options.init, evaluation, watchdog)
+                evaluate_only(Run(recipe, ranks, {}, dtype), options.init, evaluation, watchdog)
             return None
         start_at = stage_number(recipe, options.start_at) if options.start_at else 0
         folder = RunFolder(recipe)

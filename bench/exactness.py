@@ -28,7 +28,7 @@ from ffcv_ops.errors import UserError, exits_cleanly
 from ffcv_ops.loader import eval_loader
 from ffcv_ops.storage.index import describe
 from tools import export
-from training.evaluate import outputs
+from training.evaluation.loop import predict
 
 ROOT = Path(__file__).parents[1]
 WHOLE = "--image.max_side=none"
@@ -155,7 +155,11 @@ def _classes(root):
 def of_ours(trained: export.Trained, beton: Path) -> Said:
     """By the loader and the loop that --eval-only uses."""
     batches = eval_loader(beton, describe(beton).samples, trained.stage, batch=64)
-    found = outputs(trained.network, batches.epoch(0), autocast=nullcontext, flip=trained.stage.eval_flip)
+    flip = trained.stage.eval_flip
+    found = (
+        (predict(trained.network, images, autocast=nullcontext, flip=flip), labels)
+        for images, labels in batches.epoch(0)
+    )
     return _said(beton.with_suffix(".files.txt").read_text(encoding="utf-8").splitlines(), found)
 
 

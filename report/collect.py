@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 from config.recipe import Recipe, load_recipe
 from ffcv_ops.errors import UserError
-from training import predictions
+from training.evaluation import predictions
+from training.evaluation.predictions import Predictions
 from training.logging.environment import read_environment
 from training.logging.records import scan_rows
 from training.plan import Eta, StagePlan, eta, read_plan, seconds_per_step
-from training.predictions import Predictions
 from training.reference_curves import Deviation, ReferenceCurve, deviation, reference_curves
 
 

@@ -19,7 +19,7 @@ from config.text import format_duration
 from report import charts, collect, curves, tables
 from report.collect import Facts
 from report.colors import COLORS
-from training.predictions import Predictions
+from training.evaluation.predictions import Predictions
 
 CONFUSIONS, CLASSES = 12, 8  # rows of the tables of mistakes
 SLOW = 0.2  # share of an epoch's time that the loop may wait for data without a warning

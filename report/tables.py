@@ -9,7 +9,7 @@ import numpy as np
 from config.text import format_duration
 from report import collect
 from report.collect import Facts
-from training.predictions import Predictions
+from training.evaluation.predictions import Predictions
 
 STAGES = ("stage", "px", "epochs", "top-1 %", "top-5 %", "EMA top-1 %", "images/s", "waited", "minutes")
 RUNS = ("run", "epochs", "top-1 %", "best top-1 %", "EMA top-1 %", "val loss", "images/s", "waited", "time")

@@ -1,7 +1,7 @@
 """Finished cells on the other labels and images that ImageNet models are judged by, kept in CELL/others.json.
 
 V2 (Recht et al. 2019): other images of the same classes, a .beton. ReaL: other labels of the validation images, see
-training/judge.py.
+training/evaluation/labels.py.
 """
 
 import json
@@ -11,8 +11,10 @@ from ffcv_ops.errors import UserError
 from ffcv_ops.files import write_atomically
 from ffcv_ops.storage.index import describe
 from rn_vs_vit.grid import Cell
-from training import distributed, judge, weights
+from training import distributed, weights
 from training.distributed.watchdog import Watchdog
+from training.evaluation.evaluate_only import evaluate_data, load_model
+from training.evaluation.labels import output_names
 from training.run import Run, precision
 
 
@@ -32,13 +34,13 @@ def evaluate(cell: Cell, *, v2: str | None, real: bool) -> None:
     ranks = distributed.init_process_group(cell.run.speed.device)
     try:
         run = Run(cell.run, ranks, {}, precision(cell.run.speed.precision, ranks.device))
-        network = judge.load(run, weights.read(cell.folder))
-        names = judge.names_of_outputs(network.num_classes, None, data.train, data.val)
+        network = load_model(run, weights.read(cell.folder))
+        names = output_names(network.num_classes, None, data.train, data.val)
         for name in missing:
             labels = "ReaL" if name == "ReaL" else "own"
             with Watchdog(cell.run.watchdog, ranks) as watch:
-                judged = judge.examine(run, network, describe(Path(files[name])), names, watch)
-            found = [one.marks.result.top1 for one in judged if one.labels == labels]
+                records = evaluate_data(run, network, describe(Path(files[name])), names, watch)
+            found = [record.accuracy.top1 for record in records if record.labels == labels]
             if not found:
                 raise UserError(f"ReaL needs ImageNet's 1,000 classes, and names ILSVRC2012_val_* in {data.val}'s list")
             known[name] = found[0]

@@ -263,7 +263,6 @@ def test_too_little_memory_is_explained(recipe_file, tmp_path, monkeypatch, caps
     for module, name, broken, words in (
         (train_imagenet, "forward_backward", forward_backward, "for 16 samples at once (speed.micro_batch)"),
         (train_imagenet, "evaluate", gives_out, "to evaluate 16 images at once"),
-        (train_imagenet.predictions, "collect", gives_out, "to evaluate 16 images at once"),
     ):
         with monkeypatch.context() as patched, pytest.raises(SystemExit) as ended:
             patched.setattr(module, name, broken)

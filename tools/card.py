@@ -15,7 +15,8 @@ from config.text import markdown_table
 from ffcv_ops.storage.beton_file import sidecar
 from ffcv_ops.storage.info import exists
 from ffcv_ops.storage.shards import files_of
-from training import judge
+from training import cost
+from training.evaluation import records
 
 CITATION = """@inproceedings{touvron2022deit3,
   title     = {{DeiT III}: Revenge of the {ViT}},
@@ -44,13 +45,13 @@ def write(trained, folder: Path) -> None:
 
 
 def _parts(trained, folder):
-    run, stage, network = trained.run, trained.stage, trained.network
+    recipe, stage, network = trained.recipe, trained.stage, trained.network
     title = trained.folder.resolve().name + ("" if trained.weights.stem == "model" else f", {trained.weights.stem}")
     yield "---\nlibrary_name: timm\npipeline_tag: image-classification\ntags:\n- image-classification\n- timm\n---"
     yield f"# {title}"
     yield (
-        f"{run.model.name} for images of {stage.eval_side} x {stage.eval_side} pixels, {network.num_classes:,} classes,"
-        f" {sum(value.numel() for value in network.parameters()):,} parameters; seed {run.seed}."
+        f"{recipe.model.name} for images of {stage.eval_side} x {stage.eval_side} pixels,"
+        f" {network.num_classes:,} classes, {cost.num_parameters(network):,} parameters; seed {recipe.seed}."
     )
     if (folder / "config.json").exists():
         yield f"```python\n{USE}\n```"
@@ -64,8 +65,8 @@ def _parts(trained, folder):
         yield "## Training\n\n" + "\n".join(line for line in lines if line.startswith("|"))
     if (folder / "curves.png").exists():
         yield "![curves](curves.png)"
-    yield f"## Data\n\n{_data(run)}"
-    yield f"## Recipe\n\n```yaml\n{_recipe(run)}```"
+    yield f"## Data\n\n{_data(recipe)}"
+    yield f"## Recipe\n\n```yaml\n{_recipe(recipe)}```"
     yield f"## Made with\n\n{_made_with(trained.folder)}"
     yield (
         "## Licence\n\nNone is given here. Whoever publishes this model chooses one that the data allow, and adds it to"
@@ -76,10 +77,10 @@ def _parts(trained, folder):
 
 def _results(trained):
     names = {str(place.resolve()) for place in (trained.weights, *_folder_of(trained.weights))}
-    rows = [row for row in judge.read(trained.folder) if str(Path(row["weights"]).resolve()) in names]
+    rows = [row for row in records.read(trained.folder) if str(Path(row["weights"]).resolve()) in names]
     if not rows:
         return "Not evaluated apart from training; see below."
-    return judge.table(rows)
+    return records.table(rows)
 
 
 def _folder_of(weights):
@@ -87,9 +88,9 @@ def _folder_of(weights):
     return [weights.parent] if weights.stem == "model" else []
 
 
-def _data(run):
+def _data(recipe):
     lines = [("file", "images", "classes", "stored")]
-    for value in dataclasses.asdict(run.data).values():
+    for value in dataclasses.asdict(recipe.data).values():
         if isinstance(value, str) and value.endswith(".beton"):
             files = [sidecar(file) for file in files_of(value)] if exists(value) else []
             shards = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()] or [{}]
@@ -100,13 +101,13 @@ def _data(run):
     return markdown_table(lines)
 
 
-def _recipe(run):
+def _recipe(recipe):
     """The resolved recipe, its paths cut down to file names."""
     data = {
         name: Path(value).name if isinstance(value, str) and "/" in value else value
-        for name, value in dataclasses.asdict(run.data).items()
+        for name, value in dataclasses.asdict(recipe.data).items()
     }
-    shown = dataclasses.replace(run, data=DataConfig(**data), log=dataclasses.replace(run.log, out="runs"))
+    shown = dataclasses.replace(recipe, data=DataConfig(**data), log=dataclasses.replace(recipe.log, out="runs"))
     return render_recipe(shown)
 
 

@@ -48,15 +48,18 @@ if __name__ == "__main__":  # --help and mistakes are answered here: the imports
 
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageNetInfo
 from torch import nn
 
 from config.recipe import Recipe, StageConfig, load_recipe
 from config.text import markdown_table
 from tools import card, graphs
-from training import judge, model, weights
+from training import cost, model, weights
+from training.datasets import files_of
 from training.distributed import Ranks
+from training.evaluation.evaluate_only import load_model
+from training.evaluation.labels import output_names
 from training.run import Run
 
 FILES = ("model.safetensors", "config.json", "model.pt2", "model.onnx", "model.onnx.data", "README.md", "curves.png")
@@ -96,10 +99,8 @@ def read(source: str | Path) -> Trained:
         raise UserError(f"{file}: it must be one of {', '.join(f'{name}.safetensors' for name in stages)}")
     stage = stages[file.stem]
     run = Run(dataclasses.replace(recipe, stages=(stage,)), Ranks(0, 0, 1, torch.device("cpu")), {}, torch.float32)
-    network = judge.load(run, weights.read(file))
-    main = stage.data == "main"
-    data = (recipe.data.train, recipe.data.val) if main else (recipe.data.finetune_train, recipe.data.finetune_val)
-    names = judge.names_of_outputs(network.num_classes, None, *data).names
+    network = load_model(run, weights.read(file))
+    names = output_names(network.num_classes, None, *files_of(recipe, stage.data)).names
     return Trained(folder, file, recipe, stage, names, network.to(memory_format=torch.contiguous_format))
 
 
@@ -128,9 +129,10 @@ def export(trained: Trained, out: Path, formats: Sequence[str]) -> str:
     lines = [("file", "MB", "largest difference of a logit")]
     for path in sorted(out.iterdir()):
         kind = {"model.safetensors": "timm", "model.pt2": "pt2", "model.onnx": "onnx"}.get(path.name)
-        said = f"{differences[kind]:.1e}" if kind else "-"
-        lines.append((path.name, f"{path.stat().st_size / 1e6:.2f}", said))
-    about = f"{trained.run.model.name}, {network.num_classes:,} classes, {side} px, {model.count(network):,} parameters"
+        difference = f"{differences[kind]:.1e}" if kind else "-"
+        lines.append((path.name, f"{path.stat().st_size / 1e6:.2f}", difference))
+    size = f"{network.num_classes:,} classes, {side} px, {cost.num_parameters(network):,} parameters"
+    about = f"{trained.recipe.model.name}, {size}"
     if trained.names is None:
         about += "; no class names, because the recipe's data are not there or name none"
     return f"{out}: {about}\n\n{markdown_table(lines)}"
@@ -140,11 +142,12 @@ def export(trained: Trained, out: Path, formats: Sequence[str]) -> str:
 
 
 def _timm(trained: Trained, folder: Path) -> float:
-    if trained.run.model.blur_pool:
+    if trained.recipe.model.blur_pool:
         fault = "with model.blur_pool images are blurred before strided convolutions, and timm has no such network"
         raise UserError(f"{trained.folder}: {fault}; use --formats=pt2,onnx")
     state = {key: value.contiguous() for key, value in trained.network.state_dict().items()}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    # safetensors' own save_file makes a file that nobody else may read (mode 600).
+    (folder / "model.safetensors").write_bytes(save(state, metadata={"format": "pt"}))
     (folder / "config.json").write_text(json.dumps(config(trained), indent=1) + "\n", encoding="utf-8")
     loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     return _difference(trained, loaded, "timm")
@@ -181,7 +184,7 @@ def _difference(trained, other, name) -> float:
 
 def config(trained: Trained) -> dict:
     """timm's config.json: how to build the network, how to prepare its images, what its outputs are called."""
-    recipe, stage, network = trained.run, trained.stage, trained.network
+    recipe, stage, network = trained.recipe, trained.stage, trained.network
     name = recipe.model.name.partition(".")[0]
     known = timm.get_pretrained_cfg(name)
     arguments = {"img_size": stage.eval_side} if known.fixed_input_size else {}

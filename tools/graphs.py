@@ -19,7 +19,7 @@ def traced(network: nn.Module, side: int) -> torch.export.ExportedProgram:
     """The graph, with a free number of images."""
     example = torch.zeros(2, 3, side, side)  # torch.export takes a size of 0 or 1 for a constant
     with torch.inference_mode(False), torch.no_grad():
-        return torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("images")},), strict=False)
+        return torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False)
 
 
 def save_pt2(network: nn.Module, side: int, path: Path) -> None:

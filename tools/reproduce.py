@@ -12,6 +12,7 @@ from pathlib import Path
 
 from config.parser import Parser
 from config.recipe import BASE_RECIPE, load_recipe
+from config.text import markdown_table
 from ffcv_ops.errors import UserError, exits_cleanly
 
 
@@ -43,14 +44,13 @@ OPERATIONS_PER_S = 40e12
 def table() -> str:
     """The whole table."""
     published, curves = (json.loads((RECIPES / name).read_text()) for name in (PUBLISHED, CURVES))
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * 2 + "---:|" * (len(COLUMNS) - 3) + "---|"]
+    rows = [COLUMNS]
     for path in sorted(RECIPES.glob("**/*.yaml"), key=_place):
         name = path.relative_to(RECIPES).with_suffix("").as_posix()
         if name not in ("base", "demo", "smoke", "finetune_own"):
-            run = load_recipe(path)
-            for row in _rows(run, published.get(name, {}), curves.get(name, {})):
-                lines.append("| " + " | ".join((f"`{name}`", *row)) + " |")
-    return "\n".join(lines)
+            stages = _rows(load_recipe(path), published.get(name, {}), curves.get(name, {}))
+            rows += [(f"`{name}`", *row) for row in stages]
+    return markdown_table(rows, left=2)
 
 
 def _place(path):
@@ -74,11 +74,11 @@ def _rows(run, published, curves):
             sum(_size(run.model, side, sets[stage.data].classes, stage.drop_path)[1] for side in sides) / stage.epochs
         )
         hours = steps * stage.batch * mean * 6e9 / OPERATIONS_PER_S / 3600
-        said, curve = published.get(stage.name, {}), curves.get(stage.name, {})
-        top1 = f"{said['top1']:.1f} ({said['source']})" if said else "-"
-        others = (f"{said[key]:.1f}" if key in said else "-" for key in ("v2", "real"))
+        paper, curve = published.get(stage.name, {}), curves.get(stage.name, {})
+        top1 = f"{paper['top1']:.1f} ({paper['source']})" if paper else "-"
+        others = (f"{paper[key]:.1f}" if key in paper else "-" for key in ("v2", "real"))
         yield (stage.name, f"{stage.resolution}", f"{stage.epochs}", top1, *others, _points(curve),
-               f"{count / 1e6:.1f}", f"{gmacs:.2f}", f"{hours:,.0f}", said.get("ours", "*not run*"))  # fmt: skip
+               f"{count / 1e6:.1f}", f"{gmacs:.2f}", f"{hours:,.0f}", paper.get("ours", "*not run*"))  # fmt: skip
 
 
 def _points(curve):
@@ -87,10 +87,9 @@ def _points(curve):
     return ", ".join(f"{epoch}: {curve[str(epoch)]:.1f}" for epoch in shown) or "-"
 
 
-def _assumed(run, word):
+def _assumed(recipe, word):
     """The data set as published, whatever files are here: the table must not depend on the machine."""
-    main = word == "main"
-    train = datasets.assumed(run.data.train if main else run.data.finetune_train)
+    train = datasets.assumed(datasets.files_of(recipe, word)[0])
     return datasets.DataSet(train, train, train.classes)
 
 

@@ -8,8 +8,8 @@ way and submits itself again. Needs submitit (the extra `slurm`).
 """
 
 import argparse
-import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -33,26 +33,29 @@ class Training(submitit.helpers.Checkpointable):
         self.arguments = arguments
 
     def __call__(self) -> str:
-        os.chdir(ROOT)
-        sys.path.insert(0, str(ROOT))
-        import train_imagenet
-
         place = submitit.helpers.TorchDistributedEnvironment()
         place.export(set_cuda_visible_devices=False, overwrite=True)
         warning = submitit.JobEnvironment()._usr_sig()  # USR2, unless the cluster's settings say another
         requeue = signal.getsignal(warning)  # submitit's handler: in the first process it submits the job again
+        command = [sys.executable, str(ROOT / "train_imagenet.py"), *self.arguments]
+        training = []
 
-        def heed(number, frame):
-            if signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:  # nothing is trained yet
-                requeue(number, frame)
+        def forward(number, frame):
+            if training:
+                training[0].send_signal(signal.SIGUSR1)
             else:
-                signal.raise_signal(signal.SIGUSR1)
+                requeue(number, frame)
 
-        signal.signal(warning, heed)
-        stopped = train_imagenet.main(self.arguments)
-        if stopped == signal.SIGUSR1:  # not SIGTERM: what Slurm preempts it requeues itself, and scancel means it
+        signal.signal(warning, forward)  # before the start, so that no warning is lost
+        training.append(subprocess.Popen(command, cwd=ROOT))
+        status = training[0].wait()
+        # The run saved and stopped, or was not yet far enough to know the signal. Not so for SIGTERM: what Slurm
+        # preempts it requeues itself, and scancel means it.
+        if status in (128 + signal.SIGUSR1, -signal.SIGUSR1):
             requeue(warning, None)
-        return "stopped" if stopped else "done"
+        if status in (0, 128 + signal.SIGUSR1, -signal.SIGUSR1, 128 + signal.SIGTERM):
+            return "stopped" if status else "done"
+        raise RuntimeError(f"train_imagenet.py ended with status {status}")
 
 
 def executor(options) -> submitit.Executor:

@@ -33,7 +33,7 @@ class DataSet(NamedTuple):
 
 def open_sets(recipe: Recipe, first: int = 0) -> dict[str, DataSet]:
     """The data sets of the stages from number `first` on, with all files checked."""
-    files = {word: _files(recipe, word) for word in _words(recipe, first)}
+    files = {word: files_of(recipe, word) for word in _words(recipe, first)}
     return {word: _data_set(recipe, *map(_described, both)) for word, both in files.items()}
 
 
@@ -41,7 +41,7 @@ def planned_sets(recipe: Recipe) -> dict[str, DataSet]:
     """The same for plans: where the training file is not here, see `assumed`."""
     sets = {}
     for word in _words(recipe):
-        train, val = map(Path, _files(recipe, word))
+        train, val = map(Path, files_of(recipe, word))
         known = _described(train) if exists(train) else assumed(train)
         sets[word] = _data_set(recipe, known, _described(val) if exists(train) and exists(val) else known)
     return sets
@@ -63,7 +63,8 @@ def _words(recipe, first=0):
     return dict.fromkeys(stage.data for stage in recipe.stages[first:])
 
 
-def _files(recipe, word):
+def files_of(recipe: Recipe, word: str) -> tuple[str, str]:
+    """The .beton files for training and validation of the stages whose `data` is this word."""
     data = recipe.data
     return (data.train, data.val) if word == "main" else (data.finetune_train, data.finetune_val)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from config.recipe import StageConfig
 from ffcv_ops.errors import UserError
-from training import distributed, mixing, model, optim
+from training import cost, distributed, mixing, optim
 from training.run import Run
 from training.stage import Stage
 
@@ -42,7 +42,7 @@ def find(run: Run, stage: Stage, forward_backward: Callable[[Run, Stage, Tensor,
         trial.model.train()
         forward_backward(run, trial, *random_batch(run, config, samples))
 
-    weights = 4 * model.count(stage.model)
+    weights = 4 * cost.num_parameters(stage.model)
     moments = 0 if stage.optimizer.state else optim.OPTIMIZERS[config.optimizer].moments
     images = LOADER_BATCHES * local_batch_size * 3 * config.resolution**2
     return from_oom_search(stage.model, attempt, options, reserved=weights * (1 + moments) + images)
@@ -71,7 +71,7 @@ def divisors(local_batch_size: int, *, even: bool) -> list[int]:
 def from_memory_bound(network: nn.Module, resolution: int, precision: torch.dtype, options: list[int]) -> int:
     """The largest of `options` whose activations stay within `CPU_BYTES`, or the smallest there is."""
     options = [n for n in options if n <= CPU_SAMPLES] or options[-1:]
-    _, each = model.activations(network, resolution, precision)
+    _, each = cost.activation_bytes(network, resolution, precision)
     return next((n for n in options if n * each <= CPU_BYTES), options[-1])
 
 

@@ -86,13 +86,13 @@ def count(config: ModelConfig, resolution: int, classes: int, *, drop_path: floa
     """The same from the network itself, built on shapes."""
     import torch  # with timm these take seconds
 
-    from training import model
+    from training import cost, model
 
     network = model_on_shapes(config, resolution, classes, drop_path=drop_path)
     return ModelCosts(
-        parameters=model.count(network),
-        macs=round(model.macs(network, resolution) * 1e9),
+        parameters=cost.num_parameters(network),
+        macs=round(cost.gmacs(network, resolution) * 1e9),
         tokens=model.tokens(network),
-        saved_fp32=model.activations(network, resolution, torch.float32),
-        saved_bf16=model.activations(network, resolution, torch.bfloat16),
+        saved_fp32=cost.activation_bytes(network, resolution, torch.float32),
+        saved_bf16=cost.activation_bytes(network, resolution, torch.bfloat16),
     )

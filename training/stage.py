@@ -14,7 +14,7 @@ from config.recipe import StageConfig
 from ffcv_ops import rng
 from ffcv_ops.errors import UserError
 from ffcv_ops.rng import RandomKey
-from training import distributed, mixing, model, optim, stochastic_depth, weights
+from training import adapt_weights, distributed, mixing, model, optim, stochastic_depth
 from training.loss_history import LossHistory
 from training.run import Run
 from training.step_stats import Meter, StepStats
@@ -142,19 +142,21 @@ def _check_model(run, config, network):
 
 def _load_start_weights(run, number, network, start_weights):
     config = run.recipe.stages[number]
-    rows = None
+    say = run.log.say if run.log else print
+    class_map = None
     if config.head == "map":  # the classes that both data sets have keep their weights
         data = run.datasets[config.data]
         before = run.datasets.get(run.recipe.stages[number - 1].data) if number else None
-        rows = weights.matching_rows(
-            model.head_size(start_weights, network),
+        class_map = adapt_weights.match_classes(
+            adapt_weights.num_classes(start_weights, network),
             data.classes,
             old_names=before.train.class_names if before else None,
             new_names=data.train.class_names,
         )
-        say = run.log.say if run.log else print
-        say(f"stage {config.name}: {sum(row >= 0 for row in rows)} of {len(rows)} classes keep their weights")
-    model.load(network, model.grow(start_weights, network, head=config.head, rows=rows))
+        kept = sum(number >= 0 for number in class_map)
+        say(f"stage {config.name}: {kept} of {len(class_map)} classes keep their weights")
+    adapted = adapt_weights.adapt_state_dict(start_weights, network, head=config.head, class_map=class_map, say=say)
+    adapt_weights.load_weights(network, adapted)
 
 
 def next_start_weights(following: StageConfig, stage: Stage) -> dict[str, Tensor]:

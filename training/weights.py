@@ -1,4 +1,4 @@
-"""Weights from anywhere -> a state dict in timm's names, on the CPU, that `model.grow` and `model.load` then fit.
+"""Weights from anywhere -> a state dict in timm's names, on the CPU, which adapt_weights.py makes fit a network.
 
     runs/NAME, or any folder       its model.safetensors (or pytorch_model.bin): a finished run, or a timm model folder
     x.safetensors, 000001234.pt    a file of weights, a checkpoint of ours
@@ -6,22 +6,24 @@
     timm:NAME                      downloaded by timm, or taken from its cache
     hf-hub:ORG/NAME[@REVISION]     its model.safetensors, and the class names in its config.json; nothing else
 
-Pickled files are read with `weights_only=True`, so nothing in them is executed. The official ones hold the options of
-their run beside the weights, an argparse.Namespace: the one class that is let in.
+In a file of several parts the weights are under one of the names in PARTS. What DDP and torch.compile put before a
+weight's name is taken off.
+
+Pickled files are read with `weights_only=True`, so nothing in them is executed. Official checkpoints hold the options
+of their run too, which are objects: an empty stand-in is made of each.
 """
 
 import argparse
 import json
+import pathlib
 import pickle
 import re
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import timm
 import torch
-from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
-from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor
 
 from config import train_command
@@ -29,17 +31,24 @@ from ffcv_ops.errors import UserError
 
 IN_FOLDER = ("model.safetensors", "pytorch_model.bin")
 SOURCES = train_command.WEIGHTS
+# The official code and ours say `model`, timm's train.py `state_dict`; the others are averages, taken in need only.
+PARTS = ("model", "state_dict", "model_ema", "state_dict_ema")
 
 
-def read(source: str | Path) -> dict[str, Tensor]:
-    """The weights that `source` names, as above; UserError where there are none."""
+def silent(message: str) -> None:
+    """What is said to nobody."""
+
+
+def read(source: str | Path, say: Callable[[str], object] = silent) -> dict[str, Tensor]:
+    """The weights that `source` names, as above; UserError where there are none. `say` is told where they were not
+    simply there: under which name they were, or that their own names were cut."""
     kind, name = _split(source)
     if kind == "timm":
         weights = _fetched(source, lambda: timm.create_model(name, pretrained=True).state_dict())
     elif kind == "hf-hub":
-        weights = _read_file(Path(_from_hub(source, "model.safetensors")))
+        weights = _read_file(Path(_from_hub(source, "model.safetensors")), say)
     else:
-        weights = _read_file(Path(name))
+        weights = _read_file(Path(name), say)
     return {re.sub(r"\bgamma_([12])$", r"ls\1.gamma", key): value for key, value in weights.items()}
 
 
@@ -68,8 +77,10 @@ def _split(source):
 
 
 def _from_hub(source, file):
+    import huggingface_hub  # most runs start from no hub
+
     repository, _, revision = _split(source)[1].partition("@")
-    return _fetched(source, lambda: hf_hub_download(repository, file, revision=revision or None))
+    return _fetched(source, lambda: huggingface_hub.hf_hub_download(repository, file, revision=revision or None))
 
 
 def _fetched(source, fetch):
@@ -80,52 +91,84 @@ def _fetched(source, fetch):
         raise UserError(f"cannot fetch {source!r} ({reason:.200}); this needs the network, or the cache") from error
 
 
-def _read_file(path):
+# --- files ---------------------------------------------------------------------------------------------------------
+
+
+def _read_file(path, say):
     if path.is_dir():
         path = next((path / name for name in IN_FOLDER if (path / name).exists()), path / IN_FOLDER[0])
     if not path.is_file():
         raise UserError(f"{path}: no such file; --init takes {SOURCES}")
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        weights = content.get("model", content)
-        if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
-            raise ValueError("it holds no weights under the key `model`")
-        return weights
+        content = load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
+        part, weights = _part_with_weights(content)
     except pickle.UnpicklingError as error:  # torch's own words advise to load it all the same, which could run code
-        fault = "it is not of torch.save, or holds more than tensors and plain values, which are not loaded"
-        raise UserError(f"{path}: cannot be read as weights ({fault})") from error
+        raise UserError(f"{path}: cannot be read as weights ({_what_is_not_loaded(path)})") from error
     except Exception as error:  # torch.load and safetensors raise many kinds; each means that the file cannot be used
         reason = "".join(filter(str.isprintable, str(error).partition("\n")[0]))  # torch's has escape codes
         raise UserError(f"{path}: cannot be read as weights ({reason:.200})") from error
+    if part not in ("", "model"):
+        say(f"{path}: the weights are taken from its {part}")
+    renamed = _without_prefixes(weights)
+    if renamed.keys() != weights.keys():
+        say(f"{path}: what DDP or torch.compile put before the weights' names (module., _orig_mod.) is taken off")
+    return renamed
 
 
-def matching_rows(
-    old: int, new: int, *, old_names: Sequence[str] | None = None, new_names: Sequence[str] | None = None
-) -> list[int]:
-    """For each of `new` classes the one of `old` classes with the same name, or -1.
+class _StandIn:
+    """In the place of an object that a file holds beside its weights; made of anything, and empty."""
 
-    Names that are not given, or not that many, are the synsets of the ImageNet with so many classes, as timm lists it.
-    """
-    names = []
-    for count, given in ((old, old_names), (new, new_names)):
-        known = given if given is not None and len(given) == count else synsets(count)
-        if known is None:
-            raise UserError(
-                f"head: map needs the names of {count} classes, and no ImageNet that timm knows has that many; write"
-                " the .beton from class folders, which names them in the .json beside it, or set head: new"
-            )
-        names.append(known)
-    place = {name: row for row, name in enumerate(names[0])}
-    rows = [place.get(name, -1) for name in names[1]]
-    if max(rows) < 0:
-        raise UserError(f"head: map finds none of the classes {names[1][0]}, ... in the weights; set head: new")
-    return rows
+    def __init__(self, *arguments):
+        pass
+
+    def __setstate__(self, state):
+        pass
 
 
-def synsets(count: int) -> list[str] | None:
-    """The classes of the ImageNet with so many of them, as timm orders them; None if there is none."""
-    subset = infer_imagenet_subset({"num_classes": count})
-    return None if subset is None else ImageNetInfo(subset).label_names()
+# What official checkpoints hold: their run's options, and among these, of a run by run_with_submitit.py, its folder.
+# A path is pickled under its own system's name, and since Python 3.13 under another module's.
+_STOOD_IN_FOR = [f"{argparse.Namespace.__module__}.Namespace"] + [
+    f"{module}.{kind}"
+    for module in (pathlib.__name__, "pathlib._local")
+    for kind in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
+]
+
+
+def _unpickled(path):
+    with torch.serialization.safe_globals([(_StandIn, name) for name in _STOOD_IN_FOR]):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _what_is_not_loaded(path):
+    try:
+        names = sorted(set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - set(_STOOD_IN_FOR))
+    except Exception:  # it is not even a file of torch.save
+        names = []
+    if not names:
+        return "it is not of torch.save, or holds more than tensors and plain values, which are not loaded"
+    shown = ", ".join(name if name.isprintable() else ascii(name) for name in names[:3])
+    return f"it holds more than tensors and plain values, which are not loaded: {shown:.200}; save its weights alone"
+
+
+def _part_with_weights(content):
+    """The name of the part that is weights, "" for all of it, and the weights."""
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds a {type(content).__name__}")
+    part = next((name for name in PARTS if isinstance(content.get(name), dict)), "")
+    weights = content[part] if part else content
+    if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise ValueError(f"it holds no weights under the key `model`, nor {', '.join(PARTS[1:])}, nor by themselves")
+    for key, value in weights.items():
+        if not isinstance(key, str):
+            raise ValueError(f"a weight's name is {key!r:.40}, which is no text")
+        if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+            raise ValueError(f"{key} is not a plain tensor: sparse, quantized or without content")
+    return part, weights
+
+
+def _without_prefixes(weights):
+    """torch.compile's mark stands before the name of whatever was compiled, DDP's before all names."""
+    weights = {key.replace("_orig_mod.", ""): value for key, value in weights.items()}
+    while weights and all(key.startswith("module.") for key in weights):
+        weights = {key.removeprefix("module."): value for key, value in weights.items()}
+    return weights

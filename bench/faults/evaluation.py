@@ -14,7 +14,7 @@ from bench.faults.runs import LIMIT, train, undisturbed, words
 
 def run(folder: Path, *, quick: bool) -> list[Fault]:
     """Each image is counted once, whatever the number of ranks, and top-1 is the same to the last digit."""
-    from training import judge
+    from training.evaluation import records
 
     data = betons.write(folder)
     recipe, whole = undisturbed(folder, data, epochs=1)
@@ -28,7 +28,7 @@ def run(folder: Path, *, quick: bool) -> list[Fault]:
             text = "".join(ended.text for ended in ends)
             faults.append(Fault(OURS, f"{world} ranks", "hang" if hangs else "crash", text[-200:]))
             continue
-        (found,) = judge.read(results)
+        (found,) = records.read(results)
         first = first or found
         right = found["images"] == betons.SAMPLES and (found["top1"], found["top5"]) == (first["top1"], first["top5"])
         outcome = "harmless" if right else "silent"

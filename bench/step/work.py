@@ -8,7 +8,7 @@ from torch import nn
 
 from bench.step.clock import Clock
 from bench.step.tasks import Task
-from training import depth, model
+from training import cost, depth, model
 
 
 class Matmul:
@@ -34,6 +34,6 @@ def macs(task: Task, *, subset: bool) -> float:
     network = model.create(task.model, resolution=task.resolution, classes=1000, drop_path=0.0, layer_scale=1e-4)
     rest = copy.deepcopy(network)
     rest.blocks = nn.Sequential()
-    whole, outside = model.macs(network, task.resolution), model.macs(rest, task.resolution)
+    whole, outside = cost.gmacs(network, task.resolution), cost.gmacs(rest, task.resolution)
     kept = depth.most_kept(task.drop_path, 0, task.batch) / task.batch if subset else 1.0
     return outside + kept * (whole - outside)

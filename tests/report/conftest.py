@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from config.recipe import load_recipe, render_recipe
-from training import datasets, estimate, predictions
+from training import datasets, estimate
+from training.evaluation import predictions
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = "<script>alert('x')</script>&\"<b>"

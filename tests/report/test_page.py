@@ -12,7 +12,7 @@ from PIL import Image
 import report
 from report.collect import collect
 from report.page import render
-from training import predictions
+from training.evaluation import predictions
 
 HOSTILE = "<script>alert('x')</script>&\"<b>"
 

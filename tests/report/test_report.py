@@ -10,7 +10,7 @@ import report
 from ffcv_ops.errors import UserError
 from report import __main__ as command
 from report.collect import collect
-from training import predictions
+from training.evaluation import predictions
 
 
 def test_it_is_made_of_the_folder_alone(make_run, guesses, tmp_path, monkeypatch, capsys):

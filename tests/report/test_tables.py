@@ -6,7 +6,7 @@ from sklearn.metrics import confusion_matrix, recall_score
 
 from report import tables
 from report.collect import collect
-from training.predictions import Predictions
+from training.evaluation.predictions import Predictions
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ import train_imagenet
 from config.recipe import load_recipe, render_recipe
 from ffcv_ops.errors import UserError
 from tools import export, graphs
-from training import judge, model, weights
+from training import model, weights
+from training.evaluation import records
 
 ROOT = Path(__file__).resolve().parents[2]
 MICRO = {"model.name": "deit3_micro_patch16_224", "stage.resolution": "48"}
@@ -83,6 +84,9 @@ def test_timm_alone_loads_every_kind_of_network(tmp_path, jpg_beton):
         with torch.inference_mode():
             made[out] = (network(images(side)), keys, side)
         assert sorted(path.name for path in out.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+        (out / "new").touch()
+        assert {path.stat().st_mode for path in out.iterdir()} == {(out / "new").stat().st_mode}, "all may read it"
+        (out / "new").unlink()
     command = [sys.executable, "-c", PLAIN, *map(str, made)]
     done = subprocess.run(
         command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=200
@@ -106,6 +110,7 @@ def test_graphs_compute_the_same_for_any_number_of_images(tmp_path, keys, capsys
     assert "model.onnx" in said and "no class names" in said
     session = onnxruntime.InferenceSession(str(tmp_path / "out" / "model.onnx"), providers=["CPUExecutionProvider"])
     program = torch.export.load(tmp_path / "out" / "model.pt2").module()
+    assert session.get_inputs()[0].shape[0] == session.get_outputs()[0].shape[0] == "batch"
     for samples in (1, 7):
         given = images(int(keys.get("stage.eval_resolution", 48)), samples)
         with torch.inference_mode():
@@ -146,10 +151,10 @@ def test_what_goes_out_can_be_started_from_and_evaluated(tmp_path, jpg_beton, ca
         data_keys = [f"--data.val={val}", f"--data.train={train}", f"--eval.out={tmp_path}"]
         recipe_of_run = ["--cfg", str(tmp_path / "run/recipe.yaml")]
         train_imagenet.main([*recipe_of_run, "--eval-only", f"--init={tmp_path / init}", *data_keys])
-        rows[init, val] = json.loads((tmp_path / judge.RECORD).read_text())[-1]
+        rows[init, val] = json.loads((tmp_path / records.FILE).read_text())[-1]
     assert rows["run", data]["loss"] == rows["out", data]["loss"]
     assert rows["out", other]["loss"] != rows["out", data]["loss"], "its labels are the same numbers for other names"
-    assert not (tmp_path / "out" / judge.RECORD).exists()
+    assert not (tmp_path / "out" / records.FILE).exists()
 
 
 def test_the_averaged_weights_and_a_stages(tmp_path):
@@ -182,8 +187,8 @@ def test_the_card_shows_results_and_no_paths(tmp_path, jpg_beton, capsys):
     (run / "curves.png").write_bytes(b"PNG")
     (run / "report.md").write_text(f"# run in {tmp_path}\n\n| stage | minutes |\n|---|---|\n| first | 7 |\n")
     train_imagenet.main(["--cfg", str(run / "recipe.yaml"), "--eval-only", f"--init={run}"])
-    (row,) = json.loads((run / judge.RECORD).read_text())
-    judge.record(run, [{**row, "weights": "other.safetensors", "top1": 0.123456}])
+    (row,) = json.loads((run / records.FILE).read_text())
+    records.write(run, [{**row, "weights": "other.safetensors", "top1": 0.123456}])
     export.main([str(run), f"--out={tmp_path / 'out'}"])
     card = (tmp_path / "out" / "README.md").read_text()
     for words in (f" {100 * row['top1']:.3f} |", "| set.beton |     96 |       5 |", "commit abc123, timm 9.9",

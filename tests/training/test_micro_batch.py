@@ -9,7 +9,7 @@ import torch
 import train_imagenet
 from config.recipe import load_recipe
 from ffcv_ops.errors import UserError
-from training import datasets, distributed, micro_batch, model
+from training import cost, datasets, distributed, micro_batch, model
 from training.run import Run
 from training.stage import create_stage
 
@@ -30,7 +30,7 @@ def network(name="deit3_micro_patch16_224"):
 
 def test_a_cpu_keeps_to_its_bound(monkeypatch):
     made, options = network(), micro_batch.divisors(96, even=True)
-    _, each = model.activations(made, 32, torch.float32)
+    _, each = cost.activation_bytes(made, 32, torch.float32)
     for fitting, expected in ((1000, 96), (50, 48), (47, 32), (5, 4), (1, 2)):
         monkeypatch.setattr(micro_batch, "CPU_BYTES", fitting * each)
         assert micro_batch.from_memory_bound(made, 32, torch.float32, options) == expected
@@ -100,7 +100,7 @@ def test_a_trial_is_a_pass_of_the_real_step(monkeypatch):
     on_gpu = dataclasses.replace(run, ranks=ranks._replace(device=FakeGPU()))
     assert micro_batch.find(on_gpu, stage, crowded) == 16
     assert sizes == [64, 32, 16]
-    moments_and_update = 4 * model.count(stage.model) * 3
+    moments_and_update = 4 * cost.num_parameters(stage.model) * 3
     assert reserves == [moments_and_update + 5 * 64 * 3 * 32 * 32]  # and the five batches of uint8 images FFCV holds
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from config.recipe import BASE_RECIPE, load_recipe
-from training import datasets, estimate, model, schedule
+from training import cost, datasets, estimate, model, schedule
 from training.plan import StagePlan, eta, seconds_per_step
 
 PLANS = [StagePlan("a", 5, (10.0,) * 4, 100, 10, 3), StagePlan("b", 3, (9.0, 18.0, 27.0), 100, 10, 3)]
@@ -44,7 +44,7 @@ def test_a_plan_counts_images_times_multiply_adds():
     stage = run.stages[0]
     network = model.create("test_resnet", resolution=stage.resolution, classes=1000, drop_path=0.0, layer_scale=None,
                            blur_pool=run.model.blur_pool)  # fmt: skip
-    full = plan.steps_per_epoch * stage.batch * model.macs(network, stage.resolution)
+    full = plan.steps_per_epoch * stage.batch * cost.gmacs(network, stage.resolution)
     sides = [schedule.resolution(stage, epoch) for epoch in range(16)]
     assert len(set(sides)) > 1
     assert plan.work == pytest.approx([full * (side / stage.resolution) ** 2 for side in sides], rel=1e-5)

@@ -1,9 +1,10 @@
-"""Weights from outside. References: the very model, in float64; timm's own renaming; timm's lists of classes.
+"""Weights from outside. References: the very model, in float64; timm's own renaming.
 
 Official files are imitated: a model's weights under the official names, with the Namespace that such files hold."""
 
 import argparse
 import json
+import pathlib
 import re
 from pathlib import Path
 
@@ -11,11 +12,12 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from timm.data import ImageNetInfo
 from timm.models.deit import checkpoint_filter_fn
+from torch import nn
 
 from ffcv_ops.errors import UserError
 from training import model, weights
+from training.adapt_weights import load_weights
 
 
 def network(name="deit3_micro_patch16_224", resolution=48, classes=10):
@@ -36,13 +38,29 @@ def image():
     return torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("extra", [{"args": argparse.Namespace(lr=4e-3, model="deit_small_patch16_LS")}, {}])
+class WindowsFolder:
+    """Is pickled as a path of another system is, which this one cannot make."""
+
+    def __reduce__(self):
+        return (pathlib.WindowsPath, ("C:", "runs"))
+
+
+OPTIONS = argparse.Namespace(lr=4e-3, model="deit_small_patch16_LS")
+BY_SUBMITIT = argparse.Namespace(output_dir=Path("/checkpoint/me/experiments/1"), opt_betas=(0.9, 0.95))
+ON_WINDOWS = argparse.Namespace(output_dir=WindowsFolder())
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [{}, {"args": OPTIONS}, {"args": BY_SUBMITIT}, {"args": ON_WINDOWS, "epoch": 3, "lr_scheduler": {"last_epoch": 3}}],
+    ids=["plain", "args", "submitit", "windows"],
+)
 def test_an_official_file_computes_what_it_did(tmp_path, image, extra):
     """Key by key: each gamma of a block goes to the branch that it scaled."""
     source, path = network().double(), tmp_path / "deit_3_small_224_1k.pth"
     torch.save({"model": official(source.state_dict()), **extra}, path)
     copy = model.create("deit3_micro_patch16_224", resolution=48, classes=10, drop_path=0.0, layer_scale=1e-4)
-    model.load(copy.double().eval(), weights.read(path))
+    load_weights(copy.double().eval(), weights.read(path))
     with torch.no_grad():
         assert torch.equal(copy(image), source(image))
 
@@ -78,6 +96,57 @@ def test_a_folder_that_timm_wrote(tmp_path, safe):
     assert all(torch.equal(value, read[key]) for key, value in made.state_dict().items())
 
 
+def test_what_is_beside_the_weights_becomes_nothing(tmp_path):
+    """Tensors and plain values come out of a file, and empty stand-ins: not even a path is made."""
+    torch.save({"model": network().state_dict(), "args": BY_SUBMITIT}, tmp_path / "x.pth")
+    content = weights._unpickled(tmp_path / "x.pth")
+    assert type(content["args"]) is weights._StandIn
+    assert vars(content["args"]) == {}
+
+
+def state():
+    return {key: value.contiguous() for key, value in network().state_dict().items()}
+
+
+def compiled(state):
+    """Names as torch.compile makes them of blocks that were compiled one by one."""
+    return {re.sub(r"^(blocks\.\d+)", r"\1._orig_mod", key): value for key, value in state.items()}
+
+
+def prefixed(prefix, state):
+    return {prefix + key: value for key, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda s: {"state_dict": s, "epoch": 3}, ["its state_dict"]),
+        (lambda s: {"model_ema": s}, ["its model_ema"]),
+        (lambda s: {"state_dict_ema": s, "arch": "x"}, ["its state_dict_ema"]),
+        (lambda s: {"model": s, "model_ema": {key: value + 1 for key, value in s.items()}}, []),
+        (lambda s: prefixed("module.", s), ["module."]),
+        (lambda s: {"model": prefixed("_orig_mod.", s)}, ["_orig_mod."]),
+        (lambda s: {"state_dict": prefixed("module._orig_mod.", s)}, ["its state_dict", "is taken off"]),
+        (lambda s: prefixed("_orig_mod.module.", s), ["is taken off"]),
+        (compiled, ["is taken off"]),
+        (lambda s: s, []),
+    ],
+)
+def test_weights_in_other_wrappings_are_taken_and_that_is_said(make, words, tmp_path):
+    torch.save(make(state()), tmp_path / "x.pt")
+    said = []
+    read = weights.read(tmp_path / "x.pt", said.append)
+    assert read.keys() == state().keys()
+    assert all(torch.equal(value, read[key]) for key, value in state().items())
+    assert len(said) == len(words)
+    assert all(word in line and str(tmp_path / "x.pt") in line for word, line in zip(words, said, strict=True))
+
+
+def test_prefixed_safetensors_are_taken_too(tmp_path):
+    save_file(prefixed("_orig_mod.", state()), tmp_path / "x.safetensors")
+    assert weights.read(tmp_path / "x.safetensors").keys() == state().keys()
+
+
 class Hostile:
     def __init__(self, path):
         self.path = path
@@ -93,6 +162,10 @@ def test_what_cannot_be_used_is_said_in_one_line(tmp_path):
     torch.save({"optimizer": {"a": 1}}, tmp_path / "other.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     torch.save({"model": network().state_dict(), "args": Hostile(tmp_path / "ran")}, tmp_path / "hostile.pth")
+    torch.save({0: torch.ones(2), 1: torch.ones(2)}, tmp_path / "numbers.pth")
+    torch.save({"model": {"a": torch.ones(2).to_sparse()}}, tmp_path / "sparse.pth")
+    torch.save({"model": {"a": torch.empty(2, device="meta")}}, tmp_path / "meta.pth")
+    torch.save({"model": {"a": torch.ones(2)}, "args": OPTIONS, "net": nn.Linear(1, 1)}, tmp_path / "whole.pth")
     for name, words in {
         "nothing.pth": "no such file; --init takes",
         "bad.safetensors": "cannot be read as weights",
@@ -101,6 +174,10 @@ def test_what_cannot_be_used_is_said_in_one_line(tmp_path):
         "other.pth": "no weights under the key `model`",
         "list.pth": "cannot be read as weights",
         "hostile.pth": "holds more than tensors and plain values, which are not loaded",
+        "numbers.pth": "a weight's name is 0, which is no text",
+        "sparse.pth": "a is not a plain tensor",
+        "meta.pth": "a is not a plain tensor",
+        "whole.pth": "which are not loaded: .*torch.nn.modules.linear.Linear.*; save its weights alone",
         ".": "no such file",
     }.items():
         with pytest.raises(UserError, match=words) as refusal:
@@ -135,7 +212,7 @@ def test_of_a_hub_two_files_of_one_revision_are_read(monkeypatch, tmp_path):
         asked.append((repository, file, revision))
         return str(tmp_path / file)
 
-    monkeypatch.setattr(weights, "hf_hub_download", fetch)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
     assert weights.read("hf-hub:c/d@1a2b").keys() == state.keys()
     assert weights.class_names("hf-hub:c/d") == ("cat", "dog")
     assert asked == [("c/d", "model.safetensors", "1a2b"), ("c/d", "config.json", None)]
@@ -157,30 +234,3 @@ def test_class_names_of_a_model_folder(tmp_path):
         config.write_text(damaged)
         with pytest.raises(UserError, match="not the config"):
             weights.class_names(tmp_path)
-
-
-# --- classes -------------------------------------------------------------------------------------------------------
-
-
-def test_rows_are_matched_by_name():
-    rows = weights.matching_rows(3, 4, old_names=("cat", "dog", "owl"), new_names=("owl", "emu", "cat", "fox"))
-    assert rows == [2, -1, 0, -1]
-
-
-def test_names_that_are_not_given_are_timms_lists():
-    rows = weights.matching_rows(21841, 1000)
-    old, new = ImageNetInfo("imagenet-22k").label_names(), ImageNetInfo("imagenet-1k").label_names()
-    assert sum(row >= 0 for row in rows) == 999  # the teddy bear has another number there
-    assert all(old[row] == name for row, name in zip(rows, new, strict=True) if row >= 0)
-    assert rows[0] != 0
-    few = weights.matching_rows(21841, 2, old_names=("short", "list"), new_names=(new[5], "n0"))
-    assert few == [rows[5], -1]
-
-
-def test_classes_without_names_are_refused():
-    with pytest.raises(UserError, match="names of 19167 classes"):
-        weights.matching_rows(19167, 1000)
-    with pytest.raises(UserError, match="names of 7 classes"):
-        weights.matching_rows(1000, 7)
-    with pytest.raises(UserError, match="none of the classes a,"):
-        weights.matching_rows(1000, 2, new_names=("a", "b"))

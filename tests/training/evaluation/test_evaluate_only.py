@@ -16,10 +16,12 @@ from config.recipe import load_recipe
 from ffcv_ops.errors import UserError
 from ffcv_ops.loader import eval_loader
 from ffcv_ops.storage.index import describe
-from training import judge, weights
+from training.adapt_weights import synsets
+from training.evaluation import evaluate_only, records
+from training.evaluation.labels import OutputNames, class_map, output_names
 from training.run_folder import RunFolder
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SMOKE = ["--cfg", str(ROOT / "recipes/smoke.yaml"), "--stage.resolution=32", "--stage.batch=16",
          "--stage.mix_chunk=8", "--data.workers=1", "--log.tensorboard=false"]  # fmt: skip
 SHOWN = json.loads((Path(timm.__file__).parent / "data/_info/imagenet_real_labels.json").read_text())
@@ -102,6 +104,28 @@ def test_classes_that_are_numbers_are_the_models_numbers(tmp_path, jpg_beton):
     assert (row["top1"], row["top5"]) == shares(logits[:, [3, 0, 4, 1, 2]], [{label} for label in labels])
 
 
+def test_numbers_in_the_training_data_are_the_models_class_names(tmp_path, jpg_beton):
+    """Folders 0 to 999 as one's own classes are not ImageNet's; they sort as text: 0, 1, 10."""
+    numbers = sorted(str(number) for number in range(1000))
+    train = tmp_path / "train.beton"
+    train.symlink_to(jpg_beton)
+    (tmp_path / "train.json").write_text(json.dumps({"classes": numbers}))
+    assert output_names(1000, None, train) == OutputNames(tuple(numbers), True)
+    assert output_names(1000, None, "missing.beton", train) == OutputNames(tuple(synsets(1000)), False)
+    assert class_map(describe(train), output_names(1000, None, train), 1000) is None
+
+
+@pytest.mark.parametrize("extra", [["--stage.resolution=8"], ["--model.name=test_vit", "--stage.resolution=40"]])
+def test_a_resolution_that_the_model_cannot_take_is_one_line(extra, tmp_path, jpg_beton, capsys):
+    words = [f"--init={made(tmp_path, 5)[0]}", f"--data.train={jpg_beton}", f"--data.val={jpg_beton}", *extra]
+    with pytest.raises(SystemExit) as ended:
+        evaluated(*words, out=tmp_path / "out")
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "cannot take images of" in said
+    assert said.count("\n") == 1
+
+
 def real_names(logits):
     """For 96 images names of public ones: every third shows nothing that the model says, every fifth nothing at all."""
     names = []
@@ -175,13 +199,13 @@ def test_a_run_remembers_its_evaluations_raw_and_averaged(tmp_path, jpg_beton):
 
 
 def test_the_watchdog_sees_what_an_evaluation_waits_for(tmp_path, jpg_beton, monkeypatch):
-    words, real = [], judge.Watchdog.watched
+    words, real = [], evaluate_only.Watchdog.watched
 
     def watched(self, loader, at):
         words.append(at)
         return real(self, loader, at)
 
-    monkeypatch.setattr(judge.Watchdog, "watched", watched)
+    monkeypatch.setattr(evaluate_only.Watchdog, "watched", watched)
     source = f"--init={made(tmp_path, 5)[0]}"
     evaluated(source, f"--data.train={jpg_beton}", f"--data.val={jpg_beton}", out=tmp_path / "out")
     assert words == [f"evaluating on {jpg_beton}"]
@@ -216,9 +240,9 @@ def test_a_place_that_takes_no_results_is_one_line(tmp_path, jpg_beton, capsys):
 
 def test_too_little_memory_is_one_line_that_names_the_key(tmp_path, jpg_beton, monkeypatch, capsys):
     """A stand-in for a device that takes fewer images at once than are tried first."""
-    seen, real = [], judge.sit
+    seen, real = [], evaluate_only.evaluate
 
-    def sit(network, batches, *given, **named):
+    def evaluate(networks, reducers, batches, **named):
         def small(batches):
             for images, labels in batches:
                 seen.append(len(images))
@@ -226,9 +250,9 @@ def test_too_little_memory_is_one_line_that_names_the_key(tmp_path, jpg_beton, m
                     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nGPU 0 has ...")
                 yield images, labels
 
-        return real(network, small(batches), *given, **named)
+        return real(networks, reducers, small(batches), **named)
 
-    monkeypatch.setattr(judge, "sit", sit)
+    monkeypatch.setattr(evaluate_only, "evaluate", evaluate)
     words = [f"--init={made(tmp_path, 5)[0]}", f"--data.train={jpg_beton}", f"--data.val={jpg_beton}"]
     with pytest.raises(SystemExit) as ended:
         evaluated(*words, out=tmp_path / "out")
@@ -241,20 +265,20 @@ def test_too_little_memory_is_one_line_that_names_the_key(tmp_path, jpg_beton, m
 
 
 def test_what_cannot_be_matched_is_refused(tmp_path, jpg_beton):
-    known = judge.Names(tuple("abcdefg"), True)
+    known = OutputNames(tuple("abcdefg"), True)
     beton = describe(jpg_beton)._replace(class_names=tuple("abxyz"))
     with pytest.raises(UserError, match="3 of its 5 classes are none of the model's 7: x, y, z"):
-        judge.columns(beton, known, 7)
+        class_map(beton, known, 7)
     with pytest.raises(UserError, match="labels go up to 4"):
-        judge.columns(beton._replace(class_names=None), judge.Names(None, False), 4)
-    assert judge.columns(beton, judge.Names(None, False), 5) is None
-    guessed = judge.names_of_outputs(1000, None, "missing.beton")
-    assert guessed == judge.Names(tuple(weights.synsets(1000)), False)
+        class_map(beton._replace(class_names=None), OutputNames(None, False), 4)
+    assert class_map(beton, OutputNames(None, False), 5) is None
+    guessed = output_names(1000, None, "missing.beton")
+    assert guessed == OutputNames(tuple(synsets(1000)), False)
     words = beton._replace(class_names=tuple(f"word {number}" for number in range(1000)))
-    assert judge.columns(words, guessed, 1000) is None, "a thousand words are taken to be in ImageNet's order"
+    assert class_map(words, guessed, 1000) is None, "a thousand words are taken to be in ImageNet's order"
 
 
 def test_record_that_is_none(tmp_path):
     (tmp_path / "evaluations.json").write_text("{")
     with pytest.raises(UserError, match="delete it"):
-        judge.record(tmp_path, [])
+        records.write(tmp_path, [])

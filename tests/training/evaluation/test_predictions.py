@@ -1,6 +1,7 @@
 """What is kept of each validation image: against a plain loop, on any number of ranks, each image once."""
 
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,9 @@ from torch import nn
 
 from config.recipe import BASE_RECIPE, load_recipe
 from ffcv_ops import order
-from training import distributed, predictions
+from training import distributed
+from training.evaluation import predictions
+from training.evaluation.loop import evaluate
 from training.run import Run
 
 STAGE = load_recipe(Path(BASE_RECIPE.parent / "smoke.yaml")).stages[0]  # 32 px
@@ -54,6 +57,12 @@ def batches(images, labels, rank=0, world=1, size=8):
         yield buffer[: len(part)], labels[part]
 
 
+def collect(run, stage, network, batches):
+    reducer = predictions.CollectPredictions(run, stage)
+    [[collected]] = evaluate([network], [[reducer]], batches, autocast=nullcontext, flip=stage.eval_flip)
+    return collected
+
+
 def expected(images, labels):
     logits = 3 * (images[:, 0, :CLASSES, 0].double().numpy() / 255 - 0.485) / 0.229
     shares = np.exp(logits - logits.max(1, keepdims=True))
@@ -77,7 +86,7 @@ def check(made, images, labels):
 @pytest.mark.parametrize("size", [1, 8, 64])
 def test_one_rank(images, labels, size):
     network = Reddest().train()
-    check(predictions.collect(run(), STAGE, network, batches(images, labels, size=size)), images, labels)
+    check(collect(run(), STAGE, network, batches(images, labels, size=size)), images, labels)
     assert network.training
 
 
@@ -100,7 +109,7 @@ def test_several_ranks_see_each_image_once(images, labels, world, monkeypatch):
     def work(rank):
         rank_of.number = rank
         with torch.inference_mode():
-            made[rank] = predictions.collect(run(rank, world), STAGE, Reddest(), batches(images, labels, rank, world))
+            made[rank] = collect(run(rank, world), STAGE, Reddest(), batches(images, labels, rank, world))
 
     threads = [threading.Thread(target=work, args=(rank,), daemon=True) for rank in range(world)]
     for thread in threads:
@@ -112,7 +121,7 @@ def test_several_ranks_see_each_image_once(images, labels, world, monkeypatch):
 
 
 def test_what_is_saved_is_read_again(images, labels, tmp_path):
-    made = predictions.collect(run(names=None), STAGE, Reddest(), batches(images, labels))
+    made = collect(run(names=None), STAGE, Reddest(), batches(images, labels))
     assert made.classes[-1] == "class 4"
     large = made._replace(pictures=np.repeat(np.repeat(made.pictures, 10, 1), 10, 2))
     predictions.save(tmp_path / "x.npz", large)
@@ -127,7 +136,7 @@ def test_what_is_saved_is_read_again(images, labels, tmp_path):
 
 def test_without_mistakes_nothing_is_shown(images, tmp_path):
     right = torch.from_numpy(expected(images, torch.zeros(N))[0])
-    made = predictions.collect(run(), STAGE, Reddest(), batches(images, right))
+    made = collect(run(), STAGE, Reddest(), batches(images, right))
     assert made.shown.size == 0
     predictions.save(tmp_path / "x.npz", made)
     assert len(predictions.load(tmp_path / "x.npz").pictures) == 0
