@@ -35,7 +35,7 @@ def write(folder: Path) -> str:
     from report import charts, collect, page, tables
 
     facts = collect.collect(folder)
-    table = markdown_table(tables.stage_table(facts))
+    table = markdown_table(tables.stage_table(facts), left=1)
     try:
         _save(folder / "report.html", page.render(facts))
         write_atomically(folder / "curves.png", lambda temporary: charts.draw_png(facts, temporary))

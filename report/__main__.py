@@ -36,9 +36,11 @@ def _compare(folders, out):
     from report import collect, compare, tables
 
     runs = [collect.collect(folder) for folder in folders]
-    print(markdown_table(tables.run_table(runs)))
+    print(markdown_table(tables.run_table(runs), left=1))
     differing = compare.differences(runs)
-    print("\n" + (markdown_table(differing) if differing else "The recipes differ in nothing that changes a run."))
+    print(
+        "\n" + (markdown_table(differing, left=1) if differing else "The recipes differ in nothing that changes a run.")
+    )
     page = compare.render(runs)
     with writing(out):
         write_atomically(out, lambda path: path.write_text(page, encoding="utf-8"))

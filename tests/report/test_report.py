@@ -28,7 +28,7 @@ def test_it_is_made_of_the_folder_alone(make_run, guesses, tmp_path, monkeypatch
     assert capsys.readouterr().out.splitlines()[:5] == said.splitlines()[:5]
     assert "61.79" in said
     assert Image.open(copied / "curves.png").width > 1000
-    assert "|  first_32 |" in (copied / "report.md").read_text()
+    assert "| first_32  |" in (copied / "report.md").read_text()
 
 
 def test_only_a_finished_run_has_report_md(make_run, tmp_path):
