@@ -16,9 +16,8 @@ import llvmlite.binding
 import numpy as np
 from numba import types
 
-from ffcv_ops import native
+from ffcv_ops import native, turbojpeg
 from ffcv_ops.compiled import kernel
-from ffcv_ops.errors import UserError
 
 OK, CORRUPT = 0, 1
 WHOLE = 8  # eighths: the unscaled image
@@ -27,18 +26,8 @@ _RGBX, _GRAY = 2, 6  # TJPF_RGBX, TJPF_GRAY
 _ACCURATE_DCT = 4096  # TJFLAG_ACCURATEDCT
 
 
-def _load_turbojpeg() -> str:
-    for name in ("libturbojpeg.so.0", "libturbojpeg.so"):
-        try:
-            ctypes.CDLL(name)
-            llvmlite.binding.load_library_permanently(name)
-            return name
-        except (OSError, RuntimeError):
-            continue
-    raise UserError("libturbojpeg is not installed: run `apt-get install libturbojpeg0-dev` (conda: libjpeg-turbo)")
-
-
-TURBOJPEG = _load_turbojpeg()
+TURBOJPEG = turbojpeg.load()._name
+llvmlite.binding.load_library_permanently(TURBOJPEG)
 
 _tj_open = types.ExternalFunction("tjInitDecompress", types.uintp())
 _tj_close = types.ExternalFunction("tjDestroy", types.int32(types.uintp))
