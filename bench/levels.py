@@ -22,7 +22,7 @@ from ffcv.libffcv import imdecode
 from PIL import Image
 
 from bench import corpus, report
-from conversion.encode import LEVEL_COLOUR, encode_item, encode_rgb
+from conversion.encode import LEVEL_SUBSAMPLING, ImageConfig, encode_item, encode_rgb
 from conversion.rgb import limited, read_image
 from ffcv_ops.errors import exits_cleanly
 from ffcv_ops.kernels import crops
@@ -47,14 +47,14 @@ class Stored(NamedTuple):
 
 def pyramids_of(files: list[Path]) -> list[list[Stored]]:
     """Of each file, its levels as write_datasets.py stores them."""
-    keys = {"max_side": LEVELS[0], "mode": "jpg", "quality": QUALITY, "passthrough": False, "levels": LEVELS}
-    return [[decoded(image.data) for image in encode_item(file, read=Path.read_bytes, **keys)] for file in files]
+    config = ImageConfig(max_side=LEVELS[0], levels=LEVELS, quality=QUALITY, passthrough=False)
+    return [[decoded(image.data) for image in encode_item(file, read=Path.read_bytes, image=config)] for file in files]
 
 
 def one_level(files: list[Path], side: int, colour: str, quality: int) -> list[Stored]:
     """Of each file, one smaller level with other settings."""
     pixels = [limited(read_image(file), max_side=side) for file in files]
-    return [decoded(encode_rgb(rgb, mode="jpg", quality=quality, colour=colour).data) for rgb in pixels]
+    return [decoded(encode_rgb(rgb, mode="jpg", quality=quality, subsampling=colour).data) for rgb in pixels]
 
 
 def decoded(data: bytes) -> Stored:
@@ -131,7 +131,7 @@ def storage(pyramids):
         rows += [report.row("decoding", f"level-{side}", [1e6 * second for second in seconds], "us")]
         relative = np.median(seconds) / np.median(times[0])
         lines += [[str(side), f"{np.mean(sizes) / 1000:.1f}", f"{100 * share:.0f} %", f"{100 * relative:.0f} %"]]
-    title = f"A pyramid, JPEG q{QUALITY}, smaller levels {LEVEL_COLOUR}"
+    title = f"A pyramid, JPEG q{QUALITY}, smaller levels {LEVEL_SUBSAMPLING}"
     return rows, report.Grid(title, ["level", "KB an image", "of the file", "decoding, of the full level"], lines)
 
 

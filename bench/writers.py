@@ -4,7 +4,6 @@ python -m bench.writers ours "as they are, 500 px" IMAGES OUT.beton 2      # pri
 """
 
 import contextlib
-import functools
 import io
 import sys
 import time
@@ -30,15 +29,14 @@ TASKS = {
 
 def ours(images: Path, out: Path, task: Task, workers: int) -> float:
     """Converts images/train and returns the seconds that it took."""
-    from conversion.convert import convert
-    from conversion.encode import encode_item
+    from conversion.convert import WriteOptions, convert
+    from conversion.encode import ImageConfig
     from conversion.sources import image_folder
 
     source = image_folder(str(images))
-    settings = {"max_side": task.max_side, "mode": "jpg", "quality": QUALITY, "passthrough": task.passthrough}
-    encode = functools.partial(encode_item, **settings)
+    image = ImageConfig(max_side=task.max_side, quality=QUALITY, passthrough=task.passthrough)
     began = time.perf_counter()
-    convert(source, "train", out, encode, on_error="stop", workers=workers, page_size=2**23)
+    convert(source, "train", out, image, WriteOptions(2**23, workers=workers))
     return time.perf_counter() - began
 
 

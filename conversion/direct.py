@@ -1,8 +1,8 @@
-"""Files that are read and written around the system's page cache, where the file system can: filling that cache can
-take longer than all else that a conversion does, and drives other files out of it.
+"""Reading and writing around the system's page cache (O_DIRECT), where the file system can. Filling that cache can take
+longer than all the rest of a conversion, and pushes other files out of it.
 
-Places, lengths and memory must then be multiples of BLOCK. Where the system refuses an access all the same (a limit on
-the length of a file cuts it short; some network mounts), the file goes on through the cache.
+Places, lengths and memory must then be multiples of BLOCK. Where the system refuses such an access (some network
+mounts; a limit on the file's length cuts it short), the file is read and written through the cache from then on.
 """
 
 import contextlib
@@ -16,41 +16,42 @@ BLOCK = 4096  # bytes
 
 
 def open_direct(path: Path, flags: int = os.O_RDWR | os.O_CREAT):
-    """The file, without a buffer of Python's."""
+    """The file without a buffer of Python's, created if need be."""
     mode = "r+b" if flags & os.O_RDWR else "rb"
     with contextlib.suppress(OSError):
         return os.fdopen(os.open(path, flags | os.O_DIRECT, 0o666), mode, buffering=0)
     return os.fdopen(os.open(path, flags, 0o666), mode, buffering=0)
 
 
-def room(size: int) -> memoryview:
-    """Memory of at least `size` bytes that can be read to and written from."""
+def aligned_buffer(size: int) -> memoryview:
+    """Zeroed memory of at least `size` bytes, on a page boundary, as direct access needs."""
     return memoryview(mmap.mmap(-1, next_multiple(size)))
 
 
 def next_multiple(position: int, step: int = BLOCK) -> int:
+    """`position` rounded up to a multiple of `step`."""
     return -(-position // step) * step
 
 
 def write_at(file, place: int, data: memoryview):
-    """Writes all of it; the system may take a part, and says at the next one why."""
-    while data:
-        written = _accessed(file, os.pwrite, data, place)
+    """Writes all of it."""
+    while data:  # the system may take a part; why, it says at the next call
+        written = _access(file, os.pwrite, data, place)
         data, place = data[written:], place + written
 
 
 def read_at(file, place: int, data: memoryview) -> int:
-    """Fills the memory up to the file's end; returns how many bytes there were."""
+    """Fills the memory, up to the file's end at most; returns the number of bytes read."""
     filled = 0
     while filled < len(data):
-        there = _accessed(file, os.preadv, [data[filled:]], place + filled)
-        if not there:
+        count = _access(file, os.preadv, [data[filled:]], place + filled)
+        if not count:
             break
-        filled += there
+        filled += count
     return filled
 
 
-def _accessed(file, access, *arguments):
+def _access(file, access, *arguments):
     try:
         return access(file.fileno(), *arguments)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""A file of records, each of named arrays, that survives a kill: what was added once is there whole or not at all.
+"""A file of records of named arrays that survives a kill: a record is there whole or not at all.
 
 A record is its length and its XXH64 (little-endian uint64 each), then NumPy's .npz.
 """
@@ -24,9 +24,9 @@ def add(file, arrays: dict[str, np.ndarray]):
     os.fsync(file.fileno())
 
 
-def records(file, holds=lambda record: True):
-    """Yields the arrays of each record of the open file, in the order in which they were added. From the first one on
-    that is damaged, half there, or does not hold, the file is cut off."""
+def records(file, is_sound=lambda record: True):
+    """Yields the arrays of each record of the open file, oldest first. The file is cut off before the first record that
+    is damaged, incomplete or not sound."""
     length = file.seek(0, os.SEEK_END)
     place = 0
     while place + _HEAD.size <= length:
@@ -36,7 +36,7 @@ def records(file, holds=lambda record: True):
         if len(record) != size or xxh64_intdigest(record) != checksum:
             break
         arrays = dict(np.load(io.BytesIO(record), allow_pickle=False))
-        if not holds(arrays):
+        if not is_sound(arrays):
             break
         yield arrays
         place += _HEAD.size + size

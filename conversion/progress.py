@@ -1,4 +1,4 @@
-"""How far a conversion is: a bar on a terminal, a line now and then in a log. Both go to standard error."""
+"""The progress of a conversion on standard error: a bar on a terminal, a line every few seconds in a log."""
 
 import contextlib
 import sys
@@ -12,16 +12,16 @@ SECONDS_BETWEEN_LINES = 10
 
 @contextlib.contextmanager
 def progress(label: str, total: int, unit: str = "images"):
-    """Gives a function to be called once per finished `unit`; with `found`, for so many that were finished before and
-    are no measure of speed."""
+    """Gives a function to call once per finished `unit`, or with `found` for units that an earlier run has finished,
+    which do not count for the speed."""
     console = Console(stderr=True)
     with _bar(console, label, total, unit) if console.is_terminal else _lines(label, total, unit) as show:
-        began, done, before = time.monotonic(), 0, 0
+        began, done, earlier = time.monotonic(), 0, 0
 
         def advance(count=1, *, found=0):
-            nonlocal done, before
-            done, before = done + count + found, before + found
-            show(done, (done - before) / max(time.monotonic() - began, 1e-9))
+            nonlocal done, earlier
+            done, earlier = done + count + found, earlier + found
+            show(done, (done - earlier) / max(time.monotonic() - began, 1e-9))
 
         yield advance
 

@@ -1,22 +1,24 @@
-"""Any image file -> RGB uint8 array (height, width, 3), upright, by rules that docs/data.md lists.
+"""An image file of any format -> RGB uint8 array (height, width, 3), upright, by the rules that docs/data.md lists.
 
 Pillow decodes. A file that is cut short, no image, too large or without a defined white is a `UserError` that says why;
-the caller adds the path. Of several frames the first is taken; colour profiles are not applied (ImageNet's practice).
+the caller adds the path. Of several frames the first is taken; color profiles are not applied (ImageNet's practice).
 """
 
 import warnings
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import ExifTags, Image, ImageFile, TiffTags
 
-from ffcv_ops.errors import UserError
+from conversion import formats
+from ffcv_ops.errors import UserError, one_line
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 MAX_PIXELS = 100_000_000  # 300 MB as RGB: a file of a few kB can claim to be larger than memory
 MAX_SIDE = 65_500  # libjpeg's limit; the .beton's uint16 sides end at 65,535
 BACKGROUND = "white"  # what shows through transparent pixels
 
-_ORIENTATION_TAG = 0x0112
+_TAG_OF = {tag.name: number for number, tag in TiffTags.TAGS_V2.items()}
+_WHITE_IS_ZERO = 0  # TIFF's PhotometricInterpretation
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -39,9 +41,9 @@ def read_image(file) -> Image.Image:
     Whatever Pillow's many decoders raise on a damaged file becomes `UserError`; running out of memory does not.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # remarks on damaged metadata: the pixels are what counts
+        warnings.simplefilter("ignore")  # they are about damaged metadata, and do not name the file
         try:
-            with Image.open(file) as image:
+            with Image.open(file, formats=formats.FORMATS) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise UserError(f"{width} x {height} pixels are more than the {MAX_PIXELS:,} of one image")
@@ -61,40 +63,49 @@ def limited(image: Image.Image, *, max_side: int | None = None, min_side: int | 
 
 def to_rgb(image):
     """A loaded Pillow image of any mode as one of mode RGB."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
-        gray = np.asarray(image).astype(np.uint32)
-        eight = _nearest_of_257(gray)
-        if "transparency" in image.info:
-            eight[gray == image.info["transparency"]] = 255
-        return Image.fromarray(eight).convert("RGB")
-    if image.mode in ("I", "F"):
-        return Image.fromarray(_eight_bit(np.asarray(image))).convert("RGB")
+    if image.mode.startswith("I") or image.mode == "F":
+        gray = _eight_bit_gray(image)
+        return Image.fromarray(255 - gray if _is_white_zero(image) else gray).convert("RGB")
     if image.has_transparency_data:
         below = Image.new("RGBA", image.size, BACKGROUND)
         return Image.alpha_composite(below, image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
 
 
-def _nearest_of_257(gray):
-    """16 bits -> 8 bits: white stays white (65,535 = 255 * 257), the rest is rounded to nearest."""
-    return ((gray + 128) // 257).astype(np.uint8)
-
-
-def _eight_bit(gray):
-    """Gray of 32 bits, whose file does not say what white is: the smallest usual range that holds all values."""
+def _eight_bit_gray(image):
+    """uint8 of a gray image of more than 8 bits: the nearest of value * 255 / white."""
+    gray = np.asarray(image)
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        gray = gray.astype(np.uint32)
+        white = 2 ** _tiff_tag(image, "BitsPerSample", (16,))[0] - 1  # 65,535, or 4,095 where a TIFF has 12 bits
+        eight = ((gray * 255 + white // 2) // white).astype(np.uint8)
+        if "transparency" in image.info:
+            eight[gray == image.info["transparency"]] = 255
+        return eight
+    # 32 bits: the file does not say what white is. The smallest usual range that holds all values.
     low, high = gray.min(), gray.max()
     if gray.dtype.kind == "f" and low >= 0 and high <= 1:
         return np.rint(gray * 255).astype(np.uint8)
     if low >= 0 and high <= 255:
         return np.rint(gray).astype(np.uint8)
     if gray.dtype.kind == "i" and low >= 0 and high <= 65_535:
-        return _nearest_of_257(gray.astype(np.uint32))
+        return ((gray + 128) // 257).astype(np.uint8)
     raise UserError(f"32-bit gray from {low:g} to {high:g} has no defined white; store it as 8 or 16 bit")
+
+
+def _is_white_zero(image):
+    """Whether Pillow has handed out a TIFF's negative. It inverts 8 bits and less, but not more."""
+    return _tiff_tag(image, "PhotometricInterpretation", None) == _WHITE_IS_ZERO
+
+
+def _tiff_tag(image, name, default):
+    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    return tags.get(_TAG_OF[name], default)
 
 
 def upright(image, original):
     """`image` turned as the EXIF orientation of `original` asks; orientations outside 1 to 8 ask for nothing."""
-    turn = _UPRIGHT.get(original.getexif().get(_ORIENTATION_TAG))
+    turn = _UPRIGHT.get(original.getexif().get(ExifTags.Base.Orientation))
     return image if turn is None else image.transpose(turn)
 
 
@@ -113,10 +124,9 @@ def limited_size(width, height, *, max_side=None, min_side=None):
 
 
 def _reason(error):
-    """One line on what Pillow, or the operating system below it, found wrong."""
+    """What Pillow, or the operating system below it, found wrong."""
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be read: {error.strerror}"
     if isinstance(error, Image.UnidentifiedImageError):
-        return "is not an image that Pillow knows"
-    text = " ".join(str(error).split())
-    return f"cannot be decoded: {text or type(error).__name__}"
+        return f"is not an image (known formats: {formats.NAMES})"
+    return f"cannot be decoded: {one_line(' '.join(str(error).split())) or type(error).__name__}"

@@ -1,7 +1,7 @@
-"""A validation set out of a source that has none: a fixed share of the images of each class.
+"""A validation set for a source that has none: a fixed share of the images of each class.
 
-Which images: those of each class whose names have the smallest hashes. So the same folder gives the same split on every
-machine, in whatever order it was read, and an image that is added moves at most one other.
+Val gets the images of each class whose names have the smallest hashes. So the same folder gives the same split on every
+machine, in whatever order it was read, and an added image moves at most one other.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from conversion.sources import Source, Split
 from ffcv_ops.errors import UserError
 
 
-class Chosen(NamedTuple):
+class Subset(NamedTuple):
     """Some rows of a sequence (int64 [n]), itself a sequence: no copy of names that may be millions."""
 
     sequence: Sequence
@@ -57,6 +57,7 @@ def with_val(source: Source, share: float) -> Source:
         raise UserError(f"{source.origin} has one image a class; none can be left for val")
     parts = {"train": np.flatnonzero(~chosen), "val": np.flatnonzero(chosen)}
     splits = {
-        name: Split(Chosen(train.items, rows), Chosen(train.names, rows), labels[rows]) for name, rows in parts.items()
+        name: Split(Subset(train.items, rows), Subset(train.names, rows), labels[rows]) for name, rows in parts.items()
     }
+    splits["train"] = splits["train"]._replace(left_out=train.left_out)
     return source._replace(splits=source.splits | splits)

@@ -13,6 +13,21 @@ class UserError(Exception):
     """The user's input cannot be used. The message is one line for each fault: what is wrong, where, and what to do."""
 
 
+MAX_LINE = 4000  # characters of an error's line: more than any path has
+
+
+def one_line(text: str, most: int = 300) -> str:
+    """Text that is not ours (a file's name, words out of a file), for a terminal: at most so many characters, with
+    control characters, line breaks, direction marks and undecodable bytes written as \\x1b, \\u2028, \\udcff."""
+    shown = "".join(char if char.isprintable() else _escaped(char) for char in text[:most])
+    return shown if len(text) <= most else f"{shown}..."
+
+
+def _escaped(char: str) -> str:
+    code = ord(char)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
 @contextlib.contextmanager
 def writing(path):
     """What is inside writes to `path`, which the user chose; a place that does not take it is a `UserError`."""
@@ -49,7 +64,8 @@ def exits_cleanly(main):
         try:
             return main(*args, **kwargs)
         except UserError as error:
-            print("\n".join(f"error: {line}" for line in str(error).split("\n")), file=sys.stderr)
+            for line in str(error).split("\n"):
+                print(f"error: {one_line(line, MAX_LINE)}", file=sys.stderr)
             raise SystemExit(2) from None
         except KeyboardInterrupt as interrupt:
             print("; ".join(["interrupted", *interrupt.args]), file=sys.stderr)

@@ -83,9 +83,9 @@ def test_converting(tmp_path):
     assert errors == "interrupted; nothing of out/x_train.beton is finished yet, the same command begins it anew\n"
     said, errors = interrupted(words, lambda: journal.exists() and journal.stat().st_size > 0, cwd=tmp_path)
     told = re.fullmatch(
-        r"interrupted; ([\d,]+) of 12,000 images of out/x_train.beton are finished, the same command goes on behind"
-        r" them\n", errors,
+        r"interrupted; ([\d,]+) of 12,000 images of out/x_train.beton are finished; run the same command again to"
+        r" continue\n", errors,
     )  # fmt: skip
     again = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
-    assert f"goes on behind the {told[1]} of 12,000 images that are finished" in again.stderr
+    assert f"continues behind the {told[1]} of 12,000 images that are finished" in again.stderr

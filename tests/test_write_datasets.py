@@ -16,7 +16,7 @@ import pytest
 from PIL import Image, features
 
 from conversion import beton
-from conversion.unfinished import CHUNK
+from conversion.shard_writer import CHUNK
 from tools.baseline import histogram_baseline
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -246,7 +246,7 @@ def test_interrupted(long_run, blow):
     (os.killpg if blow == signal.SIGINT else os.kill)(process.pid, blow)
     assert process.wait(10) == 130
     assert_no_process_stays(process.pid)
-    kept = "nothing of out/x_train.beton is finished yet, the same command begins it anew"
+    kept = "no images of out/x_train.beton are finished yet; the same command starts over"
     assert process.stderr.read() == f"interrupted; {kept}\n"
     assert list(out.iterdir()) == []
 
@@ -311,7 +311,7 @@ def test_goes_on_after_a_kill(small_pictures, tmp_path):
     assert "x_train.unfinished: an unfinished conversion has quality 90 instead of 80; repeat that" in refused.stderr
     done = run(small_pictures, *words)
     assert done.returncode == 0, done.stderr
-    kept = re.search(r"x_train.beton: goes on behind the ([\d,]+) of 11,000 images that are finished", done.stderr)[1]
+    kept = re.search(r"x_train.beton: continues behind the ([\d,]+) of 11,000 images that are finished", done.stderr)[1]
     assert int(kept.replace(",", "")) % CHUNK == 0
     whole = small_pictures / "whole"
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(file.name for file in whole.iterdir())

@@ -1,7 +1,7 @@
-"""What colour alone knows: top-1 of a colour-histogram nearest neighbour on a small data set in .beton files.
+"""A baseline that sees color alone: top-1 of a color-histogram nearest neighbour on a small data set in .beton files.
 
-A histogram counts the pixels in 8 x 8 x 8 boxes of RGB or of YCbCr, or in 32 ranges of each channel of RGB. Two
-histograms p and q are as alike as sum sqrt(p q) is large (Hellinger's distance). These are the strongest of some dozens
+A histogram counts the pixels in 8 x 8 x 8 boxes of RGB or of YCbCr, or in 32 ranges of each channel of RGB. The
+similarity of two histograms p and q is sum sqrt(p q) (Hellinger's distance). These are the strongest of some dozens
 that were tried on the bundled photographs; the best of the three counts.
 
     python -m tools.baseline data/photos_train.beton data/photos_val.beton --log runs/demo/log.jsonl
@@ -26,15 +26,17 @@ def histogram_baseline(train: Path, val: Path, *, undo_light: bool = False) -> f
     undo_light: first bring each channel of each image to one mean and deviation.
     """
     prepare = _undo_light if undo_light else np.asarray
-    known, asked = ([(prepare(rgb), label) for rgb, label in beton.read(path)] for path in (train, val))
-    return max(_nearest_neighbour(known, asked, histogram) for histogram in (of_rgb, of_ycbcr, of_channels))
+    references, queries = ([(prepare(rgb), label) for rgb, label in beton.read(path)] for path in (train, val))
+    return max(_nearest_neighbour(references, queries, histogram) for histogram in (of_rgb, of_ycbcr, of_channels))
 
 
-def _nearest_neighbour(known, asked, histogram):
-    known_roots, asked_roots = (np.stack([np.sqrt(histogram(rgb)) for rgb, _ in images]) for images in (known, asked))
-    known_labels, asked_labels = (np.array([label for _, label in images]) for images in (known, asked))
-    nearest = (asked_roots @ known_roots.T).argmax(axis=1)
-    return float((known_labels[nearest] == asked_labels).mean())
+def _nearest_neighbour(references, queries, histogram):
+    reference_roots, query_roots = (
+        np.stack([np.sqrt(histogram(rgb)) for rgb, _ in images]) for images in (references, queries)
+    )
+    reference_labels, query_labels = (np.array([label for _, label in images]) for images in (references, queries))
+    nearest = (query_roots @ reference_roots.T).argmax(axis=1)
+    return float((reference_labels[nearest] == query_labels).mean())
 
 
 def of_rgb(pixels: np.ndarray) -> np.ndarray:
@@ -74,7 +76,7 @@ def main(argv=None):
         print(f"  {100 * [row['top1'] for row in rows if 'top1' in row][-1]:5.2f} %  the model of {options.log.parent}")
     for undo_light, words in ((False, ""), (True, ", each tile's light undone")):
         top1 = histogram_baseline(options.train, options.val, undo_light=undo_light)
-        print(f"  {100 * top1:5.2f} %  nearest neighbour by colour histogram{words}")
+        print(f"  {100 * top1:5.2f} %  nearest neighbour by color histogram{words}")
 
 
 if __name__ == "__main__":

@@ -9,20 +9,22 @@ give after the usual unpacking to train/<synset>/ and val/<synset>/.
 """
 
 import io
+import sys
 import tarfile
 from pathlib import Path
 
 import numpy as np
 
+from conversion import formats
 from conversion.sources import synsets, tars
-from conversion.sources.folder import EXTENSIONS
-from conversion.sources.source import Prefixed, Source, Spans, Split, Strings, joined, one_line, some
-from ffcv_ops.errors import UserError
+from conversion.sources.selection import LeftOut, junk_folder
+from conversion.sources.source import Prefixed, Source, Spans, Split, Strings, first_few, in_one_line, joined
+from ffcv_ops.errors import UserError, one_line
 
 TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
 TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
 SYNSETS = "imagenet_2012_validation_synset_labels.txt"  # instead of both: the synset of each image in their order
-MOST_DEVKIT_FILE = 2**24  # bytes; the real ones have less than a million
+MAX_DEVKIT_FILE = 2**24  # bytes; the real ones have less than a million
 
 
 def ilsvrc(root: str, classes: str, workers: int) -> Source:
@@ -39,6 +41,11 @@ def class_tars(path: str, classes: str, workers: int) -> Source:
     """A tar file of class tars, or a folder of them: <class>.tar each."""
     path = Path(path).absolute()
     regions = {file.stem: tars.whole(file) for file in tars.tar_paths(path)} if path.is_dir() else _inner(path)
+    if path.is_dir() and classes == synsets.AUTO and all(name.isdigit() for name in regions):
+        raise UserError(
+            f"{path}: {first_few(sorted(regions))}.tar hold images without labels; where each is a class, set"
+            " data.classes=numeric or data.classes=sorted"
+        )
     train, numbered = _of_class_tars(path, regions, classes, workers)
     return Source(str(path), numbered, {"train": train}, tars.read_bytes)
 
@@ -47,7 +54,9 @@ def _inner(path: Path) -> dict[str, tars.Region]:
     """Class -> its tar inside of the tar file."""
     found = {}
     for name, offset, size in tars.members(tars.whole(path)):
-        class_name, dot, end = one_line(name).rpartition("/")[2].rpartition(".")
+        class_name, dot, end = in_one_line(name).rpartition("/")[2].rpartition(".")
+        if junk_folder(name) or class_name.startswith("._"):
+            continue
         if not dot or end != "tar" or class_name in found:
             reason = "is there twice" if class_name in found else "is not a class's tar file"
             raise UserError(f"{path}: {one_line(name)} {reason}; the archive must hold <class>.tar files")
@@ -61,33 +70,38 @@ def _of_class_tars(path, regions, classes, workers):
         raise UserError(f"{path} holds no class tars")
     numbered = synsets.ordered(list(regions), classes, str(path))
     found = [name for name in numbered if name in regions]
-    images = tars.scanned(_class_images, [regions[name] for name in found], path.name, workers)
+    scanned = tars.scanned(_class_images, [regions[name] for name in found], path.name, workers)
+    left_out = LeftOut()
+    for *_, tar_left_out in scanned:
+        left_out.merge(tar_left_out)
+    images = [columns for *columns, _ in scanned]
     for class_name, (names, _, _) in zip(found, images, strict=True):
         if not len(names):
-            raise UserError(f"{path}: {class_name}.tar has no images; known by {' '.join(EXTENSIONS)}")
+            raise UserError(f"{path}: {one_line(class_name)}.tar has no images (known formats: {formats.NAMES})")
+    if left_out.counts:
+        print(f"{one_line(str(path))}: left out: {left_out}", file=sys.stderr)
     counts = [len(names) for names, _, _ in images]
     names, offsets, sizes = joined(images)
     items = Spans([regions[name].path for name in found], counts, offsets, sizes)
     number = {name: k for k, name in enumerate(numbered)}
     labels = np.repeat(np.array([number[name] for name in found], np.int64), counts)
     names = Prefixed([f"train/{name}/" for name in found], counts, names)
-    return Split(items, names, labels), numbered
+    return Split(items, names, labels, left_out.counts), numbered
 
 
 def _class_images(region):
-    """Names, offsets and sizes of the images in a class's tar."""
-    images = _images(region)
-    return Strings.of(name for name, _, _ in images), *_places(images)
+    """Names, offsets and sizes of the images in a class's tar, and what is left out."""
+    images, left_out = _images(region)
+    return Strings.of(name for name, _, _ in images), *_places(images), left_out
 
 
-def _images(region) -> list[tars.Member]:
-    """The images in the tar file in the order in which they would be found once unpacked."""
+def _images(region) -> tuple[list[tars.Member], LeftOut]:
+    """The images in the tar file in the order in which they would be found once unpacked, and what is left out."""
+    left_out = LeftOut()
     found = [
-        member._replace(name=one_line(member.name.removeprefix("./")))
-        for member in tars.members(region)
-        if member.name.lower().endswith(EXTENSIONS)
+        member._replace(name=in_one_line(member.name.removeprefix("./"))) for member in tars.images(region, left_out)
     ]
-    return sorted(found, key=lambda member: member.name.rpartition("/")[::2])
+    return sorted(found, key=lambda member: member.name.rpartition("/")[::2]), left_out
 
 
 def _places(images):
@@ -95,17 +109,18 @@ def _places(images):
 
 
 def _validation(root, classes) -> Split:
-    images, truth = _images(tars.whole(root / VAL)), _validation_synsets(root)
+    (images, left_out), truth = _images(tars.whole(root / VAL)), _validation_synsets(root)
     if len(truth) != len(images):
         raise UserError(f"{root / VAL} has {len(images):,} images, and the list of their classes {len(truth):,} lines")
     number = {name: k for k, name in enumerate(classes)}
     if unknown := sorted(set(truth) - set(number)):
-        raise UserError(f"{root / VAL}: there are images of {some(unknown)}, which {TRAIN} lacks")
+        raise UserError(f"{root / VAL}: there are images of {first_few(unknown)}, which {TRAIN} lacks")
     labels = np.array([number[synset] for synset in truth], np.int64)
     order = np.argsort(labels, kind="stable")
     images = [images[k] for k in order]
     names = Strings.of(f"val/{classes[labels[k]]}/{image.name}" for k, image in zip(order, images, strict=True))
-    return Split(Spans([str(root / VAL)], [len(images)], *_places(images)), names, labels[order])
+    items = Spans([str(root / VAL)], [len(images)], *_places(images))
+    return Split(items, names, labels[order], left_out.counts)
 
 
 def _validation_synsets(root) -> list[str]:
@@ -138,7 +153,7 @@ def _devkit_file(root, name) -> bytes:
     try:
         with tarfile.open(root / DEVKIT) as archive:
             for entry in archive:
-                if entry.isreg() and entry.name.endswith(f"/data/{name}") and entry.size <= MOST_DEVKIT_FILE:
+                if entry.isreg() and entry.name.endswith(f"/data/{name}") and entry.size <= MAX_DEVKIT_FILE:
                     return archive.extractfile(entry).read()
     except FileNotFoundError:
         raise UserError(f"{root} lacks {DEVKIT} (or {SYNSETS}), which tells the classes of {VAL}") from None

@@ -8,14 +8,16 @@ under `huggingface`, the names of the classes. Only labels and names are read ah
 import contextlib
 import functools
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 
+from conversion.encode import ReadError
 from conversion.sources import synsets
-from conversion.sources.source import Lazy, Source, Split, Strings, one_line, some
-from conversion.sources.webdataset import split_of
-from ffcv_ops.errors import UserError
+from conversion.sources.source import Lazy, Source, Split, Strings, first_few, in_one_line
+from conversion.sources.webdataset import refuse_missing, split_of
+from ffcv_ops.errors import UserError, one_line
 
 LABELS = ("label", "labels", "fine_label")  # the column that `auto` takes where there are several
 
@@ -41,6 +43,8 @@ def parquet(place: str, classes: str, label: str) -> Source:
     paths = parquet_paths(Path(place).absolute())
     if not paths:
         raise UserError(f"{place} holds no .parquet files")
+    if Path(place).is_dir():
+        refuse_missing(paths)
     image, label, known = columns = _columns(paths[0], label)
     for path in paths[1:]:
         if _columns(path, label) != columns:
@@ -49,7 +53,9 @@ def parquet(place: str, classes: str, label: str) -> Source:
     for path in paths:
         files.setdefault(split_of(path.name), []).append(path)
     splits = {name: _split(files[name], image, label) for name in ("train", "val", "test") if name in files}
-    splits = {name: split for name, split in splits.items() if split is not None}
+    for name in [name for name, split in splits.items() if split is None]:
+        print(f"{one_line(place)}: {name} is left out: it has no labels", file=sys.stderr)
+        del splits[name]
     if not splits:
         raise UserError(f"{place}: no split has labels")
     count = 1 + max(int(split.labels.max()) for split in splits.values())
@@ -82,7 +88,7 @@ def _row_group(path, column, group):
 
 @contextlib.contextmanager
 def _opened(path):
-    """A pyarrow.parquet.ParquetFile; what is wrong with it is a UserError."""
+    """A pyarrow.parquet.ParquetFile; what is wrong with it is a UserError, a ReadError where it cannot be read."""
     try:
         import pyarrow.parquet
     except ImportError:
@@ -91,7 +97,7 @@ def _opened(path):
         with pyarrow.parquet.ParquetFile(path) as file:
             yield file
     except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(f"{path} cannot be read: {one_line(str(error))}") from None
+        raise ReadError(f"{path} cannot be read: {one_line(str(error))}") from None
 
 
 def _columns(path, label):
@@ -101,14 +107,16 @@ def _columns(path, label):
     named = _class_names(schema, path)
     images = [name for name in schema.names if _holds_images(schema.field(name).type)]
     if len(images) != 1:
-        what = f"several columns with images: {some(images)}" if images else "no column of structs with `bytes`"
+        what = f"several columns with images: {first_few(images)}" if images else "no column of structs with `bytes`"
         raise UserError(f"{path} has {what}; it needs one column with an image")
     numbers = [name for name in schema.names if str(schema.field(name).type).startswith(("int", "uint"))]
     if label == "auto":
         of_classes = [name for name in numbers if name in named]
         label = of_classes[0] if len(of_classes) == 1 else next((name for name in LABELS if name in numbers), None)
     if label not in numbers:
-        raise UserError(f"{path}: data.label must be a column of class numbers; there is {some(numbers) or 'none'}")
+        raise UserError(
+            f"{path}: data.label must be a column of class numbers; there is {first_few(numbers) or 'none'}"
+        )
     return images[0], label, named.get(label)
 
 
@@ -140,16 +148,16 @@ def _split(paths, image, label) -> Split | None:
                 groups.append((str(path), group))
                 counts.append(file.metadata.row_group(group).num_rows)
             table = file.read([label, f"{image}.path"] if _has_path(file, image) else [label])
-        own = table.column(label)
-        if own.null_count:
-            raise UserError(f"{path}: {own.null_count:,} images have no label")
-        labels.append(own.to_numpy().astype(np.int64))
+        column = table.column(label)
+        if column.null_count:
+            raise UserError(f"{path}: {column.null_count:,} images have no label")
+        labels.append(column.to_numpy().astype(np.int64))
         names.append(Strings.of(_names(path, table, image)))
     labels = np.concatenate(labels)
     if len(labels) == 0 or (labels == -1).all():
         return None
     if labels.min() < 0:
-        raise UserError(f"{paths[0]}: some images of its split have no label but {labels.min()}")
+        raise UserError(f"{paths[0]}: images of its split have the label {labels.min()}")
     return Split(Rows(groups, np.cumsum(counts), image), Strings.joined(names), labels)
 
 
@@ -158,8 +166,8 @@ def _has_path(file, image):
 
 
 def _names(path, table, image):
-    """file.parquet/17 or, where the row tells its image's name, file.parquet/17/name."""
-    told = table.column(image) if image in table.column_names else [None] * table.num_rows
-    for row, value in enumerate(told):
+    """file.parquet/17 or, where the row names its image, file.parquet/17/name."""
+    structs = table.column(image) if image in table.column_names else [None] * table.num_rows
+    for row, value in enumerate(structs):
         name = value.as_py()["path"] if value is not None and value.is_valid else None
-        yield f"{path.name}/{row}" + (f"/{one_line(name)}" if name else "")
+        yield f"{path.name}/{row}" + (f"/{in_one_line(name)}" if name else "")

@@ -1,36 +1,57 @@
-"""What a source is to the writer: its splits' items, names and labels, in arrays instead of an object per sample.
+"""What a source gives to the writer: its splits' items, names and labels, in arrays instead of an object per sample.
 
 A sample of a tar file takes 32 bytes here, and its name: place, size, label, and where the name ends.
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+import stat
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from ffcv_ops.errors import UserError, one_line
+
+MAX_FILE = 2**32  # bytes of an image file: a file of holes can claim any size
 
 _ESCAPED = {code: f"\\x{code:02x}" for code in (*range(32), 127, 0x85, 0x2028, 0x2029)}
 
 
 class Split(NamedTuple):
-    """The samples of one .beton in their order: what `Source.read` takes (picklable, made when asked for), the names
-    that lists and messages show, one line each, and int64 class numbers."""
+    """The samples of one split in their order: what `Source.read` takes (picklable, made when asked for), the names
+    that lists and messages show, one line each, and int64 class numbers. left_out: how many files of the source are no
+    samples, by reason."""
 
     items: Sequence
     names: Sequence[str]
     labels: np.ndarray
+    left_out: Mapping[str, int] = types.MappingProxyType({})
 
 
 def read_file(item: str, root: str = "") -> bytes:
-    """The image file at the path `item` below `root`."""
-    with open(os.path.join(root, item), "rb") as file:
+    """The bytes of the image file at the path `item` below `root`."""
+    path = os.path.join(root, item)
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # or a pipe without a writer would block
+    except FileNotFoundError:
+        if os.path.islink(path):
+            raise UserError("cannot be read: a link to a file that does not exist") from None
+        raise
+    with open(file, "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE:
+            raise UserError("is not a regular file" if status.st_size <= MAX_FILE else "is too large for an image")
         return file.read()
 
 
 class Source(NamedTuple):
-    """A data set before its conversion: where it is from, its class names by number, its splits by name, and what
-    makes of an item the bytes of an image file, or RGB pixels: uint8 (height, width, 3). Workers call it, so it and the
-    items must pickle; it opens what it needs where it is called. UserError or OSError: this item cannot be read."""
+    """A data set before its conversion: where it is from, its class names by number, its splits by name.
+
+    read: makes of an item the bytes of an image file, or RGB pixels, uint8 (height, width, 3). Workers call it, so it
+    and the items must pickle; it opens what it needs where it is called. It raises a UserError where the item is no
+    image, a ReadError or OSError where it cannot be read.
+    """
 
     origin: str
     classes: tuple[str, ...]
@@ -116,12 +137,12 @@ def _joined(column):
     return Strings.joined(column) if isinstance(column[0], Strings) else np.concatenate(column)
 
 
-def one_line(name: str) -> str:
-    """A name out of an archive with its control characters and line breaks written as \\x0a."""
+def in_one_line(name: str) -> str:
+    """A name out of an archive, for a list: control characters and line breaks are written as \\x0a."""
     return name.translate(_ESCAPED)
 
 
-def some(names: Sequence[str]) -> str:
-    """The first three of the names, and how many more there are."""
+def first_few(names: Sequence[str]) -> str:
+    """The first three of the names, and how many more there are, for a message."""
     more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
     return ", ".join(map(one_line, names[:3])) + more

@@ -1,13 +1,15 @@
-"""Which class has which number: by the sorted names that are there, by ImageNet's lists in timm, or by a file."""
+"""Which class has which number: by the names that are there, by ImageNet's lists in timm, or by a file."""
 
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
-from conversion.sources.source import one_line, some
-from ffcv_ops.errors import UserError
+from conversion.sources.source import first_few
+from ffcv_ops.errors import UserError, one_line
 
-AUTO, WINTER21 = "auto", "winter21"
+AUTO, SORTED, NUMERIC, WINTER21 = "auto", "sorted", "numeric", "winter21"
+BY_NAME = (AUTO, SORTED, NUMERIC)  # the names that are there decide, and no list
+MAX_NUMBER = 10**6  # classes that are called by numbers
 LISTS = {  # timm's file -> what data.classes calls it
     "imagenet1k": "imagenet_synsets.txt",
     "imagenet12k": "imagenet12k_synsets.txt",
@@ -26,10 +28,10 @@ def class_list(wanted: str) -> tuple[str, ...]:
         )
     path = _timm_list(LISTS[wanted]) if wanted in LISTS else Path(wanted)
     try:
-        names = tuple(path.read_text(encoding="utf-8").split("\n"))
+        names = tuple(path.read_text(encoding="utf-8-sig").split("\n"))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
-        known = ", ".join((AUTO, *LISTS, WINTER21))
+        known = ", ".join((*BY_NAME, *LISTS, WINTER21))
         raise UserError(
             f"data.classes={one_line(wanted)} cannot be read: {reason}; a file, or one of {known}"
         ) from None
@@ -37,7 +39,7 @@ def class_list(wanted: str) -> tuple[str, ...]:
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if twice or not names:
         raise UserError(
-            f"{path}: {f'{some(twice)} appear twice' if twice else 'no classes'}; it needs one class a line"
+            f"{path}: {f'{first_few(twice)} appear twice' if twice else 'no classes'}; it needs one class a line"
         )
     return names
 
@@ -45,13 +47,42 @@ def class_list(wanted: str) -> tuple[str, ...]:
 def ordered(found: Sequence[str], wanted: str, place: str) -> tuple[str, ...]:
     """All classes by number, for a source whose class names `found` are at `place`. A name that the list `wanted` lacks
     is refused; a class without images keeps its number."""
-    if wanted == AUTO:
-        return tuple(sorted(found))
+    if wanted == NUMERIC:
+        return _by_value(found, place)
+    if wanted in BY_NAME:
+        names = tuple(sorted(found))
+        if wanted == AUTO and _are_numbers(names):
+            _refuse_two_orders(names, place)
+        return names
     if wanted == WINTER21:
         return _winter21(found, place)
     classes = class_list(wanted)
     _refuse_unknown(found, classes, place, f"data.classes={wanted}")
     return classes
+
+
+def _refuse_two_orders(names, place):
+    for label, (name, other) in enumerate(zip(names, sorted(names, key=int), strict=True)):
+        if name != other:
+            raise UserError(
+                f"{place}: the classes are called by numbers, and the label {label} would be {name} by the order of the"
+                f" names, {other} by value; data.classes=numeric makes the numbers the labels, data.classes=sorted"
+                " sorts the names as torchvision does"
+            )
+
+
+def _are_numbers(names):
+    return all(name.isascii() and name.isdigit() for name in names)
+
+
+def _by_value(found, place):
+    """Each class at the number that it is called by. A number without a class keeps its place, and has no images."""
+    if not _are_numbers(found) or max(map(int, found)) > MAX_NUMBER:
+        raise UserError(f"{place}: data.classes=numeric needs classes called by numbers of at most {MAX_NUMBER:,}")
+    by_number = {int(name): name for name in found}
+    if len(by_number) < len(found):
+        raise UserError(f"{place}: two classes are called by the same number")
+    return tuple(by_number.get(number, str(number)) for number in range(max(by_number) + 1))
 
 
 def _winter21(found, place):
@@ -65,13 +96,13 @@ def _winter21(found, place):
 def _refuse_unknown(found, classes, place, name):
     unknown = sorted(set(found) - set(classes))
     if unknown:
-        raise UserError(f"{place} has classes that are not in {name}: {some(unknown)}")
+        raise UserError(f"{place} has classes that are not in {name}: {first_few(unknown)}")
 
 
 def named(count: int, known: Sequence[str] | None, wanted: str, place: str) -> tuple[str, ...]:
     """Names for classes that the source at `place` knows by number, 0 to count - 1: the source's own, `known`, or
     those of the list `wanted`, which must be as long as all numbers need."""
-    if wanted == AUTO:
+    if wanted in BY_NAME:
         return tuple(known) if known else tuple(map(str, range(count)))
     if wanted == WINTER21 and known:
         if tuple(known) != _winter21(known, place):

@@ -1,4 +1,4 @@
-"""Tar files read where they lie: header by header for what is in them, then each member by its place.
+"""Tar files read in place: header by header for what is in them, then each member by its offset.
 
 Nothing is extracted and no name in an archive becomes a path. Between two headers the data are skipped, so that a scan
 reads a small part of the file. Anything but a whole tar file, from its first header to its end mark, is refused.
@@ -15,12 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from conversion import formats
+from conversion.encode import ReadError
 from conversion.progress import progress
-from conversion.sources.source import one_line
-from ffcv_ops.errors import UserError
+from conversion.sources.selection import NO_IMAGE, LeftOut, has_image_name, junk_folder
+from ffcv_ops.errors import UserError, one_line
 
 BLOCK = tarfile.BLOCKSIZE
-MOST_HEADER = 2**20  # bytes of one long name or one set of pax records
+MAX_HEADER = 2**20  # bytes of one long name or one set of pax records
 OPEN_FILES = 64  # kept open by each process
 TARS_PER_WORKER = 16  # below that, starting another process costs more than it gives
 GZIP = b"\x1f\x8b"
@@ -44,7 +46,7 @@ class _Headers(io.FileIO):
     """The file as tarfile sees it: it may ask for headers, not for what a forged length claims."""
 
     def read(self, size=-1):
-        if not 0 <= size <= MOST_HEADER:
+        if not 0 <= size <= MAX_HEADER:
             raise tarfile.ReadError("a header is too long")
         return super().read(size)
 
@@ -72,7 +74,7 @@ def members(region: Region) -> Iterator[Member]:
 def _members(file, region):
     file.seek(region.start)
     if file.read(2) == GZIP:
-        raise UserError(f"{region.path} is compressed, and cannot be read in place; gunzip it first")
+        raise UserError(f"{region.path} is compressed and cannot be read in place; gunzip it first")
     file.seek(region.start)
     archive = tarfile.TarFile(fileobj=file, format=tarfile.PAX_FORMAT, errors="surrogateescape", encoding="utf-8")
     while (entry := archive.next()) is not None:
@@ -89,15 +91,32 @@ def _members(file, region):
 
 
 def read_bytes(span: tuple[str, int, int]) -> bytes:
-    """The `size` bytes at `offset` of the file `path`."""
+    """The `size` bytes at `offset` of the file `path`. A `ReadError` where there are not so many."""
     path, offset, size = span
     try:
         data = os.pread(_open(path).fileno(), size, offset)
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        raise ReadError(f"{path} cannot be read: {error.strerror}") from None
     if len(data) != size:
-        raise UserError(f"{path} ends before byte {offset + size:,}")
+        raise ReadError(f"{path} ends before byte {offset + size:,}")
     return data
+
+
+def is_image(region: Region, member: Member) -> bool:
+    """Whether the member is an image by its name or, for a name that says nothing, by its content."""
+    if has_image_name(member.name):
+        return True
+    return formats.is_image(read_bytes((region.path, member.offset, min(member.size, formats.HEAD))))
+
+
+def images(region: Region, left_out: LeftOut) -> Iterator[Member]:
+    """The images among the archive's members."""
+    for member in members(region):
+        reason = junk_folder(member.name) or (None if is_image(region, member) else NO_IMAGE)
+        if reason:
+            left_out.add(reason, member.name)
+        else:
+            yield member
 
 
 @functools.lru_cache(OPEN_FILES)
@@ -109,23 +128,29 @@ def _open(path):
 def scanned(scan, regions: list[Region], label: str, workers: int) -> list:
     """`scan` of each region, in their order, by up to `workers` processes."""
     workers = min(workers, len(regions) // TARS_PER_WORKER)
-    with progress(f"{label}, reading headers", len(regions), "tar files") as one_more:
+    with progress(f"{label}, reading headers", len(regions), "tar files") as advance:
         if workers < 2:
-            return [_counted(scan(region), one_more) for region in regions]
+            return [_count(scan(region), advance) for region in regions]
         context = multiprocessing.get_context("spawn")
         ours_alone = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}  # Ctrl-C
         try:
             with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, **ours_alone) as pool:
-                return [_counted(result, one_more) for result in pool.map(scan, regions, chunksize=4)]
+                return [_count(result, advance) for result in pool.map(scan, regions, chunksize=4)]
         except concurrent.futures.process.BrokenProcessPool:
-            said = "a process that reads the headers of tar files died, for want of memory perhaps"
-            raise UserError(f"{said}; set data.workers lower") from None
+            raise UserError(
+                "a process that reads the headers of tar files died, perhaps for lack of memory; set data.workers lower"
+            ) from None
 
 
-def _counted(result, one_more):
-    one_more()
+def _count(result, advance):
+    advance()
     return result
 
 
 def tar_paths(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() == ".tar" and path.is_file())
+    """The tar files of a folder, without macOS's ._x.tar."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() == ".tar" and not path.name.startswith("._") and path.is_file()
+    )

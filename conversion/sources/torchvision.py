@@ -17,8 +17,8 @@ import numpy as np
 from conversion.progress import progress
 from conversion.rgb import to_rgb
 from conversion.sources import synsets
-from conversion.sources.source import Lazy, Source, Split, Strings, one_line, read_file
-from ffcv_ops.errors import UserError
+from conversion.sources.source import Lazy, Source, Split, Strings, read_file
+from ffcv_ops.errors import UserError, one_line
 
 PREFIX = "torchvision:"
 ROOT = "data/torchvision"
@@ -45,24 +45,24 @@ class Numbers(Lazy):
 
 def torchvision(source: str, classes: str) -> Source:
     name, *words = source.removeprefix(PREFIX).split(",")
-    cls, given = _class(name), _arguments(source, words)
+    cls, arguments = _class(name), _arguments(source, words)
     parameters = _parameters(cls)
     if "root" in parameters:
-        given = {"root": ROOT, **given}
-    splits = dict(_splits(name, cls, given, parameters))
-    if not splits:
+        arguments = {**arguments, "root": os.path.expanduser(str(arguments.get("root", ROOT)))}
+    datasets = dict(_datasets(name, cls, arguments, parameters))
+    if not datasets:
         raise UserError(f"{source}: torchvision names no split of it as expected; add split=...")
-    if "test" in splits and "val" not in splits:
-        splits["val"] = splits.pop("test")
-    root = os.path.abspath(given.get("root", "."))
-    files = "loader" in parameters
-    done = {split: _split(source, split, *made, root if files else None) for split, made in splits.items()}
-    count = 1 + max(int(split.labels.max()) for split in done.values())
-    known = _class_names(next(iter(splits.values()))[1], count)
-    numbered = synsets.named(count, known, classes, source)
-    if files:
-        return Source(root, numbered, done, functools.partial(read_file, root=root))
-    return Source(source, numbered, done, read_pixels)
+    if "test" in datasets and "val" not in datasets:
+        datasets["val"] = datasets.pop("test")
+    root = os.path.abspath(arguments.get("root", "."))
+    has_files = "loader" in parameters
+    splits = {name: _split(source, name, *pair, root if has_files else None) for name, pair in datasets.items()}
+    count = 1 + max(int(split.labels.max()) for split in splits.values())
+    own_names = _class_names(next(iter(datasets.values()))[1], count)
+    numbered = synsets.named(count, own_names, classes, source)
+    if has_files:
+        return Source(root, numbered, splits, functools.partial(read_file, root=root))
+    return Source(source, numbered, splits, read_pixels)
 
 
 def read_pixels(item) -> np.ndarray:
@@ -89,34 +89,34 @@ def _parameters(cls) -> set[str]:
     """Of the constructor, and of those to which it hands on what it does not know."""
     names = set()
     for base in cls.__mro__:
-        own = inspect.signature(base.__init__).parameters
-        names |= set(own)
-        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in own.values()):
+        signature = inspect.signature(base.__init__).parameters
+        names |= set(signature)
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in signature.values()):
             break
     return names
 
 
 def _arguments(source, words):
-    given = {}
+    arguments = {}
     for word in words:
         key, equals, text = word.partition("=")
         if not equals:
             raise UserError(f"{source}: after the name come arguments such as root=/data, not {one_line(word)!r}")
         try:
-            given[key] = ast.literal_eval(text)
+            arguments[key] = ast.literal_eval(text)
         except (ValueError, SyntaxError):
-            given[key] = text
-        if isinstance(given[key], list | dict | set):
+            arguments[key] = text
+        if isinstance(arguments[key], list | dict | set):
             raise UserError(f"{source}: {one_line(word)} can only be a word, a number or a tuple such as (1,2)")
-    return given
+    return arguments
 
 
-def _splits(name, cls, given, parameters):
+def _datasets(name, cls, arguments, parameters):
     """Yields (split, (arguments, data set)) of those that there are."""
-    if "train" in parameters and "train" not in given:
+    if "train" in parameters and "train" not in arguments:
         candidates = [("train", "train", True), ("test", "train", False)]
     else:
-        key = next((key for key in ("split", "version") if key in parameters and key not in given), None)
+        key = next((key for key in ("split", "version") if key in parameters and key not in arguments), None)
         if key is None:
             candidates = [("train", None, None)]
         else:
@@ -125,14 +125,14 @@ def _splits(name, cls, given, parameters):
     for split, key, word in candidates:
         if split in found:
             continue
-        arguments = given if key is None else {**given, key: word}
-        made = _made(name, cls, arguments, key, parameters)
-        if made is not None:
+        split_arguments = arguments if key is None else {**arguments, key: word}
+        dataset = _dataset_of(name, cls, split_arguments, key, parameters)
+        if dataset is not None:
             found.add(split)
-            yield split, (tuple(arguments.items()), made)
+            yield split, (tuple(split_arguments.items()), dataset)
 
 
-def _made(name, cls, arguments, key, parameters):
+def _dataset_of(name, cls, arguments, key, parameters):
     """The data set, downloaded if it is not there; None if it knows no such split."""
     arguments = dict(arguments)
     if "loader" in parameters:
@@ -143,7 +143,7 @@ def _made(name, cls, arguments, key, parameters):
         except (RuntimeError, FileNotFoundError) as missing:
             if "download" not in parameters:
                 raise
-            print(f"{name} is not in {arguments['root']} ({one_line(str(missing))[:80]}): downloading", file=sys.stderr)
+            print(f"{name} is not in {arguments['root']} ({one_line(str(missing), 80)}): downloading", file=sys.stderr)
             return cls(**arguments, download=True)
     except ValueError as error:
         if key and f"argument {key}" in str(error):
@@ -155,13 +155,13 @@ def _made(name, cls, arguments, key, parameters):
 
 def _refuse(name, error):
     reason = " ".join(str(error).split()) or type(error).__name__
-    raise UserError(f"torchvision:{name} cannot be had: {one_line(reason)}") from None
+    raise UserError(f"torchvision:{name} is not available: {one_line(reason)}") from None
 
 
 def _split(source, split, arguments, dataset, root) -> Split:
     """root: of the files whose paths the data set gives; None where it gives pixels."""
     labels, names = np.empty(len(dataset), np.int64), []
-    with progress(f"{split}, reading labels", len(dataset)) as one_more:
+    with progress(f"{split}, reading labels", len(dataset)) as advance:
         for number in range(len(dataset)):
             sample = dataset[number]
             try:
@@ -170,15 +170,15 @@ def _split(source, split, arguments, dataset, root) -> Split:
                 raise UserError(f"{source}: a sample of {split} has no single class number") from None
             if root is not None:
                 names.append(os.path.relpath(sample[0], root))
-            one_more()
+            advance()
     if not len(labels) or labels.min() < 0:
         raise UserError(f"{source}: {split} is empty or has images without a label")
     if root is None:
         name = source.removeprefix(PREFIX).partition(",")[0]
         names = Strings.of(f"{split}/{number}" for number in range(len(labels)))
         return Split(Numbers(name, arguments, len(labels)), names, labels)
-    if bad := [name for name in names if one_line(name) != name]:
-        raise UserError(f"{source}: {bad[0]!r} has a line break in its name; rename it")
+    if bad := [name for name in names if name.splitlines() != [name]]:
+        raise UserError(f"{source}: {one_line(bad[0])} has a line break in its name; rename it")
     names = Strings.of(names)
     return Split(names, names, labels)
 

@@ -1,5 +1,8 @@
 """WebDataset's tar shards: the image of a sample as key.jpg (.png, .webp ...), its label in key.cls or key.json.
 
+The members of a sample follow each other. A key ends at the first dot; where that leaves a sample without an image, or
+with several that have labels of their own, it ends at the last one.
+
 Shards are read in the order of their names. Those named ...train..., ...val(idation)... or ...test... make the splits,
 or what `_info.json` of timm's data sets lists; others are train.
 """
@@ -7,56 +10,73 @@ or what `_info.json` of timm's data sets lists; others are train.
 import functools
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
 
+from conversion import formats
 from conversion.sources import synsets, tars
-from conversion.sources.folder import EXTENSIONS
-from conversion.sources.source import Prefixed, Source, Spans, Split, Strings, joined, one_line, some
-from ffcv_ops.errors import UserError
+from conversion.sources.selection import FURTHER, WITHOUT_IMAGE, LeftOut, has_image_name, junk_folder
+from conversion.sources.source import Prefixed, Source, Spans, Split, Strings, first_few, in_one_line, joined
+from ffcv_ops.errors import UserError, one_line
 
 INFO = "_info.json"
 WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-MOST_LABEL = 2**24  # bytes of one .json
+MAX_LABEL = 2**24  # bytes of one .json
 NO_SYNSET = -1
 
 
 def webdataset(place: str, classes: str, label: str, workers: int) -> Source:
-    """place: a folder of shards, one shard, or a pattern with `*`. label: the field of key.json, or auto: the number in
-    key.cls, else `label` in key.json."""
+    """place: a folder of shards, one shard, or a pattern with `*`. label: the field of key.json; or .txt, the ending of
+    the member that holds the number; or auto: the number in key.cls, else `label` in key.json."""
     paths, expected = _shards(Path(place).absolute(), label)
     read = {name: _split(name, paths[name], expected, label, workers) for name in paths}
     splits = {name: split for name, (split, _) in read.items()}
     labels = np.concatenate([split.labels for split in splits.values()])
-    known = _told(labels, np.concatenate([synsets_of for _, synsets_of in read.values()]))
+    known = _class_names(labels, np.concatenate([synsets_of for _, synsets_of in read.values()]))
     numbered = synsets.named(1 + int(labels.max()), known, classes, place)
-    for number, (name, told) in enumerate(zip(numbered, known or (), strict=False)):
-        if told != name and told in numbered:
+    for number, (name, synset) in enumerate(zip(numbered, known or (), strict=False)):
+        if synset != name and synset in numbered:
             raise UserError(
-                f"{place}: the images of label {number} are called {told}_..., but data.classes={classes} has {name}"
+                f"{place}: the images of label {number} are called {synset}_..., but data.classes={classes} has {name}"
                 " there; the labels follow another list"
             )
     folder = next(iter(paths.values()))[0].parent
     return Source(str(folder), numbered, splits, tars.read_bytes)
 
 
-def _told(labels, synsets_of) -> list[str] | None:
-    """Names of classes by number, where keys such as n01440764_10026 give each label a synset of its own. A class that
-    they do not tell is called by its number."""
-    synset, telling = np.full(1 + labels.max(), NO_SYNSET, np.int32), synsets_of != NO_SYNSET
-    synset[labels[telling]] = synsets_of[telling]
-    told = synset[synset != NO_SYNSET]
-    contradictory = (synset[labels[telling]] != synsets_of[telling]).any() or len(np.unique(told)) < len(told)
-    if contradictory or not len(told):
+def _class_names(labels, synsets_of) -> list[str] | None:
+    """Names of classes by number, where keys such as n01440764_10026 give each label a synset of its own. A class
+    without such keys is called by its number."""
+    synset, has_synset = np.full(1 + labels.max(), NO_SYNSET, np.int32), synsets_of != NO_SYNSET
+    synset[labels[has_synset]] = synsets_of[has_synset]
+    known = synset[synset != NO_SYNSET]
+    contradictory = (synset[labels[has_synset]] != synsets_of[has_synset]).any() or len(np.unique(known)) < len(known)
+    if contradictory or not len(known):
         return None
     return [str(number) if value == NO_SYNSET else f"n{value:08}" for number, value in enumerate(synset)]
 
 
-def split_of(file_name: str, other: str | None = "train") -> str | None:
-    """train, val or test, by the first such word in the name; `other` where there is none."""
+def split_of(file_name: str, default: str | None = "train") -> str | None:
+    """train, val or test, by the first such word in the name; `default` where there is none."""
     words = (WORDS.get(word) for word in re.split(r"[^a-z]+", file_name.lower()))
-    return next(filter(None, words), other)
+    return next(filter(None, words), default)
+
+
+def refuse_missing(paths: list[Path]):
+    """A `UserError` where names such as x-00003-of-00010 tell of files that are not there."""
+    found = {}
+    for path in paths:
+        if name := re.fullmatch(r"(.*?)([0-9]+)-of-([0-9]+)(\.[a-z]+)", path.name):
+            found.setdefault((name[1], int(name[3]), name[4]), set()).add(int(name[2]))
+    for (stem, count, _), numbers in found.items():
+        first = min(numbers)  # some count from 1
+        if missing := sorted(set(range(min(first, 1), min(first, 1) + count)) - numbers):
+            raise UserError(
+                f"{paths[0].parent} lacks {len(missing):,} of the {count:,} files {one_line(stem)}*, the first is"
+                f" number {missing[0]}; get them, or choose those that are there by a pattern with *"
+            )
 
 
 def _shards(place: Path, label):
@@ -66,6 +86,8 @@ def _shards(place: Path, label):
     found = tars.tar_paths(place) if place.is_dir() else sorted(place.parent.glob(place.name))
     if not found:
         raise UserError(f"{place} holds no .tar files")
+    if place.is_dir():
+        refuse_missing(found)
     paths = {}
     for path in found:
         paths.setdefault(split_of(path.name), []).append(path)
@@ -95,7 +117,7 @@ def _listed(folder, label):
         raise UserError(f"{folder / INFO} must name files of its own folder")
     missing = [path.name for path in lengths if not path.exists()]
     if missing:
-        raise UserError(f"{folder} lacks {some(missing)} of the {len(lengths):,} shards in {INFO}; get them")
+        raise UserError(f"{folder} lacks {first_few(missing)} of the {len(lengths):,} shards in {INFO}; get them")
     return {name: [folder / file for file in names] for name, names in files.items()}, lengths
 
 
@@ -118,64 +140,110 @@ def _check_names(info, names):
 def _split(name, paths, expected, label, workers) -> tuple[Split, np.ndarray]:
     """The split, and the number of the synset that each key begins with."""
     scan = functools.partial(_samples, label=label)
-    parts = tars.scanned(scan, [tars.whole(path) for path in paths], name, workers)
+    scanned = tars.scanned(scan, [tars.whole(path) for path in paths], name, workers)
+    left_out = LeftOut()
+    for *_, shard_left_out in scanned:
+        left_out.merge(shard_left_out)
+    parts = [columns for *columns, _ in scanned]
     counts = [len(names) for names, *_ in parts]
     for path, count in zip(paths, counts, strict=True):
         if expected.get(path, count) != count:
             raise UserError(f"{path} has {count:,} samples, {INFO} says {expected[path]:,}; get it again")
     if not sum(counts):
-        raise UserError(f"{paths[0]}: no images in the split {name}; known by {' '.join(EXTENSIONS)}")
+        raise UserError(f"{paths[0]}: no images in the split {name} (known formats: {formats.NAMES})")
+    if left_out.counts:
+        print(f"{one_line(str(paths[0].parent))}, {name}: left out: {left_out}", file=sys.stderr)
     names, offsets, sizes, labels, synsets_of = joined(parts)
     items = Spans([str(path) for path in paths], counts, offsets, sizes)
-    names = Prefixed([f"{one_line(path.name)}/" for path in paths], counts, names)
-    return Split(items, names, labels), synsets_of
+    names = Prefixed([f"{in_one_line(path.name)}/" for path in paths], counts, names)
+    return Split(items, names, labels, left_out.counts), synsets_of
 
 
 def _samples(region, label):
-    """Names, offsets, sizes, labels and synsets of a shard's samples. The members of a sample follow one another."""
-    names, offsets, sizes, labels, synsets_of = [], [], [], [], []
-
-    def close(key, parts):
-        images = [end for end in parts if f".{end}" in EXTENSIONS]
-        if not images:
-            return
-        if len(images) > 1:
-            raise UserError(f"{region.path}: {one_line(key)} has several images: {', '.join(images)}")
-        image = parts[images[0]]
-        names.append(one_line(image.name))
-        offsets.append(image.offset)
-        sizes.append(image.size)
-        labels.append(_label(region, key, parts, label))
-        synset = re.match(r"n([0-9]{8})_", key.rpartition("/")[2])
-        synsets_of.append(int(synset[1]) if synset else NO_SYNSET)
-
-    key, parts = None, {}
-    for member in tars.members(region):
-        folder, slash, file = member.name.rpartition("/")
-        stem, _, end = file.partition(".")
-        own_key, end = f"{folder}{slash}{stem}", end.lower()
-        if own_key != key:
-            close(key, parts)
-            key, parts = own_key, {}
-        if end in parts:
-            raise UserError(f"{region.path}: {one_line(member.name)} is there twice")
-        parts[end] = member
-    close(key, parts)
+    """Names, offsets, sizes, labels and synsets of a shard's samples, and what is left out."""
+    names, offsets, sizes, labels, synsets_of, left_out = [], [], [], [], [], LeftOut()
+    for group in _groups(region, left_out):
+        for key, image, ends in _samples_of(region, group, label, left_out):
+            names.append(in_one_line(image.name))
+            offsets.append(image.offset)
+            sizes.append(image.size)
+            labels.append(_label(region, key, ends, label))
+            synset = re.match(r"n([0-9]{8})_", key.rpartition("/")[2])
+            synsets_of.append(int(synset[1]) if synset else NO_SYNSET)
     columns = (np.array(column, np.int64) for column in (offsets, sizes, labels))
-    return Strings.of(names), *columns, np.array(synsets_of, np.int32)
+    return Strings.of(names), *columns, np.array(synsets_of, np.int32), left_out
 
 
-def _label(region, key, parts, label):
+def _groups(region, left_out):
+    """Yields the members that follow each other with one name before its first dot: {ending: member}."""
+    key, group = None, {}
+    for member in tars.members(region):
+        folder, _, file = member.name.rpartition("/")
+        reason = junk_folder(member.name) or ("macOS's metadata" if file.startswith("._") else None)
+        if reason:
+            left_out.add(reason, member.name)
+            continue
+        stem, _, end = file.partition(".")
+        if (folder, stem) != key:
+            if group:
+                yield group
+            key, group = (folder, stem), {}
+        if end.lower() in group:
+            raise UserError(f"{region.path}: {one_line(member.name)} is there twice")
+        group[end.lower()] = member
+    if group:
+        yield group
+
+
+def _samples_of(region, group, label, left_out):
+    """Yields (key, image, {ending: member}) of the samples in a group. The key of most of them ends at the first dot,
+    and their endings may hold more; where others have labels of their own, theirs ends at the last dot."""
+    by_key, label_ends = {}, _label_ends(label)
+    for end, member in group.items():
+        inner, _, last = end.rpartition(".")
+        by_key.setdefault(inner, {})[last] = member
+    images_of = {
+        inner: [end for end in ends if end not in label_ends and tars.is_image(region, ends[end])]
+        for inner, ends in by_key.items()
+    }
+    if not any(images_of.values()):
+        left_out.add(WITHOUT_IMAGE, next(iter(group.values())).name, len(group))
+    for inner, ends in by_key.items():
+        images = images_of[inner]
+        if not images:
+            continue
+        key = re.sub(r"\.[^./]*$", "", ends[images[0]].name) if inner else _until_first_dot(ends[images[0]].name)
+        if len(images) > 1:
+            raise UserError(f"{region.path}: {one_line(key)} has several images: {', '.join(map(one_line, images))}")
+        if inner and images_of.get("") and not label_ends & ends.keys():
+            left_out.add(FURTHER, ends[images[0]].name)  # as key.seg.png beside key.jpg
+            continue
+        yield key, ends[images[0]], ends
+
+
+def _until_first_dot(name):
+    folder, slash, file = name.rpartition("/")
+    return f"{folder}{slash}{file.partition('.')[0]}"
+
+
+def _label_ends(label):
+    """The endings of the members that may hold the label."""
+    if label.startswith("."):
+        return {label[1:].lower()}
+    return {"cls", "json"} if label == "auto" else {"json"}
+
+
+def _label(region, key, ends, label):
     end, field = "json", "label" if label == "auto" else label
-    if label == "auto" and "cls" in parts:
+    if label.startswith("."):
+        end, field = label[1:].lower(), None
+    elif label == "auto" and "cls" in ends:
         end, field = "cls", None
     place = f"{region.path}: {one_line(key)}"
-    if end not in parts:
-        raise UserError(
-            f"{place} has no .cls and no .json with a label" if label == "auto" else f"{place} has no .json"
-        )
-    member = parts[end]
-    if member.size > MOST_LABEL:
+    if end not in ends:
+        raise UserError(_without_label(place, ends, end, label))
+    member = ends[end]
+    if member.size > MAX_LABEL:
         raise UserError(f"{place}.{end} has {member.size:,} bytes; that is no label")
     text = tars.read_bytes((region.path, member.offset, member.size))
     try:
@@ -186,3 +254,11 @@ def _label(region, key, parts, label):
         what = f"the field {one_line(field)}" if field else "the content"
         raise UserError(f"{place}.{end}: {what} is no class number")
     return number
+
+
+def _without_label(place, ends, end, label):
+    if label != "auto":
+        return f"{place} has no .{end}"
+    text = f"{place} has no .cls and no .json with a label; the members of a sample must follow each other"
+    others = [other for other in ends if not has_image_name(f"x.{other}")]
+    return f"{text}; data.label=.{one_line(others[0])} takes the number in that member" if others else text

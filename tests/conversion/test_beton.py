@@ -11,9 +11,10 @@ from ffcv.fields import IntField, RGBImageField
 from ffcv.reader import Reader
 from PIL import Image
 
-from conversion import beton
+from conversion import beton, jpeg
 from conversion.direct import open_direct
 from conversion.encode import Encoded, encode_rgb
+from conversion.read_back import check_images, check_index
 from ffcv_ops.errors import UserError
 
 PAGE = beton.MIN_PAGE_SIZE
@@ -27,11 +28,11 @@ def written(path, samples, page_size=PAGE, capacity=None):
 
 def check(path, table, checksums, *, classes):
     """What is read back of a file that is finished: its tables, then all its images."""
-    beton.check_index(path, table, checksums, classes=classes)
+    check_index(path, table, checksums, classes=classes)
     header = np.fromfile(path, beton.HEADER, 1)[0]
     allocations = np.fromfile(path, beton.ALLOCATION, offset=int(header["alloc_table_ptr"]))
     with open_direct(path, os.O_RDONLY) as file:
-        beton.check_images(path, file, table, allocations, checksums)
+        check_images(path, file, table, allocations, checksums)
 
 
 @pytest.fixture(scope="module")
@@ -172,14 +173,14 @@ def test_jpeg_size():
     for options in ({}, {"progressive": True}, {"subsampling": "4:4:4"}, {"exif": exif}, {"restart_marker_rows": 1}):
         stream = io.BytesIO()
         image.save(stream, "JPEG", **options)
-        assert beton.jpeg_size(stream.getvalue()) == (31, 57), options
+        assert jpeg.size_of(stream.getvalue()) == (31, 57), options
     plain = stream.getvalue()
-    assert beton.jpeg_size(plain[:2] + b"\xff\xff\xff" + plain[2:]) == (31, 57), "fill bytes may precede a marker"
+    assert jpeg.size_of(plain[:2] + b"\xff\xff\xff" + plain[2:]) == (31, 57), "fill bytes may precede a marker"
     for mode in ("L", "CMYK"):
         stream = io.BytesIO()
         image.convert(mode).save(stream, "JPEG")
-        assert beton.jpeg_size(stream.getvalue()) == (0, 0)
-    assert beton.jpeg_size(b"") == beton.jpeg_size(plain[:100]) == (0, 0)
+        assert jpeg.size_of(stream.getvalue()) == (0, 0)
+    assert jpeg.size_of(b"") == jpeg.size_of(plain[:100]) == (0, 0)
 
 
 def test_read(good, squares):

@@ -15,12 +15,14 @@ from ffcv.reader import Reader
 from PIL import Image
 
 from conversion import beton
-from conversion.convert import convert
-from conversion.encode import encode_item
-from conversion.sources import Source, Split, image_folder
+from conversion import convert as convert_module
+from conversion.convert import WriteOptions, convert
+from conversion.encode import ImageConfig
+from conversion.sources import Source, Split, image_folder, read_file
 from ffcv_ops.errors import UserError
 
 ENCODING = {"max_side": 40, "min_side": None, "mode": "jpg", "quality": 90}
+SETTINGS = {**ENCODING, "levels": None, "passthrough": True}
 OPTIONS = {"on_error": "stop", "workers": 1, "page_size": beton.MIN_PAGE_SIZE}
 
 
@@ -37,8 +39,7 @@ def pictures(tmp_path_factory):
 
 
 def run(source, path, **options):
-    encode = functools.partial(encode_item, **ENCODING)
-    return convert(source, "train", path, encode, **{**OPTIONS, **options})
+    return convert(source, "train", path, ImageConfig(**ENCODING), WriteOptions(**{**OPTIONS, **options}))
 
 
 @pytest.fixture(scope="module")
@@ -94,11 +95,12 @@ def test_sidecar(pictures, converted):
         "split": "train",
         "samples": 60,
         "skipped": 0,
+        "left_out": {},
         "classes": ["class 0", "class 1", "class 2"],
         "samples_per_class": [20, 20, 20],
         "smallest_and_largest": {"height": [21, 40], "width": [2, 40]},
         "source": pictures.origin,
-        "settings": {"on_error": "stop", "page_size": beton.MIN_PAGE_SIZE, **ENCODING},
+        "settings": {"on_error": "stop", "page_size": beton.MIN_PAGE_SIZE, **SETTINGS},
         "layout": {"ffcv": 2, "fields": ["image", "label"]},
         "pillow": PIL.__version__,
     }
@@ -109,11 +111,10 @@ def test_sidecar(pictures, converted):
 
 def test_levels(pictures, converted, tmp_path):
     """The same bytes for any number of workers; the full level's are those of the file without levels."""
-    encode = functools.partial(encode_item, **ENCODING, levels=(40, 30, 20))
-    images = beton.level_fields((40, 30, 20))
+    image = ImageConfig(**ENCODING, levels=(40, 30, 20))
     for workers in (1, 2):
         path = tmp_path / str(workers) / "x_train.beton"
-        convert(pictures, "train", path, encode, **{**OPTIONS, "workers": workers}, images=images)
+        convert(pictures, "train", path, image, WriteOptions(**{**OPTIONS, "workers": workers}))
     assert files(tmp_path / "1") == files(tmp_path / "2")
 
     content = path.read_bytes()
@@ -149,7 +150,7 @@ def damaged(pictures, tmp_path):
 def test_stop_names_the_first_bad_file(damaged, tmp_path):
     out = tmp_path / "out"
     bad = os.path.join(damaged.origin, "train/class/b.jpg")
-    with pytest.raises(UserError, match=f"^{re.escape(bad)}: is not an image that Pillow knows; ") as caught:
+    with pytest.raises(UserError, match=f"^{re.escape(bad)}: is not an image .known formats: .*; ") as caught:
         run(damaged, out / "x_train.beton", workers=2)
     assert "\n" not in str(caught.value)
     assert files(out) == {}
@@ -160,7 +161,7 @@ def test_skip_lists_what_was_left_out(damaged, tmp_path):
     line = run(damaged, out / "x_train.beton", on_error="skip")
     rows = [row.split("\t") for row in (out / "x_train.skipped.txt").read_text().splitlines()]
     assert [name for name, _ in rows] == [f"train/class/{name}" for name in ("b.jpg", "d.jpg", "f.png", "h.jpg")]
-    assert [reason.split(":")[0] for _, reason in rows] == ["is not an image that Pillow knows"] * 2 + [
+    assert [reason.split(":")[0] for _, reason in rows] == ["is not an image (known formats"] * 2 + [
         "cannot be decoded",
         "cannot be read",
     ]
@@ -182,7 +183,7 @@ def test_the_list_of_an_earlier_run_does_not_stay(pictures, damaged, tmp_path):
 def test_nothing_to_store(damaged, tmp_path):
     split = damaged.splits["train"]
     only_bad = Split(*[[part[k] for k in (1, 3)] for part in split[:2]], split.labels[:2])
-    with pytest.raises(UserError, match=r"none of the 2 images of train in it can be stored$"):
+    with pytest.raises(UserError, match=r"none of its 2 images of train can be stored$"):
         run(damaged._replace(splits={"train": only_bad}), tmp_path / "out" / "x_train.beton", on_error="skip")
     assert files(tmp_path / "out") == {}
 
@@ -193,9 +194,9 @@ def test_larger_than_a_page(pictures, tmp_path):
     folder.mkdir(parents=True)
     Image.new("RGB", (1000, 1000)).save(folder / "a.png")
     source = image_folder(str(tmp_path / "in"))
-    encode = functools.partial(encode_item, max_side=None, min_side=None, mode="raw", quality=90)
+    image = ImageConfig(max_side=None, mode="raw")
     with pytest.raises(UserError, match=r"a\.png: takes 3,000,000 bytes, .*page.* set image\.max_side lower"):
-        convert(source, "train", tmp_path / "x_train.beton", encode, **OPTIONS)
+        convert(source, "train", tmp_path / "x_train.beton", image, WriteOptions(**OPTIONS))
 
 
 def test_a_jpeg_whose_metadata_are_larger_than_a_page(tmp_path):
@@ -209,14 +210,14 @@ def test_a_jpeg_whose_metadata_are_larger_than_a_page(tmp_path):
     source = image_folder(str(tmp_path / "in"))
     with pytest.raises(UserError, match=r"a\.jpg: takes 2,6\d\d,\d\d\d bytes, .* or image\.passthrough=false"):
         run(source, tmp_path / "x_train.beton")
-    encode = functools.partial(encode_item, **ENCODING, passthrough=False)
-    convert(source, "train", tmp_path / "x_train.beton", encode, **OPTIONS)
+    image = ImageConfig(**ENCODING, passthrough=False)
+    convert(source, "train", tmp_path / "x_train.beton", image, WriteOptions(**OPTIONS))
 
 
 def test_a_shard_without_an_image_that_can_be_stored(damaged, tmp_path):
     """The message tells the way out: fewer shards."""
     path = tmp_path / "out" / "x_train.beton"
-    line = r"x_train-00001-of-00009\.beton is not written, .* give fewer --data\.shards$"
+    line = r"x_train-00001-of-00009\.beton is not written: .* set data\.shards lower$"
     with pytest.raises(UserError, match=line) as caught:
         run(damaged, path, on_error="skip", shards=9)
     assert f"; remove {tmp_path}/out/x_train.unfinished and its shards" in str(caught.value)
@@ -258,7 +259,11 @@ def test_a_full_disk_leaves_the_earlier_file(pictures, earlier, monkeypatch, cal
 
 @pytest.mark.parametrize(
     "module, call, place",
-    [(os, "fdatasync", beton.MIN_PAGE_SIZE + 5000), (beton, "check_index", 3), (beton, "check_index", 2200)],
+    [
+        (os, "fdatasync", beton.MIN_PAGE_SIZE + 5000),
+        (convert_module, "check_index", 3),
+        (convert_module, "check_index", 2200),
+    ],
 )
 def test_a_failed_check_leaves_the_earlier_file(pictures, earlier, monkeypatch, module, call, place):
     """The disk loses a part of the images before they are read back, or of the header or the samples' metadata."""
@@ -304,3 +309,39 @@ def test_names_that_are_no_utf_8_keep_their_bytes(pictures, tmp_path):
     os.link(os.path.join(pictures.origin, pictures.splits["train"].names[0]), os.path.join(folder, b"caf\xe9.png"))
     run(image_folder(str(tmp_path / "in")), tmp_path / "x_train.beton")
     assert (tmp_path / "x_train.files.txt").read_bytes() == b"train/class/caf\xe9.png\n"
+
+
+def unreadable(item, root, bad, error):
+    if item in bad:
+        raise OSError(error, os.strerror(error))
+    return read_file(item, root)
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOENT, errno.ESTALE, errno.EACCES])
+def test_a_source_that_goes_away_stops_even_with_skip(pictures, earlier, error):
+    """An image that cannot be read is no bad image; what is there stays."""
+    path, before = earlier
+    bad = set(pictures.splits["train"].items[20:])
+    read = functools.partial(unreadable, root=pictures.origin, bad=bad, error=error)
+    first = re.escape(pictures.splits["train"].names[20])
+    line = f"{first}: cannot be read: {re.escape(os.strerror(error))}; check the source's disk or network"
+    with pytest.raises(UserError, match=line):
+        run(pictures._replace(read=read), path, on_error="skip", max_skipped=1.0)
+    assert finished(path.parent) == before
+
+
+def test_a_source_that_gives_other_bytes(pictures, earlier):
+    """Images that cannot be decoded: some may be skipped, no more than the share that is set."""
+    path, before = earlier
+    broken = set(pictures.splits["train"].items[:15])
+    source = pictures._replace(read=functools.partial(not_all, root=pictures.origin, broken=broken))
+    line = r"11 of 60 images of train cannot be stored, the last one is .*; data\.max_skipped=0\.01 is the share"
+    with pytest.raises(UserError, match=line):
+        run(source, path, on_error="skip")
+    assert finished(path.parent) == before
+    run(source, path, on_error="skip", max_skipped=0.25)
+    assert json.loads(path.with_suffix(".json").read_text())["skipped"] == 15
+
+
+def not_all(item, root, broken):
+    return b"no image" if item in broken else read_file(item, root)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from conversion import direct
-from conversion.direct import BLOCK, next_multiple, open_direct, read_at, room, write_at
+from conversion.direct import BLOCK, aligned_buffer, next_multiple, open_direct, read_at, write_at
 
 
 def goes_direct(file):
@@ -16,7 +16,7 @@ def goes_direct(file):
 
 @pytest.fixture
 def content():
-    made = room(5 * BLOCK)
+    made = aligned_buffer(5 * BLOCK)
     made[:] = np.random.default_rng(0).bytes(5 * BLOCK)
     return made
 
@@ -39,7 +39,7 @@ def path(request, tmp_path, monkeypatch):
 def test_whole_blocks(path, content):
     with open_direct(path) as file:
         write_at(file, 2 * BLOCK, content)
-        got = room(7 * BLOCK)
+        got = aligned_buffer(7 * BLOCK)
         assert read_at(file, BLOCK, got) == 6 * BLOCK
     assert bytes(got[: 6 * BLOCK]) == bytes(BLOCK) + content
     assert path.read_bytes() == bytes(2 * BLOCK) + content
@@ -80,7 +80,7 @@ def test_a_read_that_the_system_cuts_short(path, content, monkeypatch):
         return read(descriptor, [buffers[0][:BLOCK]], place)
 
     monkeypatch.setattr(direct.os, "preadv", shorter)
-    got = room(5 * BLOCK)
+    got = aligned_buffer(5 * BLOCK)
     with open_direct(path, os.O_RDONLY) as file:
         assert read_at(file, 0, got) == 5 * BLOCK - 100
     assert got[:-100] == content[:-100] and len(asked) >= 5

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from conversion import jpeg
-from conversion.encode import LEAST_SCALE, Encoded, encode_item, encode_rgb
+from conversion.encode import MIN_OVERSAMPLING, Encoded, ImageConfig, encode_item, encode_rgb
 from conversion.sources import read_file
 from ffcv_ops.errors import UserError
 
@@ -27,6 +27,10 @@ def folder(tmp_path_factory, photos):
     return root
 
 
+def config(**options):
+    return ImageConfig(**{"max_side": None, **options})
+
+
 def below(folder):
     return functools.partial(read_file, root=str(folder))
 
@@ -37,7 +41,7 @@ def reduced(folder, name, size):
 
 
 def test_each_level_is_reduced_from_the_original(folder, encode):
-    full, middle, small = encode_item("large.png", read=below(folder), **KEYS, levels=(300, 200, 64))
+    full, middle, small = encode_item("large.png", read=below(folder), image=config(**KEYS, levels=(300, 200, 64)))
     for found, size, colour in ((full, (300, 200), "4:2:0"), (middle, (200, 133), "4:4:4"), (small, (64, 43), "4:4:4")):
         expected = encode(np.asarray(reduced(folder, "large.png", size)), quality=90, subsampling=colour)
         assert found == Encoded.of("jpg", size[1], size[0], expected)
@@ -45,34 +49,36 @@ def test_each_level_is_reduced_from_the_original(folder, encode):
 
 def test_the_full_level_is_the_image_without_levels(folder):
     for name in ("large.png", "small.png", "thin.png"):
-        single = encode_item(name, read=below(folder), **{**KEYS, "max_side": 300})
-        pyramid = encode_item(name, read=below(folder), **{**KEYS, "max_side": 300}, levels=(300, 200, 64))
+        single = encode_item(name, read=below(folder), image=config(**{**KEYS, "max_side": 300}))
+        pyramid = encode_item(
+            name, read=below(folder), image=config(**{**KEYS, "max_side": 300}, levels=(300, 200, 64))
+        )
         assert single == pyramid[:1] and len(pyramid) == 3
 
 
 def test_limits_and_raw_pixels_at_every_level(folder):
     options = {**KEYS, "min_side": 100, "mode": "raw"}
-    full, middle, small = encode_item("large.png", read=below(folder), **options, levels=(300, 200, 64))
+    full, middle, small = encode_item("large.png", read=below(folder), image=config(**options, levels=(300, 200, 64)))
     assert [(image.width, image.height) for image in (full, middle, small)] == [(150, 100), (150, 100), (64, 43)]
     assert middle is full, "min_side makes it as small as the level would"
     assert small.data == reduced(folder, "large.png", (64, 43)).tobytes()
 
 
 def test_levels_that_reduce_nothing(folder):
-    full, middle, small = encode_item("small.png", read=below(folder), **KEYS, levels=(300, 200, 64))
+    full, middle, small = encode_item("small.png", read=below(folder), image=config(**KEYS, levels=(300, 200, 64)))
     assert (full.width, full.height) == (100, 64) and middle is full
     assert (small.width, small.height) == (64, 41)
-    full, middle, small = encode_item("small.png", read=below(folder), **KEYS, levels=(300, 200, 100))
+    full, middle, small = encode_item("small.png", read=below(folder), image=config(**KEYS, levels=(300, 200, 100)))
     assert small is middle is full
 
 
 def test_a_side_never_vanishes(folder):
-    images = encode_item("thin.png", read=below(folder), **KEYS, levels=(300, 200, 64))
+    images = encode_item("thin.png", read=below(folder), image=config(**KEYS, levels=(300, 200, 64)))
     assert [(image.width, image.height) for image in images] == [(300, 1), (200, 1), (64, 1)]
 
 
 def test_arrays_are_samples_of_one_level(photos):
-    (image,) = encode_item(photos["cat"], read=np.asarray, mode="jpg", quality=80)
+    (image,) = encode_item(photos["cat"], read=np.asarray, image=config(mode="jpg", quality=80))
     assert image == encode_rgb(photos["cat"], mode="jpg", quality=80)
 
 
@@ -83,7 +89,7 @@ def as_jpeg(rgb, mode=None, **options):
 
 
 def stored(data, **options):
-    (image,) = encode_item(data, read=bytes, mode="jpg", quality=90, **options)
+    (image,) = encode_item(data, read=bytes, image=config(mode="jpg", quality=90, **options))
     return image
 
 
@@ -105,7 +111,7 @@ def test_a_jpeg_within_the_limits_is_itself(photos):
     smaller = stored(data, max_side=max(height, width) - 1)
     assert max(smaller.height, smaller.width) == max(height, width) - 1
     assert stored(data, passthrough=False) == Encoded.of("jpg", height, width, unreduced(data))
-    (raw,) = encode_item(data, read=bytes, mode="raw", quality=90)
+    (raw,) = encode_item(data, read=bytes, image=config(mode="raw", quality=90))
     assert raw.data == np.asarray(Image.open(io.BytesIO(data))).tobytes()
 
 
@@ -153,22 +159,22 @@ def test_a_cut_jpeg_is_refused(photos):
 
 def test_levels_of_a_jpeg_that_is_stored_itself(photos, encode):
     data = as_jpeg(photos["cat"])
-    full, small = encode_item(data, read=bytes, mode="jpg", quality=90, levels=(500, 128))
+    full, small = encode_item(data, read=bytes, image=config(mode="jpg", quality=90, levels=(500, 128)))
     pixels = Image.open(io.BytesIO(data)).resize((small.width, small.height), Image.Resampling.BICUBIC)
     assert full.data == data
     assert small.data == encode(np.asarray(pixels), quality=90, subsampling="4:4:4")
 
 
 def test_reduced_jpegs_are_pillows_pixels(photos):
-    """Up to a scale of LEAST_SCALE. Beyond, the decoder scales; that is nearer than the JPEG that is then made."""
+    """Up to a scale of MIN_OVERSAMPLING. Beyond, the decoder scales; that is nearer than the JPEG that is then made."""
     data = as_jpeg(photos["cat"], quality=95)
     image = Image.open(io.BytesIO(data))
     for side in (400, 300, 151, 110, 80, 60, 40):
-        (found,) = encode_item(data, read=bytes, max_side=side, mode="raw", quality=90)
+        (found,) = encode_item(data, read=bytes, image=config(max_side=side, mode="raw", quality=90))
         size = (found.width, found.height)
         exact = np.asarray(image.resize(size, Image.Resampling.BICUBIC)).astype(float)
         error = np.frombuffer(found.data, np.uint8).reshape(exact.shape) - exact
-        if LEAST_SCALE * 2 * side > image.width:
+        if MIN_OVERSAMPLING * 2 * side > image.width:
             assert not error.any()
         else:
             again = Image.open(io.BytesIO(as_jpeg(exact.astype(np.uint8), quality=90)))

@@ -9,6 +9,7 @@ from PIL import Image
 from scipy import fft
 
 from conversion import jpeg
+from ffcv_ops.jpeg.turbojpeg import UNSCALED
 
 PLAIN = {"quality": 90, "subsampling": "4:2:0"}
 LUMA = {"4:4:4": (1, 1), "4:2:2": (2, 1), "4:2:0": (2, 2)}
@@ -27,7 +28,7 @@ def saved(rgb, **options):
 
 def with_orientation(value):
     exif = Image.Exif()
-    exif[jpeg.ORIENTATION] = value
+    exif[0x0112] = value
     return exif
 
 
@@ -107,10 +108,10 @@ def test_a_file_without_end(cat, way):
         assert jpeg.image_alone(data[:length], frame) is None
 
 
-def decoded(data, eighths=8):
+def decoded(data, scale_num=8):
     frame = jpeg.frame_of(data)
-    pixels = np.zeros((*jpeg.scaled(frame, eighths), 4), np.uint8)
-    return pixels[..., :3] if jpeg.decode(data, frame, eighths, pixels) else None
+    pixels = np.zeros((*jpeg.scaled(frame, scale_num), 4), np.uint8)
+    return pixels[..., :3] if jpeg.decode(data, frame, scale_num, pixels) else None
 
 
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
@@ -124,22 +125,22 @@ def test_decodes_as_pillow(cat, subsampling, progressive):
 def test_scaled_decoding(cat):
     """Against the mean over squares, which an inverse DCT of fewer coefficients comes near."""
     data = saved(cat[:256, :256])
-    for eighths in (4, 2, 1):
-        n = 8 // eighths
+    for scale_num in (4, 2, 1):
+        n = 8 // scale_num
         means = cat[:256, :256].reshape(256 // n, n, 256 // n, n, 3).mean((1, 3))
-        assert np.abs(decoded(data, eighths) - means).mean() < 3
+        assert np.abs(decoded(data, scale_num) - means).mean() < 3
     assert decoded(saved(cat[:31, :57]), 4).shape == (16, 29, 3)
 
 
-@pytest.mark.parametrize("colour", ["4:2:0", "4:4:4"])
+@pytest.mark.parametrize("subsampling", ["4:2:0", "4:4:4"])
 @pytest.mark.parametrize("quality", [30, 90, 100])
-def test_encodes_as_pillow(cat, colour, quality):
+def test_encodes_as_pillow(cat, subsampling, quality):
     for rgb in (cat, cat[:37, :101], cat[:1, :3]):
         rgb = np.ascontiguousarray(rgb)
-        expected = saved(rgb, quality=quality, subsampling=colour)
-        assert jpeg.encode(rgb, quality=quality, colour=colour) == expected
+        expected = saved(rgb, quality=quality, subsampling=subsampling)
+        assert jpeg.encode(rgb, quality=quality, subsampling=subsampling) == expected
         four = np.dstack([rgb, np.full(rgb.shape[:2], 77, np.uint8)])
-        assert jpeg.encode(four, quality=quality, colour=colour) == expected
+        assert jpeg.encode(four, quality=quality, subsampling=subsampling) == expected
 
 
 def planes(data):
@@ -233,7 +234,7 @@ def test_codes_are_sound_only_where_libjpeg_agrees(cat, options):
             frame = jpeg.frame_of(changed)
             if frame:  # else another colour space, or turned
                 pixels = np.empty((frame.height, frame.width, 4), np.uint8)
-                assert jpeg.decode(changed[:end], frame, jpeg.WHOLE, pixels)
+                assert jpeg.decode(changed[:end], frame, UNSCALED, pixels)
         else:
             faulty += 1
     assert sound > 100 and faulty > 300

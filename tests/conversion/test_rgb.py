@@ -2,12 +2,14 @@
 
 import io
 import struct
+import subprocess
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from conversion import formats
 from conversion.rgb import MAX_PIXELS, MAX_SIDE, limited_size, read_rgb
 from ffcv_ops.errors import UserError
 
@@ -225,3 +227,61 @@ def test_too_wide():
     with pytest.raises(UserError, match=r"65501 x 2 pixels: .* set image.max_side"):
         read_rgb(stored(wide, "PNG"))
     assert np.array_equal(read_rgb(stored(wide, "PNG"), max_side=500), np.full((1, 500, 3), 77))
+
+
+def tiff(values, *, photometric, kind, order, bits=None):
+    """An uncompressed TIFF of one gray channel, written tag by tag. kind: 1 whole numbers, 3 floating point."""
+    data = values.astype(values.dtype.newbyteorder(order)).tobytes() if bits != 12 else packed_12(values)
+    height, width = values.shape
+    tags = {256: width, 257: height, 258: bits or 8 * values.itemsize, 259: 1, 262: photometric, 273: None, 277: 1,
+            278: height, 279: len(data), 339: kind}  # fmt: skip
+    start = 8 + 2 + 12 * len(tags) + 4
+    entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, start if v is None else v) for tag, v in tags.items())
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(tags))
+    return io.BytesIO(head + entries + bytes(4) + data)
+
+
+def packed_12(values):
+    """Each row's numbers of 12 bits one behind the other, the highest bit first."""
+    bits = (values[..., None] >> np.arange(11, -1, -1) & 1).astype(np.uint8).reshape(len(values), -1)
+    return np.packbits(bits, axis=1).tobytes()
+
+
+SHADES = np.array([[0.0, 0.2, 0.6, 1.0]])  # of what is shown, from black to white
+
+
+@pytest.mark.parametrize("photometric", [0, 1], ids=["white is zero", "black is zero"])
+@pytest.mark.parametrize("order", ["<", ">"], ids=["little endian", "big endian"])
+@pytest.mark.parametrize("depth", ["8", "12", "16", "float"])
+def test_gray_tiffs_show_what_they_mean(photometric, order, depth):
+    """White is white in every depth and byte order, or the file is refused: never the negative."""
+    meant = SHADES if photometric else 1 - SHADES
+    white = {"8": 255, "12": 4095, "16": 65535, "float": 1}[depth]
+    dtype = {"8": np.uint8, "12": np.uint16, "16": np.uint16, "float": np.float32}[depth]
+    values = (np.rint(meant * white) if depth != "float" else meant).astype(dtype)
+    file = tiff(values, photometric=photometric, kind=3 if depth == "float" else 1, order=order,
+                bits=12 if depth == "12" else None)  # fmt: skip
+    try:
+        found = read_rgb(file)
+    except UserError as refusal:
+        assert str(refusal).startswith("is not an image") and (depth, photometric, order) in PILLOW_REFUSES
+    else:
+        assert np.array_equal(found, gray(np.rint(SHADES * 255)))
+
+
+PILLOW_REFUSES = {("16", 0, ">"), ("12", 0, "<"), ("12", 0, ">"), ("12", 1, ">")}
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n0 0 moveto 9 9 lineto stroke\nshowpage\n%%EOF\n"
+
+
+def test_no_image_starts_a_program(monkeypatch):
+    """PostScript would start Ghostscript, whatever the file is called."""
+
+    def refuse(*args, **options):
+        raise AssertionError(f"started {args}")
+
+    for name in ("Popen", "check_call", "run"):
+        monkeypatch.setattr(subprocess, name, refuse)
+    with pytest.raises(UserError, match=r"is not an image .known formats: AVIF, BMP, "):
+        read_rgb(io.BytesIO(EPS))
+    assert {"EPS", "WMF", "PSD", "FPX", "GRIB", "HDF5"}.isdisjoint(formats.FORMATS)

@@ -11,9 +11,10 @@ import time
 
 import pytest
 
+from conversion import formats
 from conversion.encode import Refused
 from conversion.rgb import read_rgb
-from conversion.workers import ITEMS_PER_TASK, TASKS_PER_WORKER, encoded
+from conversion.workers import ITEMS_PER_TASK, TASKS_PER_WORKER, encode_parallel
 from ffcv_ops.errors import UserError
 
 
@@ -26,15 +27,15 @@ def say(number, *, seconds=0.0):
 def test_results_come_in_order(workers):
     """The first items of each task are the slowest, so later tasks finish first."""
     items = [say(k, seconds=0.3 if k in (0, 17) else 0) for k in range(30)]
-    assert [int(text) for text in encoded(items, operator.call, workers=workers)] == list(range(30))
+    assert [int(text) for text in encode_parallel(items, operator.call, workers=workers)] == list(range(30))
 
 
 @pytest.mark.timeout(60)
 def test_bad_input_is_a_result():
     items = [say(1), functools.partial(read_rgb, io.BytesIO(b"text")), say(3)]
-    assert list(encoded(items, operator.call, workers=1)) == [
+    assert list(encode_parallel(items, operator.call, workers=1)) == [
         b"1\n",
-        Refused("is not an image that Pillow knows"),
+        Refused(f"is not an image (known formats: {formats.NAMES})"),
         b"3\n",
     ]
 
@@ -42,7 +43,7 @@ def test_bad_input_is_a_result():
 @pytest.mark.timeout(60)
 def test_an_error_of_ours_is_not_swallowed():
     with pytest.raises(ZeroDivisionError):
-        list(encoded([functools.partial(divmod, 1, 0)], operator.call, workers=1))
+        list(encode_parallel([functools.partial(divmod, 1, 0)], operator.call, workers=1))
 
 
 class Calls:
@@ -62,7 +63,7 @@ class Calls:
 def test_a_slow_consumer_holds_the_workers_back():
     items = Calls()
     ahead = 2 * TASKS_PER_WORKER * ITEMS_PER_TASK + ITEMS_PER_TASK
-    for number, result in enumerate(encoded(items, operator.call, workers=2)):
+    for number, result in enumerate(encode_parallel(items, operator.call, workers=2)):
         assert result == (number, 0)
         assert items.furthest <= number + 1 + ahead
     assert number == 1999
@@ -75,7 +76,7 @@ def test_a_dying_worker_ends_the_run_quickly(place):
     items[place] = functools.partial(os._exit, 1)
     began = time.monotonic()
     with pytest.raises(UserError, match="a worker process died") as caught:
-        list(encoded(items, operator.call, workers=2))
+        list(encode_parallel(items, operator.call, workers=2))
     first, last = map(int, re.search(r"images (\d+) to (\d+)", str(caught.value)).groups())
     assert first <= place + 1 <= last
     assert time.monotonic() - began < 20
@@ -85,9 +86,9 @@ def test_a_dying_worker_ends_the_run_quickly(place):
 def test_a_worker_that_is_killed_while_it_waits():
     """The first worker has the last tasks but for one, and nothing to do after them."""
     items = [functools.partial(os.getpid)] * ITEMS_PER_TASK + [functools.partial(time.sleep, 1)] * ITEMS_PER_TASK
-    results = encoded(items, operator.call, workers=2)
+    results = encode_parallel(items, operator.call, workers=2)
     os.kill(next(results), signal.SIGKILL)
-    with pytest.raises(UserError, match="a worker process that waited was killed"):
+    with pytest.raises(UserError, match="an idle worker process was killed"):
         list(results)
 
 
@@ -105,14 +106,14 @@ def stubborn():
 @pytest.mark.timeout(60)
 def test_an_answer_that_cannot_be_taken_apart():
     with pytest.raises(TypeError, match="second"):
-        list(encoded([stubborn], operator.call, workers=1))
+        list(encode_parallel([stubborn], operator.call, workers=1))
 
 
 @pytest.mark.timeout(60)
 def test_closing_stops_the_workers():
     """A consumer that fails does not wait for the rest."""
     items = [say(0)] + [functools.partial(time.sleep, 0.5)] * 500
-    results = encoded(items, operator.call, workers=2)
+    results = encode_parallel(items, operator.call, workers=2)
     began = time.monotonic()
     next(results)
     results.close()

@@ -3,6 +3,8 @@ import sys
 
 import pytest
 
+from ffcv_ops.errors import one_line
+
 PRINTS = "from ffcv_ops.errors import exits_cleanly\n@exits_cleanly\ndef main():\n    {}\nmain()"
 
 
@@ -29,6 +31,18 @@ def test_another_broken_pipe_is_not_hidden():
 def test_bad_input_is_one_line_and_status_2():
     ended = run("from ffcv_ops.errors import UserError; raise UserError('x: no such file')")
     assert (ended.returncode, ended.stderr) == (2, "error: x: no such file\n")
+
+
+def test_text_that_is_not_ours_stays_text():
+    """Nothing in a file's name or content moves the cursor, hides what is there, or fills the screen."""
+    assert (
+        one_line("two\nlines\r\x1b[2J\x85\u2028\u202e\udcff é 猫")
+        == "two\\x0alines\\x0d\\x1b[2J\\x85\\u2028\\u202e\\udcff é 猫"
+    )
+    assert one_line("a" * 10**6) == "a" * 300 + "..." and one_line("a" * 300) == "a" * 300
+    ended = run(r"from ffcv_ops.errors import UserError; raise UserError('x\x1b[2J\udcff' + 'a' * 10**6)")
+    assert ended.returncode == 2 and len(ended.stderr) < 5000
+    assert ended.stderr.startswith(r"error: x\x1b[2J\udcff") and ended.stderr.rstrip("\n").isprintable()
 
 
 @pytest.mark.parametrize(

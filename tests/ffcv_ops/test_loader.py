@@ -1,6 +1,5 @@
 """The loaders: the same bits whatever the workers, ranks and restarts; exact evaluation; errors that arrive."""
 
-import functools
 import io
 import threading
 from dataclasses import dataclass, replace
@@ -12,8 +11,8 @@ from ffcv.reader import Reader
 from PIL import Image
 
 from conversion import beton
-from conversion.convert import convert
-from conversion.encode import encode_item, encode_rgb
+from conversion.convert import WriteOptions, convert
+from conversion.encode import ImageConfig, encode_rgb
 from conversion.sources import image_folder
 from ffcv_ops import host, loader, order
 from ffcv_ops.errors import UserError
@@ -88,11 +87,8 @@ def pyramid_beton(tmp_path_factory, photos):
                 Image.fromarray(part).save(folder / "images" / split / name / f"{number}.png")
     for out, levels in (("plain", None), ("pyramid", (500, 200, 120))):
         root = folder / "images"
-        encode = functools.partial(encode_item, max_side=500, min_side=None, levels=levels, mode="jpg", quality=90)
-        convert(
-            image_folder(str(root)), "train", folder / f"{out}.beton", encode,
-            on_error="stop", workers=1, page_size=2**21, images=beton.level_fields(levels or ()),
-        )  # fmt: skip
+        image = ImageConfig(max_side=500, levels=levels)
+        convert(image_folder(str(root)), "train", folder / f"{out}.beton", image, WriteOptions(2**21))
     return folder / "pyramid.beton", folder / "plain.beton", 2 * len(photos)
 
 

@@ -62,7 +62,7 @@ def test_relative_folder(folder, monkeypatch):
         (lambda f: touch(f / "val" / "new" / "1.jpg"), "must have the same classes, but train/ lacks new"),
         (lambda f: [(f / s / "empty").mkdir() for s in ("train", "val")], "train/empty has no images"),
         (lambda f: (f / "val" / "empty").mkdir() or touch(f / "train" / "empty" / "1.png"), "val/empty has no images"),
-        (lambda f: touch(f / "train" / "a" / "two\nlines.jpg"), r"two\\nlines.jpg' has a line break"),
+        (lambda f: touch(f / "train" / "a" / "two\nlines.jpg"), r"two\\x0alines.jpg has a line break"),
     ],
 )
 def test_folders_that_cannot_be_used(folder, spoil, message):

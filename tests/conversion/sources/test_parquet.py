@@ -84,7 +84,7 @@ def test_which_column(tmp_path, jpeg):
         (lambda p, j: p.write_bytes(b""), "0.parquet cannot be read"),
         (lambda p, j: write(p, [(j, None)], [3]), "has the label 3, but names for 3 classes"),
         (lambda p, j: write(p, [(j, None)] * 2, [0, None]), "1 images have no label"),
-        (lambda p, j: write(p, [(j, None)] * 2, [0, -1]), "some images of its split have no label"),
+        (lambda p, j: write(p, [(j, None)] * 2, [0, -1]), "images of its split have the label -1"),
         (lambda p, j: write(p, [(j, None)] * 2, [-1, -1]), "no split has labels"),
         (lambda p, j: write(p, [], []), "no split has labels"),
         (lambda p, j: pq.write_table(pa.table({"image": [b"x"], "label": [0]}), p), "no column of structs"),

@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from conversion.sources.source import Prefixed, Spans, Strings, joined, one_line, some
+from conversion.sources.source import Prefixed, Spans, Strings, first_few, in_one_line, joined
 
 TEXTS = ["a.jpg", "", "über uns/1.png", "b" * 300, "\udcff no UTF-8", "猫.jpg"]
 
@@ -50,8 +50,8 @@ def test_a_million_samples_take_megabytes():
 
 
 def test_names_stay_on_one_line():
-    assert one_line("two\nlines\r\x1b[2J\x85\u2028é") == "two\\x0alines\\x0d\\x1b[2J\\x85\\x2028é"
+    assert in_one_line("two\nlines\r\x1b[2J\x85\u2028é") == "two\\x0alines\\x0d\\x1b[2J\\x85\\x2028é"
 
 
-def test_some():
-    assert some(["a"]) == "a" and some(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
+def test_first_few():
+    assert first_few(["a"]) == "a" and first_few(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"

@@ -69,7 +69,7 @@ def test_a_list_of_ones_own(folder, tmp_path, capsys):
         ("n01440764\n", r"in/train has classes that are not in data.classes=.*list.txt: n01443537, n01484850"),
         ("n01440764\nn01443537\nn01484850\nn01443537\n", "n01443537 appear twice"),
         ("\n\n", "no classes"),
-        (None, r"list.txt cannot be read: No such file or directory; a file, or one of auto, imagenet1k"),
+        (None, r"list.txt cannot be read: No such file or directory; a file, or one of auto, sorted, numeric, "),
     ],
 )
 def test_lists_that_cannot_be_used(folder, tmp_path, text, message):

@@ -121,7 +121,7 @@ def test_without_a_network(tmp_path, monkeypatch, capsys):
         raise urllib.error.URLError("no network")
 
     monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", refuse)
-    with pytest.raises(UserError, match="torchvision:CIFAR100 cannot be had: <urlopen error no network>"):
+    with pytest.raises(UserError, match="torchvision:CIFAR100 is not available: <urlopen error no network>"):
         open_source(f"torchvision:CIFAR100,root={tmp_path}")
     assert "CIFAR100 is not in" in capsys.readouterr().err
 
@@ -135,9 +135,9 @@ def test_without_a_network(tmp_path, monkeypatch, capsys):
         ("torchvision:VisionDataset", "has no data set VisionDataset"),
         ("torchvision:CIFAR100,/data", "after the name come arguments such as root=/data, not '/data'"),
         ("torchvision:FakeData,image_size=[]", r"image_size=\[\] can only be a word, a number or a tuple"),
-        ("torchvision:CIFAR100,roots=/data", "CIFAR100 cannot be had: .*unexpected keyword argument 'roots'"),
+        ("torchvision:CIFAR100,roots=/data", "CIFAR100 is not available: .*unexpected keyword argument 'roots'"),
         ("torchvision:FakeData,size=0", "train is empty or has images without a label"),
-        ("torchvision:EMNIST", "torchvision:EMNIST cannot be had: .*'split'"),
+        ("torchvision:EMNIST", "torchvision:EMNIST is not available: .*'split'"),
     ],
 )
 def test_what_cannot_be_had(source, message, tmp_path, monkeypatch):

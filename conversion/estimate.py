@@ -1,4 +1,4 @@
-"""How large, how slow to write and how fast to read would the .beton files be? Measured on a sample of the images.
+"""An estimate, from a sample of the images, of how large the .beton files get, and how fast they are written and read.
 
 Each candidate setting converts the same few hundred images on one core, writes them to a temporary .beton and runs the
 training loader over it with one thread. What is printed for the whole data set is a prediction from that, with its
@@ -25,7 +25,7 @@ from rich.table import Table
 from config.options import option, to_yaml
 from config.text import format_bytes, format_duration
 from conversion import beton
-from conversion.encode import Refused, encode_all, encode_item, stored_bytes
+from conversion.encode import ImageConfig, Refused, encode_all, encode_item, stored_bytes
 from conversion.progress import progress
 from conversion.sources import Source
 from ffcv_ops import host
@@ -43,18 +43,18 @@ CANDIDATES = (  # changes of the --image keys
     {"max_side": 256, "mode": "raw"},
 )
 ENOUGH_SIDE, ENOUGH_QUALITY = 500, 90  # beyond these, training at 224 to 384 pixels sees no more of a photograph
-ALIKE = 0.2  # differences of speed up to this are the machine's moods
+NOISE = 0.2  # differences of speed up to this are noise of the machine
 CHECKSUM = 8  # bytes an image, in x.xxh64
 SECONDS = 1.5  # of loading that is timed, for each candidate
 BATCH = 32
-LOW, LOW_LEAST = 128, 1.2  # the second loader column: low resolution, with stage.min_oversampling
-TABLE_COLUMNS = 140  # where there is no terminal
+LOW_RESOLUTION, LOW_OVERSAMPLING = 128, 1.2  # the second loader column
+TABLE_WIDTH = 140  # where there is no terminal
 UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 
 
 @dataclasses.dataclass(frozen=True)
-class PlanKeys:
-    """--plan: what there is to put the files on and to read them with."""
+class EstimateConfig:
+    """--estimate: what there is to put the files on and to read them with."""
 
     changes: ClassVar[str] = "records"
 
@@ -67,8 +67,8 @@ class PlanKeys:
 
 
 class Row(NamedTuple):
-    """What one candidate gave. Rates are images in a second of one core's time, which other programs and slow disks
-    hardly change."""
+    """The measurements of one candidate. Rates are images in a second of one core's time, which other programs and slow
+    disks hardly change."""
 
     changes: dict
     size: float  # bytes an image
@@ -79,78 +79,104 @@ class Row(NamedTuple):
     refused: int
 
 
-def plan(source: Source, image, stage, keys: PlanKeys, *, out: Path, given: dict[str, str], page_size: int) -> str:
+class Estimate(NamedTuple):
+    """The prediction for the whole data set, by candidate: bytes of all files, and images/s of all cores. best: the
+    number of the recommended one, or None; disk: bytes that there are."""
+
+    rows: list[Row]
+    sizes: list[float]
+    speeds: list[float]
+    best: int | None
+    samples: int
+    disk: float
+    cores: int
+
+
+def estimate(
+    source: Source,
+    image: ImageConfig,
+    stage,
+    config: EstimateConfig,
+    *,
+    out: Path,
+    overrides: dict[str, str],
+    page_size: int,
+) -> str:
     """Prints the table; returns the advice with the command to run.
 
-    image: the --image keys, of which the candidates change some; stage: the training stage whose loader is timed; out:
-    where the files would go; given: the command line's keys and their texts."""
-    disk = free_bytes(out.parent) if keys.disk == "auto" else bytes_of(keys.disk, "plan.disk")
-    read = bytes_of(keys.read, "plan.read")
-    cores = host.usable_cores() if keys.cores == "auto" else keys.cores
+    image: the options that the candidates change; stage: the training stage whose loader is timed; out: where the files
+    would go; overrides: the command line's options as text; page_size: bytes."""
+    disk = free_bytes(out.parent) if config.disk == "auto" else bytes_of(config.disk, "estimate.disk")
+    read = bytes_of(config.read, "estimate.read")
+    cores = host.usable_cores() if config.cores == "auto" else config.cores
     counts = [len(split.items) for split in source.splits.values()]
-    samples = sum(counts)
-    rows = measured(source, image, stage, images=keys.images, page_size=page_size)
+    rows = measure(source, image, stage, images=config.images, page_size=page_size)
     sizes = [sum(total_bytes(row, count, page_size) for count in counts) for row in rows]
-    speeds = [loads(row, size, cores=cores, read=read) for row, size in zip(rows, sizes, strict=True)]
-    best = recommended(rows, image, sizes, speeds, disk)
-    _print_table(rows, sizes, speeds, samples=samples, disk=disk, cores=cores, best=best)
-    return _advice(rows, sizes, keys, best, samples=samples, disk=disk, cores=cores, given=given)
+    speeds = [loading_speed(row, size, cores=cores, read=read) for row, size in zip(rows, sizes, strict=True)]
+    found = Estimate(rows, sizes, speeds, recommended(rows, image, sizes, speeds, disk), sum(counts), disk, cores)
+    _print_table(found)
+    return _advice(found, config, overrides)
 
 
-def _print_table(rows, sizes, speeds, *, samples, disk, cores, best):
-    table = Table(title=f"Predicted: {samples:,} images, {format_bytes(disk)} of disk, {cores} cores")
+def _print_table(found: Estimate):
+    cores = found.cores
+    table = Table(title=f"Predicted: {found.samples:,} images, {format_bytes(found.disk)} of disk, {cores} cores")
     table.add_column("--image.", no_wrap=True)
-    rates = "write/s", "224 px/s", f"224 px/s, {cores} cores", f"{LOW} px/s"
+    rates = "write/s", "224 px/s", f"224 px/s, {cores} cores", f"{LOW_RESOLUTION} px/s"
     for name in ("KB/image", "files", "fit", "writing", *rates):
         table.add_column(name, justify="right")
-    for k, (row, size, speed) in enumerate(zip(rows, sizes, speeds, strict=True)):
+    for k, (row, size, speed) in enumerate(zip(found.rows, found.sizes, found.speeds, strict=True)):
         table.add_row(
             " ".join(word.removeprefix("--image.") for word in words_of(row.changes)),
             f"{row.size / 1e3:,.1f} ± {row.size_error / 1e3:,.1f}",
             f"{format_bytes(size)} ± {row.size_error / row.size:.0%}",
-            "yes" if size <= disk else "no",
-            format_duration(samples / (row.writing * cores)),
+            "yes" if size <= found.disk else "no",
+            format_duration(found.samples / (row.writing * cores)),
             f"{row.writing:,.0f}",
             f"{row.loading:,.0f}",
             f"{speed:,.0f}",
             f"{row.loading_low:,.0f}",
-            style="bold" if k == best else None,
+            style="bold" if k == found.best else None,
         )
     console = Console()
-    (console if console.is_terminal else Console(width=TABLE_COLUMNS)).print(table)
+    (console if console.is_terminal else Console(width=TABLE_WIDTH)).print(table)
 
 
-def _advice(rows, sizes, keys, best, *, samples, disk, cores, given):
-    refused = max(row.refused for row in rows)
+def _advice(found: Estimate, config, overrides):
+    refused, cores = max(row.refused for row in found.rows), found.cores
     lines = [
-        f"A prediction from {min(keys.images, samples):,} images, each converted and loaded here.",
+        f"A prediction from {min(config.images, found.samples):,} images, each converted and loaded here.",
         "files: all splits; the sample's mean, ± twice its standard error.",
         f"writing: by {cores} cores like this one, each at write/s; what disks need, and the reading back, add.",
-        f"px/s: images/s of the loader on one core, random resized crop and 3-Augment; at {LOW} px with"
-        f" stage.min_oversampling={LOW_LEAST}.",
-        f"  {cores} cores load {cores} times as fast, but no more than {keys.read} a second where the files exceed this"
-        " memory.",
+        f"px/s: images/s of the loader on one core, random resized crop and 3-Augment; at {LOW_RESOLUTION} px with"
+        f" stage.min_oversampling={LOW_OVERSAMPLING}.",
+        f"  {cores} cores load {cores} times as fast, but no more than {config.read} a second where the files exceed"
+        " this memory.",
     ]
     if refused:
         lines.append(f"{refused} of the sampled images cannot be stored; data.on_error=skip leaves such ones out.")
-    if best is None:
-        return "\n".join([*lines, f"Nothing fits into {format_bytes(disk)}; the least is {format_bytes(min(sizes))}."])
-    changed = {"image.mode", "image.levels", *(f"image.{name}" for name in rows[best].changes)}
-    kept = {name: text for name, text in given.items() if name not in changed and not name.startswith("plan.")}
-    words = [shlex.quote(f"--{name}={text}") for name, text in kept.items()] + words_of(rows[best].changes)
+    if found.best is None:
+        smallest = format_bytes(min(found.sizes))
+        return "\n".join([*lines, f"Nothing fits into {format_bytes(found.disk)}; the least is {smallest}."])
+    changes = found.rows[found.best].changes
+    changed = {"image.mode", "image.levels", *(f"image.{name}" for name in changes)}
+    unchanged = {
+        name: text for name, text in overrides.items() if name not in changed and not name.startswith("estimate.")
+    }
+    words = [shlex.quote(f"--{name}={text}") for name, text in unchanged.items()] + words_of(changes)
     lines.append("Of what fits: the most detail, then the loader's speed (differences above 20 %), then the writer's:")
     return "\n".join([*lines, f"  python write_datasets.py {' '.join(words)}"])
 
 
-def measured(source: Source, image, stage, *, images: int, page_size: int) -> list[Row]:
+def measure(source: Source, image: ImageConfig, stage, *, images: int, page_size: int) -> list[Row]:
     """A row of each candidate."""
     items = _sample(source, images)
     image = dataclasses.replace(image, levels=None, mode="jpg")
-    with tempfile.TemporaryDirectory() as folder, progress("plan", len(CANDIDATES), "settings") as one_more:
+    with tempfile.TemporaryDirectory() as folder, progress("estimate", len(CANDIDATES), "settings") as advance:
         rows = []
         for changes in CANDIDATES:
             rows.append(_measure(source, image, changes, items, stage, Path(folder), page_size))
-            one_more()
+            advance()
     return rows
 
 
@@ -167,19 +193,19 @@ def _sample(source, count):
 
 
 def _measure(source, image, changes, items, stage, folder, page_size):
-    settings = dataclasses.asdict(dataclasses.replace(image, **changes))
-    encode = functools.partial(encode_item, read=source.read, **settings)
+    image = dataclasses.replace(image, **changes)
+    encode = functools.partial(encode_item, read=source.read, image=image)
     encode_all(encode, items[:8])  # libraries are loaded and the first pages read
     began = time.process_time()
     results = encode_all(encode, items)
     seconds = time.process_time() - began
     samples = [result for result in results if not isinstance(result, Refused)]
     if len(samples) < 2:
-        raise UserError(f"{len(samples)} of {len(items)} sampled images can be stored; there is nothing to plan")
+        raise UserError(f"{len(samples)} of {len(items)} sampled images can be stored; there is nothing to estimate")
     sizes = np.array([stored_bytes(sample) for sample in samples], float)
-    path, levels = folder / "plan.beton", beton.level_fields(settings["levels"] or ())
-    beton.write(path, ((sample, 0) for sample in samples), capacity=len(samples), page_size=page_size, images=levels)
-    low = {"resolution": LOW, "min_oversampling": LOW_LEAST}
+    path, fields = folder / "estimate.beton", beton.level_fields(image.levels or ())
+    beton.write(path, ((sample, 0) for sample in samples), capacity=len(samples), page_size=page_size, images=fields)
+    low = {"resolution": LOW_RESOLUTION, "min_oversampling": LOW_OVERSAMPLING}
     return Row(
         changes=changes,
         size=float(sizes.mean()),
@@ -208,8 +234,9 @@ def _loading(path, samples, stage, changes) -> float:
 
 
 def total_bytes(row: Row, samples: int, page_size: int) -> float:
-    """Of a .beton of so many samples and its checksums: the index up to a full page, the images, the ends of pages that
-    no image fills (half an image each; of smaller levels half a last page), the allocation table."""
+    """Bytes of a .beton of so many samples and of its checksums."""
+    # The index up to a full page, the images, the ends of pages that no image fills (half an image each; of smaller
+    # levels half a last page), the allocation table.
     fields = beton.level_fields(row.changes.get("levels") or ())
     index = beton.metadata_start(fields) + samples * beton.sample_type(fields).itemsize
     unfilled = min(row.size / len(fields) / 2 / page_size, 0.5)
@@ -218,15 +245,15 @@ def total_bytes(row: Row, samples: int, page_size: int) -> float:
     return -(-index // page_size) * page_size + samples * row.size / (1 - unfilled) + ends + table
 
 
-def loads(row: Row, size: float, *, cores: int, read: float) -> float:
-    """Images/s of `cores`, no more than the disk gives where the file of `size` bytes exceeds the memory."""
-    disk = read / row.size if size > psutil.virtual_memory().total else float("inf")
-    return min(row.loading * cores, disk)
+def loading_speed(row: Row, size: float, *, cores: int, read: float) -> float:
+    """Images/s of `cores`, and no more than the disk gives (`read` bytes/s) where `size` bytes exceed the memory."""
+    from_disk = read / row.size if size > psutil.virtual_memory().total else float("inf")
+    return min(row.loading * cores, from_disk)
 
 
 def recommended(rows: Sequence[Row], image, sizes: Sequence[float], speeds: Sequence[float], disk: float) -> int | None:
     """The number of the row to take. Of those that fit, those with the most detail (the longer side counts up to 500
-    pixels, then the quality up to 90); of these, those that load at most ALIKE slower than the fastest; of these, JPEG
+    pixels, then the quality up to 90); of these, those that load at most NOISE slower than the fastest; of these, JPEG
     before raw, and then what is written fastest. None: nothing fits."""
 
     def detail(k):
@@ -238,7 +265,7 @@ def recommended(rows: Sequence[Row], image, sizes: Sequence[float], speeds: Sequ
     if not fitting:
         return None
     best = [k for k in fitting if detail(k) == max(map(detail, fitting))]
-    fast = [k for k in best if speeds[k] >= (1 - ALIKE) * max(speeds[other] for other in best)]
+    fast = [k for k in best if speeds[k] >= (1 - NOISE) * max(speeds[other] for other in best)]
     return max(fast, key=lambda k: ("mode" not in rows[k].changes, rows[k].writing))
 
 
@@ -257,8 +284,10 @@ def free_bytes(folder: Path) -> float:
 
 
 def words_of(changes: dict) -> list[str]:
-    """The options that give them; levels tell max_side."""
+    """The command line's words for a candidate; the first of the levels is max_side."""
     levels = changes.get("levels")
     words = [f"--image.levels={','.join(map(str, levels))}"] if levels else []
-    return words + [f"--image.{name}={to_yaml(value)}" for name, value in changes.items()
-                    if name != "levels" and not (levels and name == "max_side")]  # fmt: skip
+    others = {
+        name: value for name, value in changes.items() if name != "levels" and not (levels and name == "max_side")
+    }
+    return words + [f"--image.{name}={to_yaml(value)}" for name, value in others.items()]

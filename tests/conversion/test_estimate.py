@@ -13,15 +13,16 @@ import pytest
 
 import write_datasets
 from bench.corpus import write_images
-from conversion import plan
-from conversion.plan import Row
+from conversion import estimate
+from conversion.encode import ImageConfig
+from conversion.estimate import Row
 from conversion.sources import open_source
 from ffcv_ops.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNT = 200
 TOLERANCE = 0.01
-IMAGE = write_datasets.ImageKeys()
+IMAGE = ImageConfig()
 SETTINGS = (
     {"max_side": 320, "quality": 80},
     {"max_side": 500, "passthrough": False, "quality": 80},
@@ -33,33 +34,33 @@ SETTINGS = (
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Photographs of 500 pixels."""
-    root = tmp_path_factory.mktemp("plan") / "photos"
+    root = tmp_path_factory.mktemp("estimate") / "photos"
     write_images(root, {"train": COUNT})
     return root
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(plan, "CANDIDATES", SETTINGS)
-    monkeypatch.setattr(plan, "SECONDS", 0.05)
+    monkeypatch.setattr(estimate, "CANDIDATES", SETTINGS)
+    monkeypatch.setattr(estimate, "SECONDS", 0.05)
 
 
 def test_predicted_size_is_that_of_the_conversion(folder, tmp_path, monkeypatch, quick):
     """Half of the images tells the bytes of all within the printed ±, and the files within TOLERANCE more: half of a
     page for each level that ends in one."""
-    monkeypatch.setattr(plan, "_loading", lambda *_: 1.0)
+    monkeypatch.setattr(estimate, "_loading", lambda *_: 1.0)
     source, page_size = open_source(str(folder)), write_datasets.FOLDER_PAGE_SIZE
-    rows = plan.measured(source, IMAGE, None, images=COUNT // 2, page_size=page_size)
+    rows = estimate.measure(source, IMAGE, None, images=COUNT // 2, page_size=page_size)
     assert [row.changes for row in rows] == list(SETTINGS)
     for number, row in enumerate(rows):
-        words = [f"--data.source={folder}", f"--data.out={tmp_path / str(number)}", *plan.words_of(row.changes)]
+        words = [f"--data.source={folder}", f"--data.out={tmp_path / str(number)}", *estimate.words_of(row.changes)]
         done = subprocess.run([sys.executable, ROOT / "write_datasets.py", *words], capture_output=True, timeout=100)
         assert done.returncode == 0, done.stderr
         stored = json.loads((tmp_path / f"{number}_train.json").read_text())["stored"]
         images = sum(level["bytes"] for level in stored.values())
         assert abs(COUNT * row.size - images) < COUNT * row.size_error < 0.1 * images
         files = sum((tmp_path / f"{number}_train{end}").stat().st_size for end in (".beton", ".xxh64"))
-        error = abs(plan.total_bytes(row, COUNT, page_size) - files)
+        error = abs(estimate.total_bytes(row, COUNT, page_size) - files)
         assert error < COUNT * row.size_error + len(stored) * page_size / 2 + TOLERANCE * images
 
 
@@ -68,12 +69,12 @@ def test_the_sample_is_spread_and_fixed(folder):
     train = open_source(str(folder)).splits["train"]
     val = train._replace(items=[f"val {k}" for k in range(50)])
     both = open_source(str(folder))._replace(splits={"train": train, "val": val})
-    sample = plan._sample(both, 50)
-    assert sample == plan._sample(both, 50) and len(set(sample)) == 50
+    sample = estimate._sample(both, 50)
+    assert sample == estimate._sample(both, 50) and len(set(sample)) == 50
     assert sum(item.startswith("val") for item in sample) == 10
     places = [list(train.items).index(item) for item in sample[:40]]
     assert all(5 * k <= place < 5 * (k + 1) for k, place in enumerate(places))
-    assert len(plan._sample(both, 10_000)) == 250
+    assert len(estimate._sample(both, 10_000)) == 250
 
 
 CHOICE = [
@@ -102,29 +103,29 @@ SIZES = 10, 7, 6, 3, 16, 120
     ],
 )
 def test_choice(speeds, disk, best):
-    assert plan.recommended(CHOICE, IMAGE, SIZES, speeds, disk) == best
+    assert estimate.recommended(CHOICE, IMAGE, SIZES, speeds, disk) == best
 
 
 def test_the_disk_bounds_what_cores_load():
     row = CHOICE[0]._replace(size=1e6, loading=500.0)
     small, large = 1e9, psutil.virtual_memory().total + 1.0
-    assert plan.loads(row, small, cores=16, read=2e9) == 8000
-    assert plan.loads(row, large, cores=16, read=2e9) == 2000
-    assert plan.loads(row, large, cores=2, read=2e9) == 1000
+    assert estimate.loading_speed(row, small, cores=16, read=2e9) == 8000
+    assert estimate.loading_speed(row, large, cores=16, read=2e9) == 2000
+    assert estimate.loading_speed(row, large, cores=2, read=2e9) == 1000
 
 
 def test_sizes_in_words():
-    assert plan.bytes_of("500GB", "x") == 5e11 and plan.bytes_of("1.5 tb", "x") == 1.5e12
-    assert plan.bytes_of("1000", "x") == 1000
+    assert estimate.bytes_of("500GB", "x") == 5e11 and estimate.bytes_of("1.5 tb", "x") == 1.5e12
+    assert estimate.bytes_of("1000", "x") == 1000
     for text in ("much", "-1GB", "1GiB", "GB"):
         with pytest.raises(UserError, match=r"x is .*; it must be a size such as 500GB"):
-            plan.bytes_of(text, "x")
+            estimate.bytes_of(text, "x")
 
 
 def test_the_command(folder, monkeypatch, capsys, quick, tmp_path):
-    """The whole of --plan: a table, and a command line that keeps what was given and can be run."""
-    words = ["--plan", f"--data.source={folder}", f"--data.out={tmp_path}/a b", "--data.on_error=skip"]
-    words += ["--image.max_side=400", "--plan.disk=14MB", "--plan.cores=16", "--plan.images=40"]
+    """The whole of --estimate: a table, and a command line that keeps what was given and can be run."""
+    words = ["--estimate", f"--data.source={folder}", f"--data.out={tmp_path}/a b", "--data.on_error=skip"]
+    words += ["--image.max_side=400", "--estimate.disk=14MB", "--estimate.cores=16", "--estimate.images=40"]
     monkeypatch.setattr(sys, "argv", ["write_datasets.py", *words])
     write_datasets.main()
     shown = capsys.readouterr().out
@@ -136,21 +137,21 @@ def test_the_command(folder, monkeypatch, capsys, quick, tmp_path):
 
 
 def test_nothing_fits_and_nothing_can_be_stored(folder, monkeypatch, capsys, quick, tmp_path):
-    monkeypatch.setattr(plan, "_loading", lambda *_: 1.0)
-    words = ["--plan", f"--data.source={folder}", "--plan.disk=1MB", "--plan.images=8"]
+    monkeypatch.setattr(estimate, "_loading", lambda *_: 1.0)
+    words = ["--estimate", f"--data.source={folder}", "--estimate.disk=1MB", "--estimate.images=8"]
     monkeypatch.setattr(sys, "argv", ["write_datasets.py", *words])
     write_datasets.main()
     assert "Nothing fits into 1 MB; the least is " in capsys.readouterr().out
     source = open_source(str(folder))
     broken = source._replace(read=lambda item: b"no image")
     with pytest.raises(UserError, match="0 of 8 sampled images can be stored"):
-        plan.measured(broken, IMAGE, None, images=8, page_size=2**21)
+        estimate.measure(broken, IMAGE, None, images=8, page_size=2**21)
 
 
 def test_rows_report_what_is_refused(folder, monkeypatch, quick):
-    monkeypatch.setattr(plan, "_loading", lambda *_: 1.0)
+    monkeypatch.setattr(estimate, "_loading", lambda *_: 1.0)
     source = open_source(str(folder))
-    items = plan._sample(source, 20)
+    items = estimate._sample(source, 20)
     partly = source._replace(read=lambda item: b"no image" if item in items[:3] else source.read(item))
-    rows = plan.measured(partly, dataclasses.replace(IMAGE, quality=95), None, images=20, page_size=2**21)
+    rows = estimate.measure(partly, dataclasses.replace(IMAGE, quality=95), None, images=20, page_size=2**21)
     assert {row.refused for row in rows} == {3} and all(np.isfinite(row.size) for row in rows)
