@@ -1,26 +1,30 @@
 """Files that want more than to be read: code in pickles and YAML, headers that promise too much, names that leave the
 run folder. None may run anything, write outside of the run folder, take all memory or time, or reach the terminal."""
 
+import io
 import json
 import os
 import pickle
-import resource
 import shutil
 import struct
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import xxhash
 
-from bench.faults import betons, campaign, damage
-from bench.faults.campaign import OURS, ROOT, Fault
+from bench.faults import betons, damage
 
-LIMIT = 60
-MEMORY = 16 * 2**30  # bytes of data that one of them may ask for
+ROOT = Path(__file__).resolve().parents[1]
+LIMITED = """
+import resource, runpy, sys
+
+resource.setrlimit(resource.RLIMIT_DATA, (2**34, 2**34))  # 16 GiB
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 class Payload:
@@ -31,52 +35,6 @@ class Payload:
 
     def __reduce__(self):
         return os.system, (f"touch {self.mark}",)
-
-
-def run(folder: Path, *, quick: bool) -> list[Fault]:
-    good = betons.write(folder)
-    cases = [(folder, good, name) for name in list(CASES)[:: 5 if quick else 1]]
-    faults = []
-    for (_, _, name), ended in campaign.each(cases, _attempt, limit=LIMIT, at_once=2):
-        outcome, note = campaign.judged(ended, right=lambda value, name=name: name not in MUST_BE_REFUSED)
-        place = folder / name.replace(" ", "_")
-        escaped = _listing(place) if place.exists() else []
-        if escaped:
-            outcome, note = "silent", f"left {escaped}"
-        elif "\033" in ended.text:
-            outcome, note = "silent", "sent control characters to the terminal"
-        faults.append(Fault(OURS, name, outcome, note))
-    return faults
-
-
-def _listing(place: Path) -> list[str]:
-    """What lies beside the run folder and the files that were given."""
-    return sorted(str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()
-                  and path.relative_to(place).parts[0] not in ("runs", "given"))  # fmt: skip
-
-
-def _attempt(folder: Path, good: Path, name: str):
-    import train_imagenet
-
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-    place = folder / name.replace(" ", "_")
-    given, runs = place / "given", place / "runs"
-    given.mkdir(parents=True)
-    for beside in good.parent.glob(f"{good.stem}.*"):
-        shutil.copy(beside, given)
-    data = given / good.name
-    (runs / "run").mkdir(parents=True)
-    words = [f"--cfg={ROOT / 'recipes' / 'smoke.yaml'}", f"--data.train={data}", f"--data.val={data}",
-             f"--log.out={runs}", "--log.name=run", "--stage.batch=16", "--stage.mix_chunk=16",
-             "--stage.resolution=32", "--data.workers=1"]  # fmt: skip
-    extra = CASES[name](place, given, runs / "run", data)
-    if extra and extra[0] == "write":
-        write = [sys.executable, "write_datasets.py", *extra[1:], "--data.workers=1"]
-        done = subprocess.run(write, cwd=ROOT, capture_output=True, text=True)
-        print(done.stderr, end="", file=sys.stderr)
-        raise SystemExit(done.returncode)
-    os.chdir(place)
-    train_imagenet.main([*words, *extra])
 
 
 # --- each makes its files and returns what is added to the command line ---------------------------------------------
@@ -96,8 +54,6 @@ def _checkpoint(content: Callable[[Path], bytes]):
 
 
 def _saved(content) -> bytes:
-    import io
-
     stream = io.BytesIO()
     torch.save(content, stream)
     return stream.getvalue()
@@ -129,11 +85,11 @@ def _key(word: str):
     return lambda place, given, run, data: [word.format(place=place)]
 
 
-def _beton(change: Callable[[damage.DatasetInfo], None]):
+def _beton(change: Callable[[damage.File], None]):
     """A damaged .beton without sums that would tell."""
 
     def make(place, given, run, data):
-        file = damage.DatasetInfo(data.read_bytes())
+        file = damage.File(data.read_bytes())
         change(file)
         for beside in data.parent.glob(f"{data.stem}.*"):
             beside.unlink()
@@ -172,7 +128,7 @@ def _sidecar(text: str):
 def _names_with_escapes(place, given, run, data):
     names = data.with_suffix(".files.txt")
     names.write_text("".join(f"\033]0;owned\a\033[2J{k}\n" for k in range(betons.SAMPLES)))
-    file = damage.DatasetInfo(data.read_bytes())
+    file = damage.File(data.read_bytes())
     file.image(7)[:] = 0
     data.write_bytes(file.bytes.tobytes())
     return []
@@ -184,7 +140,7 @@ def _links_to_above(place, given, run, data):
     folder.mkdir(parents=True)
     for name in ("x", "y"):
         (folder / name).symlink_to(folder)
-    return ["write", f"--data.source={given / 'images'}", f"--data.out={run / 'out'}"]
+    return ["write_datasets.py", f"--data.source={given / 'images'}", f"--data.out={run / 'out'}"]
 
 
 def _array_of_objects(place, given, run, data):
@@ -224,3 +180,32 @@ CASES: dict[str, Callable[..., list[str]]] = {
     "folders that contain themselves": _links_to_above,
 }
 MUST_BE_REFUSED = [name for name in CASES if "checkpoint" in name]  # the others may also do no harm
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory, fork_server) -> Path:
+    return betons.write(tmp_path_factory.mktemp("good"), fork_server)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", CASES)
+def test_a_hostile_file_does_no_harm(name, good, tmp_path, run_python):
+    place, limited = tmp_path / "place", tmp_path / "limited.py"
+    limited.write_text(LIMITED)
+    given, runs = place / "given", place / "runs"
+    given.mkdir(parents=True)
+    (runs / "run").mkdir(parents=True)
+    for beside in good.parent.glob(f"{good.stem}.*"):
+        shutil.copy(beside, given)
+    data = given / good.name
+    words = ["train_imagenet.py", f"--cfg={ROOT / 'recipes' / 'smoke.yaml'}", f"--data.train={data}",
+             f"--data.val={data}", f"--log.out={runs}", "--log.name=run", "--stage.batch=16", "--stage.mix_chunk=16",
+             "--stage.resolution=32", "--data.workers=1"]  # fmt: skip
+    extra = CASES[name](place, given, runs / "run", data)
+    if extra and extra[0] == "write_datasets.py":
+        words, extra = extra, ["--data.workers=1"]
+    done = run_python([limited, ROOT / words[0], *words[1:], *extra], cwd=place, timeout=100)
+    assert done.returncode == 2 or (done.returncode == 0 and name not in MUST_BE_REFUSED), done.stderr
+    assert "\033" not in done.stdout + done.stderr
+    left = [path.relative_to(place) for path in place.rglob("*") if path.is_file()]
+    assert {path.parts[0] for path in left} <= {"runs", "given"}

@@ -1,30 +1,18 @@
-"""Thirty kinds of odd or bad source image through the writer, one at a time among good ones.
+"""Thirty kinds of odd or bad source image among good ones, through the program: each is stored as the picture that it
+was made from, or refused with its name."""
 
-Each kind is made from a picture that is known, so that what was converted can be held against it. Refused is: an error
-that names the file and leaves nothing under the final name.
-"""
-
-import contextlib
 import io
-import os
-import shutil
 import struct
-import subprocess
-import sys
-import warnings
 import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from bench.faults import campaign
-from bench.faults.campaign import OURS, ROOT, STOCK, Fault
 from conversion import beton
 
-LIMIT, STOCK_LIMIT = 60, 20  # seconds; the good images alone take less than one
-GOOD, BAD = 8, 3  # images beside the bad one; its place, in file order, is BAD
 TOLERANCE = 8.0  # of 255, mean difference that JPEG and a reduction may leave of these pictures
 
 
@@ -59,11 +47,11 @@ def _rgba(alpha: int) -> Image.Image:
     return Image.fromarray(np.dstack([picture(), np.full((90, 120), alpha, np.uint8)]))
 
 
-def _png16(width, height, colour, rows) -> bytes:
+def _png16(width, height, color, rows) -> bytes:
     def chunk(kind, body):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0))
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, color, 0, 0, 0))
     body = chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row.astype(">u2").tobytes() for row in rows)))
     return b"\x89PNG\r\n\x1a\n" + head + body + chunk(b"IEND", b"")
 
@@ -129,98 +117,51 @@ def kinds() -> dict[str, Kind]:
     }
 
 
-def run(folder: Path, *, quick: bool) -> list[Fault]:
-    names = list(kinds())[:: 6 if quick else 1]
-    faults = []
-    for who, convert, limit, at_once in ((OURS, _ours, LIMIT, 2), (STOCK, _stock, STOCK_LIMIT, 8))[: 1 if quick else 2]:
-        cases = [(folder / who / str(number), name) for number, name in enumerate(names)]
-        for (place, name), ended in campaign.each(cases, convert, limit=limit, at_once=at_once):
-            outcome, note = ended.value or _judged_stock(ended) if who == STOCK else ended.value or ("hang", "")
-            faults.append(Fault(who, name, outcome, note or ended.last_line))
-            shutil.rmtree(place)
-    return faults
-
-
-def _judged_stock(ended):
-    return ("hang", ended.last_line) if ended.status is None else ("detected", ended.last_line)
-
-
-def prepare(folder: Path, name: str) -> str:
-    """folder/images/train/a with GOOD images and the one of kind `name` among them. Returns the bad one's name."""
-    kind = kinds()[name]
+def write(folder, wanted):
+    """Good images in a class folder, and one of each of the kinds `wanted`, in this order behind the first good one."""
     images = folder / "images" / "train" / "a"
     images.mkdir(parents=True)
-    for number in range(GOOD):
-        beside = images / f"{'a' if number < BAD else 'z'}{number}.jpg"
-        Image.fromarray(picture()).save(beside, quality=95)
-    path = images / ("m" + kind.file)
-    path.parent.mkdir(exist_ok=True)
-    if kind.content is None:
-        path.symlink_to("nowhere")
-    else:
-        path.write_bytes(kind.content)
-    return path.name
+    for name in ("a.jpg", "z.jpg"):
+        Image.fromarray(picture()).save(images / name, quality=95)
+    for number, kind in enumerate(wanted):
+        path = images / f"m{number:02}{kind.file}"
+        path.parent.mkdir(exist_ok=True)
+        if kind.content is None:
+            path.symlink_to("nowhere")
+        else:
+            path.write_bytes(kind.content)
+    return ["write_datasets.py", f"--data.source={folder / 'images'}", f"--data.out={folder / 'x'}", "--data.workers=1"]
 
 
-def _ours(folder: Path, name: str):
-    """Stops at the bad image and names it, and, told to skip, leaves out that one alone; or stores it rightly."""
-    file = prepare(folder, name)
-    command = [sys.executable, "write_datasets.py", f"--data.source={folder / 'images'}", f"--data.out={folder / 'x'}",
-               "--data.workers=2"]  # fmt: skip
-    seen = []
-    for choice in ("stop", "skip"):
-        done = subprocess.run([*command, f"--data.on_error={choice}"], cwd=ROOT, capture_output=True, text=True)
-        error, path = done.stderr.strip().splitlines()[-1:] or [""], folder / "x_train.beton"
-        if "Traceback" in done.stderr or done.returncode not in (0, 2):
-            return "crash", error[0]
-        if choice == "stop" and done.returncode == 2:
-            if path.exists() or file not in error[0]:
-                return "lost" if path.exists() else "silent", f"refused without its name: {error[0]}"
-            seen.append(error[0])
-            continue
-        skipped = folder / "x_train.skipped.txt"
-        left_out = skipped.read_text().count("\n") if skipped.exists() else 0
-        stored = [image for image, _ in beton.read(path)]
-        if bool(seen) != bool(left_out) or (left_out and file not in skipped.read_text()):
-            return "silent", f"stop and skip differ, {left_out} left out"
-        if len(stored) != GOOD + 1 - left_out:
-            return "silent", f"{len(stored)} images stored"
-        if not left_out:
-            return _judged_picture(stored[BAD], kinds()[name])
-    return "detected", seen[0]
+@pytest.mark.timeout(200)
+def test_odd_ones_are_stored_as_their_pictures(tmp_path, run_python):
+    odd = {name: kind for name, kind in kinds().items() if kind.picture is not None}
+    done = run_python(write(tmp_path, odd.values()))
+    assert done.returncode == 0, done.stderr
+    names = (tmp_path / "x_train.files.txt").read_text(encoding="utf-8").splitlines()
+    stored = {Path(name).relative_to("train/a").parts[0][:3]: image
+              for name, (image, _) in zip(names, beton.read(tmp_path / "x_train.beton"), strict=True)}  # fmt: skip
+    assert len(stored) == len(odd) + 2 == 24
+    for number, (name, kind) in enumerate(odd.items()):
+        found = stored[f"m{number:02}"]
+        wanted = [Image.fromarray(picture) for picture in (kind.picture, kind.other) if picture is not None]
+        small = [np.asarray(image.resize(found.shape[1::-1], Image.Resampling.BOX), float) for image in wanted]
+        assert min(abs(picture - found).mean() for picture in small) < TOLERANCE, name
 
 
-def _judged_picture(found: np.ndarray, kind: Kind):
-    """Harmless when what was stored is the picture, perhaps reduced."""
-    if kind.picture is None:
-        return "silent", "stored, though damaged"
-    wanted = [Image.fromarray(picture) for picture in (kind.picture, kind.other) if picture is not None]
-    small = [np.asarray(image.resize(found.shape[1::-1], Image.Resampling.BOX), float) for image in wanted]
-    off = min(abs(picture - found).mean() for picture in small)
-    return ("harmless", "") if off < TOLERANCE else ("silent", f"stored with a mean difference of {off:.0f} of 255")
-
-
-def _stock(folder: Path, name: str):
-    from ffcv.fields import IntField, RGBImageField
-    from ffcv.writer import DatasetWriter
-    from torchvision.datasets import ImageFolder
-
-    prepare(folder, name)
-    warnings.simplefilter("ignore")
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    fields = {"image": RGBImageField(write_mode="jpg", max_resolution=500, jpeg_quality=95), "label": IntField()}
-    path, images = folder / "x.beton", ImageFolder(str(folder / "images" / "train"))
-    with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
-        DatasetWriter(str(path), fields, num_workers=1).from_indexed_dataset(images)
-    return _judged_picture(_stored_by_stock(path), kinds()[name])
-
-
-def _stored_by_stock(path: Path) -> np.ndarray:
-    """Its image number BAD. FFCV hands RGB to an encoder that it tells so, and decodes to RGB."""
-    from ffcv.reader import Reader
-
-    reader = Reader(str(path))
-    start = int(reader.metadata["f0"]["data_ptr"][BAD])
-    size = int(reader.alloc_table["size"][reader.alloc_table["ptr"] == start][0])
-    data = path.read_bytes()[start : start + size]
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+@pytest.mark.timeout(200)
+def test_bad_ones_are_refused_or_left_out_by_name(tmp_path, run_python):
+    bad = [kind for kind in kinds().values() if kind.picture is None]
+    words = write(tmp_path, bad)
+    done = run_python(words)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert f"m00{bad[0].file}" in done.stderr
+    assert not (tmp_path / "x_train.beton").exists()
+    done = run_python([*words, "--data.on_error=skip"])
+    assert done.returncode == 0, done.stderr
+    skipped = (tmp_path / "x_train.skipped.txt").read_text().splitlines()
+    assert len(skipped) == len(bad) == 8
+    for number, (line, kind) in enumerate(zip(skipped, bad, strict=True)):
+        assert f"m{number:02}{kind.file}" in line
+    assert len(list(beton.read(tmp_path / "x_train.beton"))) == 2
