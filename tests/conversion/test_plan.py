@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 import write_datasets
-from bench.corpus import write_images
+from bench.dataset import write_images
 from conversion import plan
 from conversion.plan import Row
 from conversion.sources import open_source

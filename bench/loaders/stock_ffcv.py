@@ -6,15 +6,15 @@ from ffcv.fields.decoders import CenterCropRGBImageDecoder, IntDecoder, RandomRe
 from ffcv.loader import Loader, OrderOption
 from ffcv.transforms import RandomHorizontalFlip, ToTensor
 
-from bench.ffcv_tuned_ops import TUNED
-from bench.ffcv_user_ops import STRAIGHTFORWARD, ColorJitter, SimpleRandomCropRGBImageDecoder, ThreeAugment
+from bench.loaders.ffcv_tuned_ops import TUNED
+from bench.loaders.ffcv_user_ops import STRAIGHTFORWARD, ColorJitter, SimpleRandomCropRGBImageDecoder, ThreeAugment
 from bench.tasks import JITTER
 
 _compiled = {}  # (.beton, crop, augment) -> loader: another size needs no other code, and compiling takes 30 s
 
 
-def prepare(task, corpus, *, batch, workers, beton, tuned=False):
-    path = f"{corpus.betons[beton]}_{task.split}.beton"
+def prepare(task, data, *, batch, workers, beton, tuned=False):
+    path = f"{data.betons[beton]}_{task.split}.beton"
     key = (path, task.crop, task.augment)
     if key not in _compiled:
         _compiled.clear()  # an older loader would keep its memory

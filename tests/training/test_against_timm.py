@@ -1,36 +1,36 @@
-"""Does our evaluation say what timm's does of the same model?
+"""Our evaluation against timm's own of the same exported model, on the same pictures.
 
-    python -m bench.exactness runs/demo [--quick] [--json FILE]
-
-The run is exported and loaded by timm, which reads an ImageFolder with its own transforms (Pillow, bicubic). The same
-folder is written as .beton files: raw, or its JPEGs kept as they are, which loses nothing, so that only rounding may
-differ; and encoded as JPEG of quality 90, where the difference is what that costs. Two folders: the demo's validation
-tiles before they are encoded (PNG, enlarged by the evaluation), and photographs like ImageNet's (JPEG of 500 pixels,
-reduced by it), of which the run knows no classes: there only the outputs are compared.
+The model is loaded by timm, which reads an ImageFolder with its own transforms (Pillow, bicubic). The same folder is
+written as .beton files: raw, or its JPEGs kept as they are, which loses nothing, so that only rounding may differ; and
+encoded as JPEG of quality 90, where the difference is what that costs. docs/performance.md has the figures of a trained
+run.
 """
 
-import argparse
+import dataclasses
 import subprocess
 import sys
-import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
-from bench import corpus, machine, report
+from bench.dataset import write_images
+from config.recipe import load_recipe, render_recipe
 from conversion.photos import photographs
-from ffcv_ops.errors import UserError, exits_cleanly
+from ffcv_ops.errors import UserError
 from ffcv_ops.loader import eval_loader
 from ffcv_ops.storage.index import describe
 from tools import export
+from training import model
 from training.evaluate import outputs
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 WHOLE = "--image.max_side=none"
 STORED = {
     "raw": [WHOLE, "--image.mode=raw"],
@@ -67,44 +67,6 @@ class Difference(NamedTuple):
         return cls(len(one), others, float(apart.max()), float(apart.mean()), float(other.std()))
 
 
-@exits_cleanly
-def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", nargs="?", default="runs/demo", help="the folder of a run on the bundled photographs")
-    parser.add_argument("--quick", action="store_true", help="a few images")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
-    options = parser.parse_args(argv)
-    trained = export.read(options.run)
-    rows, lines = [], []
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        export.export(trained, folder / "model", ["timm"])
-        most = 40 if options.quick else None
-        for task, labelled in (("tiles", True), ("photographs", False)):
-            root = folder / task
-            (write_tiles if labelled else write_photographs)(root, most)
-            theirs = of_timm(folder / "model", root)
-            for mode in ("raw", "encoded") if labelled else STORED:
-                ours = of_ours(trained, converted(root, mode))
-                apart = Difference.of(ours, theirs)
-                top1 = [f"{100 * said.top1():.2f}" if labelled else "-" for said in (theirs, ours)]
-                lines.append(
-                    [f"{task}, {mode}", f"{apart.images}", *top1, f"{apart.others}", f"{apart.largest:.1e}",
-                     f"{apart.mean:.1e}", f"{apart.deviation:.2f}"]
-                )  # fmt: skip
-                if labelled:
-                    rows.append(report.row(f"{task}, {mode}", "timm", [100 * theirs.top1()], "top-1 %"))
-                    rows.append(report.row(f"{task}, {mode}", "ours", [100 * ours.top1()], "top-1 %"))
-                for name in ("others", "largest", "mean"):
-                    unit = "images" if name == "others" else "logit"
-                    rows.append(report.row(f"{task}, {mode}", f"ours - timm, {name}", [getattr(apart, name)], unit))
-    header = ["images", "n", "top-1 % timm", "top-1 % ours", "first class differs", "largest difference", "mean",
-              "logits' deviation"]  # fmt: skip
-    report.show(report.Grid(f"{options.run}: our evaluation and timm's", header, lines))
-    if options.json:
-        report.write_json(options.json, machine.describe(), rows)
-
-
 def write_tiles(root: Path, most: int | None) -> None:
     """The demo's validation tiles as PNG files, in class folders; about `most`, the first of each class."""
     source = photographs()
@@ -120,7 +82,7 @@ def write_tiles(root: Path, most: int | None) -> None:
 
 def write_photographs(root: Path, most: int | None) -> None:
     """JPEG files in a folder for each photograph that they are windows of."""
-    corpus.write_images(root, {"val": most or 200})
+    write_images(root, {"val": most or 200})
     (root / "train").symlink_to("val")
 
 
@@ -166,5 +128,42 @@ def _said(names, found):
     return Said(dict(zip(names, rows, strict=True)), dict(zip(names, labels, strict=True)))
 
 
-if __name__ == "__main__":
-    main()
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run's folder with random weights, far enough from zero for logits to differ; it evaluates at crop .9."""
+    folder = tmp_path_factory.mktemp("run")
+    run = load_recipe("recipes/smoke.yaml", {"stage.resolution": "64", "stage.eval_crop": "0.9"})
+    (folder / "recipe.yaml").write_text(render_recipe(run))
+    torch.manual_seed(0)
+    network = model.create(run.model.name, resolution=64, classes=15, drop_path=0.0, layer_scale=1e-4)
+    for value in network.parameters():
+        if value.ndim < 3:
+            torch.nn.init.normal_(value, 0.0, 0.3)
+    save_file(network.state_dict(), folder / "model.safetensors")
+    found = export.read(folder)
+    export.export(found, folder / "exported", ["timm"])
+    return found
+
+
+@pytest.mark.parametrize("write", [write_tiles, write_photographs], ids=["tiles", "photographs"])
+def test_without_loss_only_rounding_differs(trained, tmp_path, write):
+    """PNG files that are enlarged, JPEG files that are reduced. Other filters and crops, and JPEG, are told apart."""
+    write(tmp_path / "set", 30)
+    theirs = of_timm(trained.folder / "exported", tmp_path / "set")
+    raw = converted(tmp_path / "set", "raw")
+    ours = of_ours(trained, raw)
+    apart = Difference.of(ours, theirs)
+    assert apart.images >= 30
+    assert apart.deviation > 0.3
+    assert apart.others == 0
+    assert apart.largest < 1e-4
+    assert ours.labels == theirs.labels
+    assert ours.top1() == theirs.top1()
+    for changed in ({"interpolation": "bilinear"}, {"eval_crop": 1.0}):
+        other = trained._replace(stage=dataclasses.replace(trained.stage, **changed))
+        assert Difference.of(of_ours(other, raw), theirs).largest > 1e-2
+    if write is write_photographs:
+        kept = of_ours(trained, converted(tmp_path / "set", "kept"))
+        assert Difference.of(kept, theirs).largest < 1e-4
+    again = of_ours(trained, converted(tmp_path / "set", "encoded"))
+    assert Difference.of(again, theirs).mean > 1e-4

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from timm.data import auto_augment, create_loader
 
-from bench.peers.files import Files, restarting
-from bench.peers.reference_pillow import read
+from bench.loaders.files import Files, restarting
+from bench.loaders.reference_pillow import read
 from bench.tasks import JITTER
 
 POLICIES = {"none": None, "three": "3a", "rand": "rand-m9-mstd0.5-inc1", "auto": "original"}
@@ -21,10 +21,10 @@ def _posterize(image, bits_to_keep, **_):
     return auto_augment.posterize(image, bits_to_keep) if bits_to_keep else Image.new("RGB", image.size)
 
 
-def prepare(task, corpus, *, batch, workers):
+def prepare(task, data, *, batch, workers):
     for name in ("Posterize", "PosterizeOriginal", "PosterizeIncreasing"):
         auto_augment.NAME_TO_OP[name] = _posterize
-    dataset = Files(corpus.files[task.split], read)
+    dataset = Files(data.files[task.split], read)
     dataset.length = batch
     crop = {
         "rrc": {},

@@ -6,7 +6,7 @@ plainly written operations, and how much from decoding, resizing and one pass ov
 
 import numpy as np
 
-from bench.ffcv_user_ops import Kernels, compiled, gaussian_weights, grayscale, luma, saturation, to_byte
+from bench.loaders.ffcv_user_ops import Kernels, compiled, gaussian_weights, grayscale, luma, saturation, to_byte
 
 
 @compiled

@@ -1,4 +1,4 @@
-"""JPEG files through torch's DataLoader: what three of the peers share."""
+"""JPEG files through torch's DataLoader: what three of the baselines share."""
 
 from torch.utils.data import DataLoader, Dataset
 

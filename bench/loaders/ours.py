@@ -5,7 +5,7 @@ import itertools
 
 import numpy as np
 
-from bench.peers import Unavailable
+from bench.loaders import Unavailable
 from bench.tasks import JITTER
 from config.recipe import BASE_RECIPE, load_recipe
 from ffcv_ops.loader import Placement, eval_loader, train_loader
@@ -26,8 +26,8 @@ def stage_of(task, batch, keys):
     )  # fmt: skip
 
 
-def prepare(task, corpus, *, batch, workers, beton, keys=None):
-    files = corpus.betons[beton]
+def prepare(task, data, *, batch, workers, beton, keys=None):
+    files = data.betons[beton]
     if isinstance(files, str):
         raise Unavailable(files)
     path = f"{files}_{task.split}.beton"

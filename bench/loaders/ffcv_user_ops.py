@@ -1,13 +1,13 @@
 """3-Augment and ColorJitter as a user of stock FFCV would write them: one operation after the other over the batch.
 
-The peer of our one pass: a parallel loop over the samples as in FFCV's own operations, plain loops over rows, columns
-and channels, a separable blur. FFCV's RandomBrightness and its kin are not used: they build whole arrays of float64
-and are about three times slower than these loops, and they cannot be run in random order. uint8 [batch, height, width,
-3] in and out, in place.
+The baseline of our one pass: a parallel loop over the samples as in FFCV's own operations, plain loops over rows,
+columns and channels, a separable blur. FFCV's RandomBrightness and its kin are not used: they build whole arrays of
+float64 and are about three times slower than these loops, and they cannot be run in random order. uint8 [batch, height,
+width, 3] in and out, in place.
 
 The simple random crop is a decoder of FFCV's own kind with another window: a square as long as the short side, drawn
 along the long side, then resized. The 4 reflected border pixels of the paper's crop, which FFCV's resize cannot make,
-are left out: that is less work, and so in this peer's favour.
+are left out: that is less work, and so in this baseline's favor.
 """
 
 from dataclasses import replace

@@ -3,12 +3,12 @@
 Only the crop's region is decoded (the simple random crop takes a square as long as the short side, without the
 paper's 4 reflected border pixels, which DALI cannot make cheaply). 3-Augment splits the batch by DALI's conditionals,
 so that each sample runs one operation. Jitter is color_twist, DALI's one fused pass: contrast turns about mid-gray
-instead of the image's mean, in fixed order. Both are in this peer's favour.
+instead of the image's mean, in fixed order. Both are in this baseline's favor.
 """
 
 import numpy as np
 
-from bench.peers import Unavailable
+from bench.loaders import Unavailable
 from bench.tasks import JITTER
 
 try:
@@ -19,8 +19,8 @@ except ImportError as error:
 PREFETCHED = 2  # batches that DALI works on at a time, its default
 
 
-def prepare(task, corpus, *, batch, workers):
-    pipeline = _pipeline(task, [str(file) for file in corpus.files[task.split]])
+def prepare(task, data, *, batch, workers):
+    pipeline = _pipeline(task, [str(file) for file in data.files[task.split]])
     pipeline = pipeline(batch_size=batch, num_threads=workers, device_id=None, prefetch_queue_depth=PREFETCHED, seed=0)
     pipeline.build()
     first = True

@@ -51,7 +51,7 @@ SMALLEST_WINDOW = 0.6  # of the largest one with the image's shape
 LEAST_SCALE = 0.85  # pixels of the photograph per pixel of the image, where the photograph has that many
 
 
-class Corpus(NamedTuple):
+class Dataset(NamedTuple):
     """`files` of a split are sorted; `betons` are paths, or the reason why there is none."""
 
     folder: Path
@@ -63,8 +63,8 @@ class Corpus(NamedTuple):
         return float(np.mean([file.stat().st_size for files in self.files.values() for file in files]))
 
 
-def make(folder: Path, betons: set[str], *, train: int, val: int) -> Corpus:
-    """The corpus in `folder` with these .beton files. What is there is used, unless what it was made of has changed."""
+def make(folder: Path, betons: set[str], *, train: int, val: int) -> Dataset:
+    """The dataset in `folder` with these .beton files. What is there is used unless what it was made of has changed."""
     stamp, key = folder / "stamp.json", _key(train, val)
     made = json.loads(stamp.read_text()) if stamp.exists() else None
     if made is None or made["key"] != key:
@@ -77,11 +77,11 @@ def make(folder: Path, betons: set[str], *, train: int, val: int) -> Corpus:
     return load(folder)
 
 
-def load(folder: Path) -> Corpus:
-    """A corpus that `make` has made."""
+def load(folder: Path) -> Dataset:
+    """A dataset that `make` has made."""
     made = json.loads((folder / "stamp.json").read_text())["betons"]
     files = {split: sorted((folder / "images" / split).rglob("*.jpg")) for split in ("train", "val")}
-    return Corpus(folder, files, {name: reason or folder / name for name, reason in made.items()})
+    return Dataset(folder, files, {name: reason or folder / name for name, reason in made.items()})
 
 
 def write_images(folder: Path, counts: dict[str, int]):

@@ -7,7 +7,7 @@ from PIL import Image, ImageFilter, ImageOps
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from bench.peers.files import Files, epochs_of
+from bench.loaders.files import Files, epochs_of
 from bench.tasks import JITTER
 
 BICUBIC = InterpolationMode.BICUBIC
@@ -50,5 +50,5 @@ def transform_of(task):
     return transforms.Compose([*steps, transforms.PILToTensor()])
 
 
-def prepare(task, corpus, *, batch, workers):
-    return epochs_of(Files(corpus.files[task.split], read, transform_of(task)), batch=batch, workers=workers)
+def prepare(task, data, *, batch, workers):
+    return epochs_of(Files(data.files[task.split], read, transform_of(task)), batch=batch, workers=workers)

@@ -1,9 +1,9 @@
-"""One contender in a process of its own: its threads, memory and start-up are its own.
+"""One loader in a process of its own: its threads, memory and start-up are its own.
 
-    python -m bench.contender NAME CORPUS_FOLDER BATCH WORKERS
+    python -m bench.loader_process NAME DATASET_FOLDER BATCH WORKERS
 
 Requests come as JSON lines on standard input, answers go as JSON lines to standard output; whatever a library prints
-goes to standard error. `Contender` is the other end.
+goes to standard error. `LoaderProcess` is the other end.
 """
 
 import json
@@ -16,10 +16,8 @@ import time
 import traceback
 from pathlib import Path
 
-import numpy as np
-
-from bench.corpus import load
-from bench.peers import Unavailable, prepare_of
+from bench.dataset import load
+from bench.loaders import Unavailable, prepare_of
 from bench.tasks import EVERY
 
 ROOT = Path(__file__).parents[1]
@@ -27,15 +25,16 @@ TIMEOUT = 300  # seconds; stock FFCV compiles for half a minute on an idle core
 
 
 class Failed(Exception):
-    """A contender raised, died or did not answer. The message is one line."""
+    """A loader raised, died or did not answer. The message is one line."""
 
 
-class Contender:
-    """A contender's process. Requests raise Unavailable, or Failed; after a death or a timeout it is `closed`."""
+class LoaderProcess:
+    """A loader's process. Requests raise Unavailable, or Failed; after a death or a timeout it is `closed`."""
 
-    def __init__(self, name: str, corpus: Path, *, batch: int, workers: int, log: Path):
+    def __init__(self, name: str, dataset: Path, *, batch: int, workers: int, log: Path):
         self.log = log
-        command = [sys.executable, "-m", "bench.contender", name, str(corpus.absolute()), str(batch), str(workers)]
+        command = [sys.executable, "-m", "bench.loader_process", name]
+        command += [str(dataset.absolute()), str(batch), str(workers)]
         with open(log, "w") as errors:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, start_new_session=True
@@ -48,10 +47,6 @@ class Contender:
     def seconds(self, batches: int, while_waiting=None) -> float:
         """Wall time of an epoch of this many batches."""
         return self._ask({"do": "run", "batches": batches}, while_waiting)["seconds"]
-
-    def save_first(self, images: int, file: Path):
-        """Writes the first images of an epoch, uint8 [images, size, size, 3], as .npy."""
-        self._ask({"do": "save", "images": images, "file": str(file.absolute())})
 
     @property
     def closed(self) -> bool:
@@ -99,18 +94,16 @@ def main():
     name, folder, batch, workers = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    corpus, epoch = load(folder), None
+    data, epoch = load(folder), None
     for line in sys.stdin:
         request = json.loads(line)
         answer = {}
         try:
             if request["do"] == "prepare":
                 epoch = None  # the last task's memory goes first
-                epoch = prepare_of(name)(EVERY[request["task"]], corpus, batch=batch, workers=workers)
-            elif request["do"] == "run":
-                answer = {"seconds": run(epoch, request["batches"], batch)}
+                epoch = prepare_of(name)(EVERY[request["task"]], data, batch=batch, workers=workers)
             else:
-                save_first(epoch, request["images"], request["file"])
+                answer = {"seconds": run(epoch, request["batches"], batch)}
         except Unavailable as reason:
             answer = {"unavailable": str(reason)}
         except Exception as error:
@@ -134,12 +127,6 @@ def run(epoch, batches: int, batch: int) -> float:
     if images != batches * batch or not seen:
         raise ValueError(f"{images} images came instead of {batches * batch}; some of their pixels sum to {seen}")
     return seconds
-
-
-def save_first(epoch, count: int, file: str):
-    batches = [np.array(one_batch[:count]) for one_batch in epoch(2)]
-    images = batches[0].transpose(0, 2, 3, 1) if batches[0].shape[1] == 3 else batches[0]
-    np.save(file, images[..., :3])
 
 
 if __name__ == "__main__":

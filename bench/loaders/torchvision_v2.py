@@ -5,7 +5,7 @@ import torch
 from torchvision.io import decode_jpeg, read_file
 from torchvision.transforms import v2
 
-from bench.peers.files import Files, epochs_of
+from bench.loaders.files import Files, epochs_of
 from bench.tasks import JITTER
 
 BICUBIC = v2.InterpolationMode.BICUBIC
@@ -42,6 +42,6 @@ def transform_of(task):
     return v2.Compose(steps)
 
 
-def prepare(task, corpus, *, batch, workers):
+def prepare(task, data, *, batch, workers):
     torch.set_num_threads(1)  # as in DataLoader's workers
-    return epochs_of(Files(corpus.files[task.split], read, transform_of(task)), batch=batch, workers=workers)
+    return epochs_of(Files(data.files[task.split], read, transform_of(task)), batch=batch, workers=workers)

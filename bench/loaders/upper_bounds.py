@@ -7,16 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from bench.corpus import LONGEST
+from bench.dataset import LONGEST
 from ffcv_ops.jpeg import TURBOJPEG
 
 RGBX, FAST_DCT, ACCURATE_DCT = 2, 2048, 4096  # turbojpeg.h
 
 
-def prepare(task, corpus, *, batch, workers, scale=1, fast_dct=False):
+def prepare(task, data, *, batch, workers, scale=1, fast_dct=False):
     library = ctypes.CDLL(TURBOJPEG)  # calls release the GIL
     library.tjInitDecompress.restype = ctypes.c_void_p
-    files = [np.fromfile(file, np.uint8) for file in corpus.files[task.split]]
+    files = [np.fromfile(file, np.uint8) for file in data.files[task.split]]
     flags = FAST_DCT if fast_dct else ACCURATE_DCT
     pool = ThreadPoolExecutor(workers)
 
@@ -25,15 +25,15 @@ def prepare(task, corpus, *, batch, workers, scale=1, fast_dct=False):
         handle, buffer = ctypes.c_void_p(library.tjInitDecompress()), np.empty(4 * LONGEST**2, np.uint8)
         for k in range(number * batch, (number + 1) * batch):
             jpeg = files[k % len(files)]
-            data, size = jpeg.ctypes.data_as(ctypes.c_void_p), ctypes.c_ulong(jpeg.size)
-            width, height, sampling, colours = (ctypes.c_int() for _ in range(4))
-            header = map(ctypes.byref, (width, height, sampling, colours))
-            failed = library.tjDecompressHeader3(handle, data, size, *header)
+            pointer, size = jpeg.ctypes.data_as(ctypes.c_void_p), ctypes.c_ulong(jpeg.size)
+            width, height, sampling, colors = (ctypes.c_int() for _ in range(4))
+            header = map(ctypes.byref, (width, height, sampling, colors))
+            failed = library.tjDecompressHeader3(handle, pointer, size, *header)
             shape = (-(-height.value // scale), -(-width.value // scale))
             pixels = buffer.ctypes.data_as(ctypes.c_void_p)
-            failed |= library.tjDecompress2(handle, data, size, pixels, shape[1], 0, shape[0], RGBX, flags)
+            failed |= library.tjDecompress2(handle, pointer, size, pixels, shape[1], 0, shape[0], RGBX, flags)
             if failed:
-                raise ValueError(f"{corpus.files[task.split][k % len(files)]} did not decode")
+                raise ValueError(f"{data.files[task.split][k % len(files)]} did not decode")
         library.tjDestroy(handle)
         return buffer[: 4 * shape[0] * shape[1]].reshape(*shape, 4)
 
