@@ -13,8 +13,8 @@ help:
 	@echo "make test    set up, run the tests"
 	@echo "make lint    set up, check the style"
 	@echo "make bench   set up, measure the loader and the training step beside others (20 minutes on 2 cores)"
-	@echo "make gpu-bench  the same on a GPU, into one file of bench/results/"
-	@echo "make faults  set up, inject faults and see what becomes of them (20 minutes on 2 cores)"
+	@echo "make gpu-bench  measure the training step on a GPU (10 minutes), into a file of bench/results/"
+	@echo "make faults  set up, inject faults and see what becomes of them (15 minutes on 2 cores)"
 	@echo "make clean   remove the virtual environment and caches; data/ and runs/ stay"
 
 demo:
@@ -33,14 +33,13 @@ lint:
 
 bench:
 	@./setup.sh dali
-	$(RUN) -m bench.loader --json bench/results/loader.json --plot docs/loader.png --markdown README.md
+	$(RUN) -m bench.loader --json bench/results/loader.json --plot docs/loader.png --markdown docs/performance.md
 	$(RUN) -m bench.write --json bench/results/write.json
-	$(RUN) -m bench.step --json bench/results/step.json
-	$(RUN) -m bench.table --write README.md
+	$(RUN) -m bench.step --json bench/results/step.json --markdown docs/performance.md
 
 gpu-bench:
-	@./setup.sh dali
-	$(RUN) -m bench.gpu
+	@./setup.sh
+	$(RUN) -m bench.step --device cuda --json bench/results --markdown docs/performance.md
 
 faults:
 	@./setup.sh

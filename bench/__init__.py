@@ -1,1 +1,1 @@
-"""Benchmarks: one file per question, each side by side with a peer in one run. Each prints a table and writes JSON."""
+"""Benchmarks: a file for a question, ours beside baselines in one run. Each prints a table and writes JSON."""

@@ -2,10 +2,10 @@
 
     python -m bench.loader [--quick] [--tasks A,B] [--only ours,ffcv] [--json FILE] [--plot FILE] [--markdown FILE]
 
-The same JPEGs (bench/corpus.py) for all, on all cores that the process may use, in batches of 128. Every contender is
-a process of its own that stays; in a task they take turns, one short epoch each, so that a machine whose speed drifts
-is the same to all of them. Tasks are minutes apart: compare within a task. Medians, in brackets the range. A ratio is
-the median of those of the turns.
+The same JPEGs (bench/dataset.py) for all, on all cores that the process may use, in batches of 128. Every loader is
+a process of its own that stays; in a task they are interleaved, one short epoch each in a round, so that a machine
+whose speed drifts is the same to all of them. Tasks are minutes apart: compare within a task. Medians, in brackets the
+range. A ratio is the median of those of the rounds.
 """
 
 import argparse
@@ -18,10 +18,10 @@ from pathlib import Path
 
 import psutil
 
-from bench import corpus, loader_views, machine, report
-from bench.command import chosen, say
-from bench.contender import Contender, Failed
-from bench.peers import CONTENDERS, Unavailable, is_peer, takes_part
+from bench import dataset, loader_views, machine, report
+from bench.loader_process import Failed, LoaderProcess
+from bench.loaders import LOADERS, Unavailable, is_baseline, takes_part
+from bench.report import chosen, say
 from bench.tasks import EVERY
 from ffcv_ops import host
 from ffcv_ops.errors import UserError, exits_cleanly
@@ -35,15 +35,15 @@ MARKER = "bench.loader"
 # --- measuring -----------------------------------------------------------------------------------------------------
 
 
-class Contest:
-    """The contenders that are still in, what went wrong with the others (task and name: why), and files for a sheet."""
+class Comparison:
+    """The loaders that are still in, and what went wrong with the others (task and name: why)."""
 
     def __init__(self, names, options):
-        self.options, self.failures, self.sheets = options, {}, []
+        self.options, self.failures = options, {}
         self.processes = {name: start(name, options) for name in names}
 
     def attempt(self, name, task, action):
-        """action(contender's process), or None where it failed or cannot take part."""
+        """action(loader's process), or None where it failed or cannot take part."""
         try:
             return action(self.processes[name])
         except Unavailable as reason:
@@ -61,51 +61,49 @@ class Contest:
 
 
 def start(name, options):
-    logs = options.corpus / "logs"
+    logs = options.dataset / "logs"
     logs.mkdir(exist_ok=True)
     log = logs / f"{name}.log"
-    return Contender(name, options.corpus, batch=options.batch, workers=host.usable_cores(), log=log)
+    return LoaderProcess(name, options.dataset, batch=options.batch, workers=host.usable_cores(), log=log)
 
 
 def measure(options):
     """Returns machine, rows, and what failed."""
     began = time.monotonic()
-    betons = {CONTENDERS[name][1]["beton"] for name in options.only if "beton" in CONTENDERS[name][1]}
-    made = corpus.make(options.corpus, betons, train=options.images, val=options.images // 4)
-    say(f"{options.corpus}: {options.images} JPEGs of {made.mean_bytes / 1000:.1f} KB on average")
-    rows = corpus_rows(made)
-    contest = Contest(options.only, options)
+    betons = {LOADERS[name][1]["beton"] for name in options.only if "beton" in LOADERS[name][1]}
+    made = dataset.make(options.dataset, betons, train=options.images, val=options.images // 4)
+    say(f"{options.dataset}: {options.images} JPEGs of {made.mean_bytes / 1000:.1f} KB on average")
+    rows = size_rows(made)
+    comparison = Comparison(options.only, options)
     try:
         for task in options.tasks:
-            rows += measure_task(contest, task, options)
+            rows += measure_task(comparison, task, options)
     finally:
-        contest.close()
+        comparison.close()
     if options.startup:
         for name in STARTED:
-            if name in contest.processes:
-                rows += start_rows(name, options, contest.failures)
-    if options.sheet:
-        loader_views.sheet(contest.sheets).savefig(options.sheet)
+            if name in comparison.processes:
+                rows += start_rows(name, options, comparison.failures)
     say(f"took {time.monotonic() - began:.0f} s")
-    return machine.describe(), rows, contest.failures
+    return machine.describe(), rows, comparison.failures
 
 
-def corpus_rows(made):
+def size_rows(made):
     """Sizes of the JPEG files and of what each .beton stores."""
     files = made.files["train"]
     sizes = {"jpeg files": sum(file.stat().st_size for file in files)}
     for name, path in made.betons.items():
         if isinstance(path, Path):
-            sizes[name] = corpus.stored_bytes(path.with_name(f"{path.name}_train.beton"))
+            sizes[name] = dataset.stored_bytes(path.with_name(f"{path.name}_train.beton"))
     return [report.row("size", name, [size / 1000 / len(files)], "KB/image") for name, size in sizes.items()]
 
 
-def measure_task(contest, task, options):
-    """Prepares the contenders, which compile meanwhile, two at a time; then they take turns. Returns rows."""
-    names = [name for name in contest.processes if takes_part(name, EVERY[task])]
+def measure_task(comparison, task, options):
+    """Prepares the loaders, which compile meanwhile, two at a time; then they are interleaved. Returns rows."""
+    names = [name for name in comparison.processes if takes_part(name, EVERY[task])]
 
     def prepare(name):
-        return contest.attempt(
+        return comparison.attempt(
             name, task, lambda process: (process.prepare(task), process.seconds(host.usable_cores()))
         )
 
@@ -114,22 +112,18 @@ def measure_task(contest, task, options):
         try:
             prepared = list(pool.map(prepare, names))
         except KeyboardInterrupt:
-            contest.close()  # the threads wait for these processes
+            comparison.close()  # the threads wait for these processes
             raise
     running = {name: [] for name, ready in zip(names, prepared, strict=True) if ready}
-    if options.sheet:
-        for name in running:
-            contest.sheets.append(options.corpus / f"sheet_{task}_{name}.npy")
-            contest.attempt(name, task, lambda process: process.save_first(8, contest.sheets[-1]))
     counts = dict.fromkeys(running, host.usable_cores())
-    for turn in range(options.repeats + 1):  # the first one is short and tells how long an epoch must be
+    for round_ in range(options.repeats + 1):  # the first one is short and tells how long an epoch must be
         order = collections.deque(running)
-        order.rotate(-turn)
+        order.rotate(-round_)
         for name in order:
-            seconds = contest.attempt(name, task, lambda process, name=name: process.seconds(counts[name]))
+            seconds = comparison.attempt(name, task, lambda process, name=name: process.seconds(counts[name]))
             if seconds is None:
                 del running[name]
-            elif turn == 0:
+            elif round_ == 0:
                 counts[name] = epoch_batches(counts[name] / seconds * options.seconds)
             else:
                 running[name].append(counts[name] * options.batch / seconds)
@@ -140,17 +134,17 @@ def measure_task(contest, task, options):
 
 
 def ratio_rows(task, rates):
-    """Ours to the fastest of the peers, turn by turn: what slows the machine for a while slows both."""
-    peers = [name for name in rates if is_peer(name)]
-    if not peers:
+    """Ours to the fastest baseline, round by round: what slows the machine for a while slows both."""
+    baselines = [name for name in rates if is_baseline(name)]
+    if not baselines:
         return []
-    best = max(peers, key=lambda name: statistics.median(rates[name]))
+    best = max(baselines, key=lambda name: statistics.median(rates[name]))
     return [
         report.row(
-            f"{task} ratio", name, [ours / peer for ours, peer in zip(rates[name], rates[best], strict=True)], best
+            f"{task} ratio", name, [ours / other for ours, other in zip(rates[name], rates[best], strict=True)], best
         )
         for name in rates
-        if name.startswith("ours") and not name.endswith("-raw")  # which reads other bytes than the peers
+        if name.startswith("ours") and not name.endswith("-raw")  # which reads other bytes than the baselines
     ]
 
 
@@ -201,29 +195,29 @@ def parse(argv):
     tasks = list(EVERY)
     parser.add_argument("--quick", action="store_true", help="tasks A and D, 128 images, short epochs, no start-up")
     parser.add_argument("--tasks", help=f"some of {','.join(tasks)}")
-    parser.add_argument("--only", help=f"some of {','.join(CONTENDERS)}")
-    parser.add_argument("--repeats", type=int, help="epochs of each contender in each task (5; quick: 2)")
+    parser.add_argument("--only", help=f"some of {','.join(LOADERS)}")
+    parser.add_argument("--repeats", type=int, help="epochs of each loader in each task (5; quick: 2)")
     parser.add_argument("--seconds", type=float, help="of an epoch, about (1.2; quick: 0.5)")
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--images", type=int, help="of the corpus, and a quarter of it for E (512; quick: 128)")
-    parser.add_argument("--corpus", type=Path, help="cache folder (build/bench_corpus; quick: build/bench_quick)")
+    parser.add_argument("--images", type=int, help="of the dataset, and a quarter of it for E (512; quick: 128)")
+    parser.add_argument("--dataset", type=Path, help="cache folder (build/bench_dataset; quick: build/bench_quick)")
     parser.add_argument("--no-startup", action="store_true", help="leave out start-up time and peak memory")
     parser.add_argument("--json", type=Path, help="write machine and rows to this file")
     parser.add_argument("--plot", type=Path, help="draw the tasks: .png or .svg")
     parser.add_argument("--markdown", type=Path, help=f"put the tables into this file, after <!-- {MARKER} -->")
-    parser.add_argument("--sheet", type=Path, help="a picture of what each contender makes, to look at")
     parser.add_argument("--table", action="store_true", help="measure nothing: show what is in the --json file")
     options = parser.parse_args(argv)
     quick = options.quick
     options.tasks = chosen("task", options.tasks, tasks, ["A", "D", "decode"] if quick else tasks)
-    options.only = chosen("contender", options.only, list(CONTENDERS), list(CONTENDERS))
+    options.only = chosen("loader", options.only, list(LOADERS), list(LOADERS))
     options.repeats = options.repeats or (2 if quick else 5)
     options.seconds = options.seconds or (0.5 if quick else 1.2)
     options.images = options.images or (128 if quick else 512)
-    options.corpus = options.corpus or corpus.ROOT / "build" / ("bench_quick" if quick else "bench_corpus")
+    options.dataset = options.dataset or dataset.ROOT / "build" / ("bench_quick" if quick else "bench_dataset")
     options.startup = not (quick or options.no_startup)
-    if options.images // 4 < len(corpus.PHOTOS):
-        raise UserError(f"--images={options.images} is too few; a quarter of them must be {len(corpus.PHOTOS)} or more")
+    if options.images // 4 < len(dataset.PHOTOS):
+        least = 4 * len(dataset.PHOTOS)
+        raise UserError(f"--images={options.images} is too few; give {least} or more, a quarter of which is for E")
     if options.table and not options.json:
         raise UserError("--table shows the results in a --json FILE; name that file")
     return options

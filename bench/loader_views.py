@@ -1,52 +1,47 @@
 """Rows of bench/loader.py -> tables and pictures."""
 
 import textwrap
-from pathlib import Path
 
-import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from bench.peers import CONTENDERS, is_floor, is_peer
+from bench import report
+from bench.loaders import LOADERS, is_baseline, is_upper_bound
 from bench.report import Grid
 from bench.tasks import DECODE, TASKS
 
-OURS, OURS_RAW, PEER, OTHER, FLOOR = "#c2410c", "#fdba74", "#475569", "#a8b3c2", "#111827"
+OURS, OURS_RAW, BASELINE, OTHER, BOUND = "#c2410c", "#fdba74", "#475569", "#a8b3c2", "#111827"
 
 
 def tables(rows: list[dict]) -> list[Grid]:
-    """Throughput with our ratios to the best peer; the floors; start-up and memory; sizes. Those that have rows."""
+    """Throughput with our ratios to the best baseline, upper bounds, start-up, memory, sizes: those that have rows."""
     cells = {(row["task"], row["name"]): row for row in rows}
     grids = [
         _throughput(cells),
-        _one_column(cells, DECODE.name, "JPEG library alone", "{value:,.0f} ({lo:,.0f}-{hi:,.0f})", "images/s"),
+        _one_column(cells, DECODE.name, "Upper bounds: the JPEG library alone", report.spread, "images/s"),
         _starts(cells),
-        _one_column(cells, "size", "Storage", "{value:.1f}", "KB/image"),
+        _one_column(cells, "size", "Storage", "{value:.1f}".format_map, "KB/image"),
     ]
     return [grid for grid in grids if grid.lines]
 
 
 def _throughput(cells):
     tasks = [task for task in TASKS.values() if any(key[0] == task.name for key in cells)]
-    names = [name for name in CONTENDERS if any((task.name, name) in cells for task in tasks)]
-    lines = [[name, *(_cell(cells.get((task.name, name))) for task in tasks)] for name in names]
+    names = [name for name in LOADERS if any((task.name, name) in cells for task in tasks)]
+    lines = [[name, *(report.spread(cells.get((task.name, name))) for task in tasks)] for name in names]
     for name in names:
         ratios = [cells.get((f"{task.name} ratio", name)) for task in tasks]
         if any(ratios):
-            lines.append([f"*{name} / best peer*", *(_ratio(row) for row in ratios)])
+            lines.append([f"*{name} / best baseline*", *(_ratio(row) for row in ratios)])
     return Grid("Images per second", ["pipeline", *(f"{task.name}: {task.title}" for task in tasks)], lines)
 
 
 def _ratio(row):
-    return "-" if row is None else f"{row['value']:.2f} ({row['lo']:.2f}-{row['hi']:.2f}) x {row['unit']}"
-
-
-def _cell(row):
-    return "-" if row is None else f"{row['value']:,.0f} ({row['lo']:,.0f}-{row['hi']:,.0f})"
+    return "-" if row is None else f"{report.spread(row, '.2f')} x {row['unit']}"
 
 
 def _starts(cells):
-    names = [name for name in CONTENDERS if ("first batch", name) in cells]
+    names = [name for name in LOADERS if ("first batch", name) in cells]
     lines = [
         [name, f"{cells['first batch', name]['value']:.1f}", f"{cells['peak memory', name]['value']:,.0f}"]
         for name in names
@@ -54,16 +49,16 @@ def _starts(cells):
     return Grid("Task B in a new process", ["pipeline", "start to first batch, s", "peak memory, MB"], lines)
 
 
-def _one_column(cells, task, title, form, unit):
-    lines = [[name, form.format(**row)] for (of, name), row in cells.items() if of == task]
+def _one_column(cells, task, title, cell, unit):
+    lines = [[name, cell(row)] for (of, name), row in cells.items() if of == task]
     return Grid(title, ["", unit], lines)
 
 
 def plot(rows: list[dict], caption: str) -> Figure:
-    """A panel a task, a bar a contender with its range, the full-decode floor as a line."""
+    """A panel a task, a bar a loader with its range, the upper bound of a full decode as a line."""
     cells = {(row["task"], row["name"]): row for row in rows}
     tasks = [task for task in TASKS.values() if any(key[0] == task.name for key in cells)]
-    names = [name for name in CONTENDERS if not is_floor(name) and any((task.name, name) in cells for task in tasks)]
+    names = [name for name in LOADERS if not is_upper_bound(name) and any((task.name, name) in cells for task in tasks)]
     figure = Figure(figsize=(2.2 + 2.3 * len(tasks), 1.3 + 0.34 * len(names)), layout="constrained", dpi=150)
     panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
     for task, panel in zip(tasks, panels, strict=True):
@@ -72,13 +67,13 @@ def plot(rows: list[dict], caption: str) -> Figure:
             if row is None:
                 continue
             spread = [[row["value"] - row["lo"]], [row["hi"] - row["value"]]]
-            panel.barh(place, row["value"], 0.72, color=_colour(name), xerr=spread, error_kw={"lw": 1})
+            panel.barh(place, row["value"], 0.72, color=_color(name), xerr=spread, error_kw={"lw": 1})
             panel.annotate(
                 f"{row['value']:,.0f}", (row["hi"], place), (4, 0), textcoords="offset points", va="center", fontsize=8,
                 bbox={"boxstyle": "square,pad=0.1", "fc": "white", "ec": "none"},
             )  # fmt: skip
-        if floor := cells.get((task.name, "floor-decode")):
-            panel.axvline(floor["value"], color=FLOOR, lw=1, ls=":", zorder=0.5)
+        if bound := cells.get((task.name, "bound-decode")):
+            panel.axvline(bound["value"], color=BOUND, lw=1, ls=":", zorder=0.5)
         panel.set_title(f"{task.name}: {task.title}", fontsize=9)
         panel.margins(x=0.24)
         panel.xaxis.set_major_locator(MaxNLocator(4))
@@ -91,18 +86,7 @@ def plot(rows: list[dict], caption: str) -> Figure:
     return figure
 
 
-def _colour(name):
+def _color(name):
     if name.startswith("ours"):
         return OURS_RAW if name.endswith("-raw") else OURS
-    return PEER if is_peer(name) else OTHER
-
-
-def sheet(files: list[Path]) -> Figure:
-    """First images of each contender (sheet_<task>_<name>.npy), a row each."""
-    figure = Figure(figsize=(10, 1.45 * len(files)), layout="constrained", dpi=100)
-    for file, panel in zip(files, figure.subplots(len(files), 1, squeeze=False)[:, 0], strict=True):
-        panel.imshow(np.concatenate(np.load(file), axis=1))
-        panel.set_title(file.stem.removeprefix("sheet_"), fontsize=7, loc="left")
-        panel.set_xticks([])
-        panel.set_yticks([])
-    return figure
+    return BASELINE if is_baseline(name) else OTHER

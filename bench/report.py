@@ -1,16 +1,17 @@
-"""Results of a benchmark: rows -> JSON, tables, a part of a Markdown file."""
+"""What the benchmarks share: progress, options that are lists, and results: rows -> JSON, tables, Markdown files."""
 
 import json
 import statistics
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.console import Console
-from rich.table import Table
-
 from bench import machine
+from config.text import markdown_table
 from ffcv_ops.errors import UserError
+
+RESULTS = Path(__file__).parent / "results"
 
 
 class Grid(NamedTuple):
@@ -21,11 +22,31 @@ class Grid(NamedTuple):
     lines: list[list[str]]
 
 
+def say(words: str):
+    """Progress, which is not part of the results."""
+    print(words, file=sys.stderr, flush=True)
+
+
+def chosen(kind: str, words: str | None, known, default) -> list[str]:
+    """The names in "A,B", each of which must be `known`; the default where nothing is given."""
+    if not words:
+        return list(default)
+    for name in words.split(","):
+        if name not in known:
+            raise UserError(f"{name!r} is not a {kind} here; there are {', '.join(known)}")
+    return words.split(",")
+
+
 def row(task: str, name: str, values: list[float], unit: str) -> dict:
     """The median of `values` and their range."""
     low, high = min(values), max(values)
     middle = statistics.median(values)
     return {"task": task, "name": name, "value": middle, "unit": unit, "lo": low, "hi": high, "n": len(values)}
+
+
+def spread(row: dict | None, form: str = ",.0f") -> str:
+    """A row's median with its range, as a cell."""
+    return "-" if row is None else f"{row['value']:{form}} ({row['lo']:{form}}-{row['hi']:{form}})"
 
 
 def write_json(path: Path, about: dict, rows: list[dict]):
@@ -42,27 +63,11 @@ def read_json(path: Path) -> tuple[dict, list[dict]]:
 
 
 def markdown(grid: Grid) -> str:
-    widths = [max(map(len, column)) for column in zip(grid.header, *grid.lines, strict=True)]
-    dashes = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    lines = []
-    for first, *others in (grid.header, dashes, *grid.lines):
-        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
-        lines.append(" | ".join(cells))
-    return "".join(f"| {line} |\n" for line in lines)
+    return markdown_table([grid.header, *grid.lines], left=1) + "\n"
 
 
 def show(grid: Grid):
-    """On a terminal a table, elsewhere Markdown, which does not depend on a width."""
-    console = Console()
-    if not console.is_terminal:
-        print(f"{grid.title}\n\n{markdown(grid)}")
-        return
-    table = Table(title=grid.title, title_justify="left")
-    for k, title in enumerate(grid.header):
-        table.add_column(title, justify="right" if k else "left")
-    for line in grid.lines:
-        table.add_row(*line)
-    console.print(table)
+    print(f"{grid.title}\n\n{markdown(grid)}")
 
 
 def tell(grids: Iterable[Grid], rows: list[dict], path: Path | None, about: dict | None = None):

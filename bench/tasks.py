@@ -1,4 +1,4 @@
-"""What the loaders are asked to do: images of the corpus -> uint8 batches."""
+"""What the loaders are asked to do: images of the dataset -> uint8 batches."""
 
 from typing import Literal, NamedTuple
 
@@ -29,6 +29,6 @@ TASKS = {
         Task("H", "RRC 224 + TrivialAugment", "train", "rrc", 224, augment="trivial"),
     )
 }
-DECODE = Task("decode", "JPEG library alone", "train", "none", 0, flip=False)  # the floors: whole files -> pixels
+DECODE = Task("decode", "JPEG library alone", "train", "none", 0, flip=False)  # the upper bounds: whole files -> pixels
 EVERY = TASKS | {DECODE.name: DECODE}
 JITTER = 0.3

@@ -1,9 +1,9 @@
 """Writing .beton files: images/s, bytes and peak memory of our writer and of stock FFCV's `DatasetWriter`.
 
-Both convert the same folder of JPEGs (bench/corpus.py) with the same limit on the longer side, JPEG quality and number
-of processes, one after the other in turns, each in a new process. Timed is the conversion, from the list of files to
-the synced file (ours: read back and described as well), without imports. Peak memory is what all its processes take
-together, shared pages counted once (PSS); ours once more for 1,000 to 100,000 images.
+Both convert the same folder of JPEGs (bench/dataset.py) with the same limit on the longer side, JPEG quality and number
+of processes, interleaved, each in a new process. Timed is the conversion, from the list of files to the synced file
+(ours: read back and described as well), without imports. Peak memory is what all its processes take together, shared
+pages counted once (PSS).
 
     python -m bench.write --json bench/results/write.json       # about 15 minutes, 10 GB of disk
     python -m bench.write --quick                               # does it work?
@@ -21,14 +21,12 @@ from pathlib import Path
 
 import psutil
 
-from bench import corpus, report
+from bench import dataset, report
 from bench.writers import TASKS, WRITERS
 from ffcv_ops import host
 from ffcv_ops.errors import UserError, exits_cleanly
 
 IMAGES = 4000  # that differ; the rest are other names of them, since making an image takes longer than converting it
-AS_THEY_ARE = "as they are, 500 px"
-MANY = (1_000, 10_000, 100_000)
 SECONDS_BETWEEN_LOOKS = 0.1  # at the memory
 
 
@@ -36,7 +34,7 @@ def measure(writer: str, task: str, images: Path, folder: Path, workers: int) ->
     """One conversion in a process of its own."""
     out = folder / "x_train.beton"
     command = [sys.executable, "-m", "bench.writers", writer, task, str(images), str(out), str(workers)]
-    process = psutil.Popen(command, cwd=corpus.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = psutil.Popen(command, cwd=dataset.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     peak = 0
     while process.poll() is None:
         peak = max(peak, _memory(process))
@@ -44,7 +42,7 @@ def measure(writer: str, task: str, images: Path, folder: Path, workers: int) ->
     said, errors = process.communicate()
     if process.returncode:
         raise UserError(f"{writer} failed at {task}: {(errors.strip().splitlines() or ['no word'])[-1]}")
-    size = corpus.stored_bytes(out)
+    size = dataset.stored_bytes(out)
     for file in folder.iterdir():
         file.unlink()
     return {"seconds": json.loads(said.splitlines()[-1]), "bytes": size, "memory": peak}
@@ -92,51 +90,35 @@ def grid_of(rows) -> report.Grid:
     for task in dict.fromkeys(row["task"] for row in rows):
         for writer in WRITERS:
             speed, size, memory = (found[task, writer, unit] for unit in ("images/s", "bytes/image", "MB"))
-            spread = f"{speed['value']:,.0f} ({speed['lo']:,.0f}-{speed['hi']:,.0f})"
-            lines.append([f"{task}: {writer}", spread, f"{size['value'] / 1000:.1f}", f"{memory['value']:,.0f}"])
+            shown = f"{size['value'] / 1000:.1f}", f"{memory['value']:,.0f}"
+            lines.append([f"{task}: {writer}", report.spread(speed), *shown])
         ratio = found[task, "ours / ffcv", "x"]
-        shown = f"{ratio['value']:.2f} ({ratio['lo']:.2f}-{ratio['hi']:.2f})"
-        lines.append([f"{task}: ours / ffcv", shown, "", ""])
+        lines.append([f"{task}: ours / ffcv", report.spread(ratio, ".2f"), "", ""])
     return report.Grid("Writing", ["", "images/s", "KB/image", "peak memory, MB"], lines)
-
-
-def memory_rows(images: Path, folder: Path, out: Path, many, workers: int):
-    rows = []
-    for count in many:
-        linked(images, folder / str(count), count)
-        peak = measure("ours", AS_THEY_ARE, folder / str(count), out, workers)["memory"]
-        rows.append(report.row(f"{count:,} images", "ours", [peak / 1e6], "MB"))
-    return rows
-
-
-def memory_grid(rows) -> report.Grid:
-    lines = [[row["task"], f"{row['value']:,.0f}"] for row in rows]
-    return report.Grid(f"Writing {AS_THEY_ARE}", ["ours", "peak memory, MB"], lines)
 
 
 @exits_cleanly
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--images", type=int, default=16_000)
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=host.usable_cores())
-    parser.add_argument("--quick", action="store_true", help="200 images, one turn")
+    parser.add_argument("--quick", action="store_true", help="200 images, one round")
     parser.add_argument("--json", type=Path, help="write the results here too")
     options = parser.parse_args()
-    count, turns = (200, 1) if options.quick else (options.images, options.turns)
+    count, rounds = (200, 1) if options.quick else (options.images, options.rounds)
     results = {(task, writer): [] for task in TASKS for writer in WRITERS}
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
         folder, made, out = Path(folder), Path(folder) / "made", Path(folder) / "out"
-        corpus.write_images(made, {"train": min(count, IMAGES)})
+        dataset.write_images(made, {"train": min(count, IMAGES)})
         images = linked(made, folder / "images", count)
         out.mkdir()
-        for turn in range(turns):
+        for round_ in range(rounds):
             for task in TASKS:
-                for writer in list(WRITERS)[:: 1 if turn % 2 else -1]:
+                for writer in list(WRITERS)[:: 1 if round_ % 2 else -1]:
                     results[task, writer].append(measure(writer, task, images, out, options.workers))
-        memory = memory_rows(made, folder, out, MANY[:1] if options.quick else MANY, options.workers)
     rows = rows_of(results, count)
-    report.tell([grid_of(rows), memory_grid(memory)], [*rows, *memory], options.json)
+    report.tell([grid_of(rows)], rows, options.json)
 
 
 if __name__ == "__main__":

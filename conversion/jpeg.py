@@ -12,6 +12,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from ffcv_ops.errors import UserError
+from ffcv_ops.jpeg import native
 from ffcv_ops.jpeg.turbojpeg import (
     ACCURATE_DCT,
     FAST_DCT,

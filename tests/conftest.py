@@ -1,16 +1,9 @@
 """Images, .beton files and processes that many tests share. The .beton files here are written by stock FFCV."""
 
 import io
-import json
-import os
-import select
 import signal
 import socket
 import subprocess
-import sys
-import tempfile
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +14,8 @@ import torch
 from ffcv.fields import IntField, RGBImageField
 from ffcv.writer import DatasetWriter
 from PIL import Image
+
+from bench.processes import Server
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -133,70 +128,12 @@ def encode():
     return encode
 
 
-class _Process:
-    """A command that the fork server runs, with what the tests need of subprocess.Popen."""
-
-    def __init__(self, server, words, cwd, env):
-        self._report, report = socket.socketpair(type=socket.SOCK_SEQPACKET)
-        (stdin, to), (of, stdout) = os.pipe(), os.pipe()
-        self.stdin, self.stdout = os.fdopen(to, "w"), os.fdopen(of)
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - a pipe would be full before it is read
-        asked = {"words": list(map(str, words)), "folder": str(cwd), "environment": env}
-        given = [report.fileno(), stdin, stdout, self._errors.fileno()]
-        socket.send_fds(server, [json.dumps(asked).encode()], given)
-        report.close()
-        os.close(stdin)
-        os.close(stdout)
-        self.args, self.pid, self.returncode = words, int(self._report.recv(32)), None
-
-    def poll(self):
-        return self._ended_within(0)
-
-    def wait(self, timeout=None):
-        if self._ended_within(timeout) is None:
-            raise subprocess.TimeoutExpired(self.args, timeout)
-        return self.returncode
-
-    def _ended_within(self, seconds):
-        if self.returncode is None and select.select([self._report], [], [], seconds)[0]:
-            self.returncode = int(self._report.recv(32))
-        return self.returncode
-
-    def communicate(self, given=None, timeout=None):
-        """(stdout, stderr), once it has ended."""
-        if given is not None:
-            self.stdin.write(given)
-        self.stdin.close()
-        ends = None if timeout is None else time.monotonic() + timeout
-        output = []
-        reader = threading.Thread(target=lambda: output.append(self.stdout.read()), daemon=True)
-        reader.start()
-        reader.join(timeout)
-        self.wait(None if ends is None else max(ends - time.monotonic(), 0))
-        reader.join()
-        self._errors.seek(0)
-        return output[0], self._errors.read()
-
-    def send_signal(self, number):
-        if self.poll() is None:
-            os.kill(self.pid, number)
-
-    def kill(self):
-        self.send_signal(signal.SIGKILL)
-
-
 @pytest.fixture(scope="session")
 def fork_server():
-    """The socket of a process that has imported the training script; it computes with one thread."""
-    ours, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    environment |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}  # none must run at a fork
-    command = [sys.executable, Path(__file__).with_name("fork_server.py"), str(theirs.fileno())]
-    server = subprocess.Popen(command, cwd=ROOT, env=environment, pass_fds=[theirs.fileno()])
-    theirs.close()
-    yield ours
-    ours.close()
-    server.wait(10)
+    """Starts commands and functions in processes that have their imports done and compute with one thread."""
+    server = Server()
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")
@@ -205,14 +142,13 @@ def launch(fork_server):
     world, as torchrun's are."""
 
     def launch(ranks, words, *, cwd=ROOT, **own):
-        environment = os.environ | own
         if ranks == 1:
-            return [_Process(fork_server, words, cwd, environment)]
+            return [fork_server.start(words, cwd=cwd, **own)]
         with socket.create_server(("127.0.0.1", 0)) as free:
-            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-        environment |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+            own |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        own |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
         places = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
-        return [_Process(fork_server, words, cwd, environment | place) for place in places]
+        return [fork_server.start(words, cwd=cwd, **own, **place) for place in places]
 
     return launch
 

@@ -1,6 +1,6 @@
 """Ways to damage a .beton: by hand, each for a reason, and single flipped bits, by the region that they are in.
 
-A damage is a function that changes a `Beton`, the bytes of a whole file with views of its parts, or returns other bytes
+A damage is a function that changes a `File`, the bytes of a whole file with views of its parts, or returns other bytes
 in their place.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 from conversion import beton
 
 
-class Beton:
+class File:
     """A file's bytes, and its parts as arrays that write through to them: one image field and the label."""
 
     def __init__(self, whole: bytes):
@@ -35,62 +35,46 @@ class Beton:
     def regions(self) -> dict[str, tuple[int, int]]:
         """Where the parts begin and end."""
         metadata = beton.metadata_start()
-        data = int(self.table["ptr"][0])
         return {
             "header": (0, beton.HEADER.itemsize),
             "field descriptors": (beton.HEADER.itemsize, metadata),
             "sample metadata": (metadata, metadata + self.records.nbytes),
-            "image data": (data, self.table_start),
+            "image data": (int(self.table["ptr"][0]), self.table_start),
             "allocation table": (self.table_start, len(self.bytes)),
         }
-
-
-def _put(part: str, name: str, value, at: int = 0) -> Callable[[Beton], None]:
-    """Sets one number. A function gets the number that is there."""
-
-    def damage(file):
-        column = getattr(file, part)[name]
-        column[at] = value(int(column[at])) if callable(value) else value
-
-    return damage
-
-
-def _put_image(name: str, value, at: int = 7):
-    def damage(file):
-        column = file.records["image"][name]
-        column[at] = value(int(column[at])) if callable(value) else value
-
-    return damage
-
-
-def _exchange(part: str, name: str, one: int = 7, other: int = 9):
-    def damage(file):
-        column = getattr(file, part)[name]
-        column[[one, other]] = column[[other, one]]
-
-    return damage
-
-
-def _write(start: int, count: int | None, value: int, number: int = 7):
-    """Overwrites bytes of a stored image."""
-
-    def damage(file):
-        image = file.image(number)
-        image[start : len(image) if count is None else start + count] = value
-
-    return damage
 
 
 def _cut(length: Callable[[int], int]):
     return lambda file: bytes(file.bytes[: length(len(file.bytes))])
 
 
-def _append(count: int):
-    return lambda file: bytes(file.bytes) + bytes(count)
+def _one_sample_too_many(file):
+    file.header["num_samples"] += 1
 
 
-def _instead(content: bytes):
-    return lambda file: content
+def _exchanged_names(file):
+    file.fields["name"] = file.fields["name"][::-1].copy()
+
+
+def _pointer_of_another(file):
+    file.records["image"]["data_ptr"][7] = file.records["image"]["data_ptr"][9]
+
+
+def _labels_of_the_next(file):
+    file.records["label"] = np.roll(file.records["label"], 1)
+
+
+def _size_too_large(file):
+    file.table["size"][7] += 1000
+
+
+def _zeroed(start: int, stop: int | None):
+    """Of image 7."""
+
+    def damage(file):
+        file.image(7)[start:stop] = 0
+
+    return damage
 
 
 def _other_image(file):
@@ -103,92 +87,44 @@ def _other_image(file):
 def _other_height(file):
     """The height in a JPEG's own frame header."""
     image = file.image(7)
-    marker = bytes(image).index(b"\xff\xc0")
-    image[marker + 6] ^= 16
+    image[bytes(image).index(b"\xff\xc0") + 6] ^= 16
 
 
-def _last_entry_zeroed(file):
-    file.table[-1] = 0
-
-
-def _labels_of_the_next(file):
-    file.records["label"] = np.roll(file.records["label"], 1)
-
-
-BY_HAND: dict[str, Callable[[Beton], bytes | None]] = {
-    "empty file": _instead(b""),
-    "10 bytes": _cut(lambda n: 10),
-    "the header alone": _cut(lambda n: 24),
-    "header and descriptors": _cut(lambda n: beton.metadata_start()),
-    "another kind of file": _instead(b"GIF89a" * 1000),
-    **{f"cut to {part} %": _cut(lambda n, part=part: n * part // 100) for part in (10, 25, 50, 75, 90, 99)},
-    "last byte cut": _cut(lambda n: n - 1),
-    "last table entry cut": _cut(lambda n: n - 24),
-    "one byte appended": _append(1),
-    "version 1": _put("header", "version", 1),
-    "version 3": _put("header", "version", 3),
-    "no fields": _put("header", "num_fields", 0),
-    "one field": _put("header", "num_fields", 1),
-    "page size 3": _put("header", "page_size", 3),
-    "page size 0": _put("header", "page_size", 0),
-    "page size doubled": _put("header", "page_size", lambda old: 2 * old),
-    "no samples": _put("header", "num_samples", 0),
-    "10 samples of 64": _put("header", "num_samples", 10),
-    "one sample too many": _put("header", "num_samples", lambda old: old + 1),
-    "a million samples": _put("header", "num_samples", 10**6),
-    "2^40 samples": _put("header", "num_samples", 2**40),
-    "table pointer 0": _put("header", "alloc_table_ptr", 0),
-    "table pointer 8 too small": _put("header", "alloc_table_ptr", lambda old: old - 8),
-    "table pointer 24 too large": _put("header", "alloc_table_ptr", lambda old: old + 24),
-    "table pointer past the end": _put("header", "alloc_table_ptr", 2**50),
-    "image field of another type": _put("fields", "type_id", 1),
-    "label field of another type": _put("fields", "type_id", 0, 1),
-    "unknown field type": _put("fields", "type_id", 200),
-    "field names exchanged": _exchange("fields", "name", 0, 1),
-    "field name that is no text": _put("fields", "name", 255),
-    "JPEG marked as raw": _put_image("mode", 1),
-    "unknown mode": _put_image("mode", 9),
-    "width 0": _put_image("width", 0),
-    "height 0": _put_image("height", 0),
-    "width 65,535": _put_image("width", 65535),
-    "width one less": _put_image("width", lambda old: old - 1),
-    "height one more": _put_image("height", lambda old: old + 1),
-    "image pointer 0": _put_image("data_ptr", 0),
-    "image pointer one byte on": _put_image("data_ptr", lambda old: old + 1),
-    "image pointer past the end": _put_image("data_ptr", 2**30),
-    "image pointer far away": _put_image("data_ptr", 2**60),
-    "another image's pointer": lambda file: _put_image("data_ptr", int(file.records["image"]["data_ptr"][9]))(file),
-    "label -1": _put("records", "label", -1, 7),
-    "label of another class": _put("records", "label", lambda old: (old + 1) % 5, 7),
-    "label a million": _put("records", "label", 10**6, 7),
+BY_HAND: dict[str, Callable[[File], bytes | None]] = {  # what a flipped bit is not; image 7 of 64
+    "empty file": lambda file: b"",
+    "another kind of file": lambda file: b"GIF89a" * 1000,
+    "the header alone": _cut(lambda size: beton.HEADER.itemsize),
+    "header and descriptors": _cut(lambda size: beton.metadata_start()),
+    **{f"cut to {part} %": _cut(lambda size, part=part: size * part // 100) for part in (10, 50, 90)},
+    "last byte cut": _cut(lambda size: size - 1),
+    "last table entry cut": _cut(lambda size: size - beton.ALLOCATION.itemsize),
+    "one byte appended": lambda file: bytes(file.bytes) + b"\0",
+    "one sample too many": _one_sample_too_many,
+    "field names exchanged": _exchanged_names,
+    "another image's pointer": _pointer_of_another,
     "all labels shifted": _labels_of_the_next,
-    "a JPEG's first two bytes zeroed": _write(0, 2, 0),
-    "one byte of a JPEG": _write(700, 1, 0x55),
-    "64 bytes of a JPEG": _write(700, 64, 0x55),
-    "a whole JPEG zeroed": _write(0, None, 0),
-    "a JPEG's end zeroed": _write(-20, None, 0),
+    "one size too large": _size_too_large,
+    "64 bytes of a JPEG": _zeroed(700, 764),
+    "a whole JPEG zeroed": _zeroed(0, None),
+    "a JPEG's end zeroed": _zeroed(-20, None),
     "another image's bytes": _other_image,
     "another height in the JPEG": _other_height,
-    "one size too large": _put("table", "size", lambda old: old + 1000, 7),
-    "one size 0": _put("table", "size", 0, 7),
-    "one size 2^40": _put("table", "size", 2**40, 7),
-    "last table entry zeroed": _last_entry_zeroed,
 }
 
 
-def by_hand(file: Beton, name: str) -> bytes:
+def by_hand(file: File, name: str) -> bytes:
     """The bytes of the file after damage `name`, which also changes `file` itself."""
     other = BY_HAND[name](file)
     return file.bytes.tobytes() if other is None else other
 
 
-def flips(file: Beton, region: str, count: int) -> list[int]:
+def flips(file: File, region: str, count: int) -> list[int]:
     """Places of `count` different bits in a region, drawn evenly."""
     begin, end = file.regions()[region]
     return random.Random(region).sample(range(8 * begin, 8 * end), min(count, 8 * (end - begin)))
 
 
-def flipped(file: Beton, bit: int) -> bytes:
+def flipped(file: File, bit: int) -> bytes:
     changed = file.bytes.copy()
     changed[bit // 8] ^= 1 << bit % 8
     return changed.tobytes()

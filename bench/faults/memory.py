@@ -7,47 +7,39 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from bench.faults import betons, campaign
-from bench.faults.campaign import OURS, STOCK, Fault, Figure
+from bench.faults import betons
+from bench.faults.suite import Fault, Figure, finished
+from bench.processes import Server
 
 EPOCHS, FIRST = 200, 20  # and so many before the first look: caches and threads that are kept fill up
-OF_STOCK = 30  # epochs; they take 12 MB and a thread each
 MOST_MIB = 50  # that 200 epochs may grow
 SIDE, BATCH = 96, 8
 LIMIT = 900
 
 
-def run(folder: Path, *, quick: bool) -> list[Fault | Figure]:
-    data = betons.write(folder)
-    count, of_stock = (20, 0) if quick else (EPOCHS, OF_STOCK)
-    found = []
-    for who, open_loader, epochs in ((OURS, _ours, count), (STOCK, _stock, of_stock)):
-        for how, batches in (("left by break", 2), ("read to the end", betons.SAMPLES)):
-            if epochs:
-                ended = campaign.forked(_epochs, open_loader, data, epochs, batches, limit=LIMIT)
-                found += _judged(who, f"{epochs} epochs {how}", ended)
+def run(folder: Path, server: Server, *, quick: bool) -> list[Fault | Figure]:
+    data = betons.write(folder, server)
+    epochs, found = 20 if quick else EPOCHS, []
+    for how, batches in (("left by break", 2), ("read to the end", betons.SAMPLES)):
+        name, ended = f"{epochs} epochs {how}", finished(server.start((_growth, data, epochs, batches)), LIMIT)
+        if ended.value is None:
+            found.append(Fault(name, "hang" if ended.status is None else "crash", ended.last_line))
+            continue
+        mib, slope, threads, files = ended.value
+        outcome = "lost" if mib > MOST_MIB or threads > 0 or files > 0 else "harmless"
+        found += [
+            Fault(name, outcome, f"{mib:+.1f} MiB, {threads:+d} threads, {files:+d} files"),
+            Figure(f"growth of memory, {name}", mib, "MiB"),
+            Figure(f"slope over the last half, {name}", slope, "KiB/epoch"),
+        ]
     return found
 
 
-def _judged(who: str, name: str, ended):
-    if ended.value is None:
-        return [Fault(who, name, "hang" if ended.status is None else "crash", ended.last_line)]
-    megabytes, slope, threads, files = ended.value
-    note = f"{megabytes:+.1f} MiB, {threads:+d} threads, {files:+d} files"
-    leaks = megabytes > MOST_MIB or threads > 0 or files > 0
-    return [
-        Fault(who, name, "lost" if leaks else "harmless", note),
-        Figure(who, f"growth of memory, {name}", megabytes, "MiB", MOST_MIB),
-        Figure(who, f"slope over the last half, {name}", slope, "KiB/epoch"),
-    ]
-
-
-def _epochs(open_loader, data: Path, epochs: int, batches: int):
-    """Growth in MiB, threads and files since the first FIRST epochs, and KiB per epoch over the last half."""
-    begin, taken = open_loader(data), []
-    process = psutil.Process()
+def _growth(data: Path, epochs: int, batches: int) -> tuple[float, float, int, int]:
+    """Growth in MiB since the first FIRST epochs, KiB per epoch over the last half, more threads, more files."""
+    loader, taken, process = _loader(data), [], psutil.Process()
     for number in range(FIRST + epochs):
-        for place, _ in enumerate(begin(number), 1):
+        for place, _ in enumerate(loader.epoch(number), 1):
             if place == batches:
                 break
         gc.collect()
@@ -58,24 +50,10 @@ def _epochs(open_loader, data: Path, epochs: int, batches: int):
     return (last[0] - first[0]) / 2**20, slope / 2**10, last[1] - first[1], last[2] - first[2]
 
 
-def _ours(data: Path):
+def _loader(data: Path):
     from config.recipe import BASE_RECIPE, load_recipe
     from ffcv_ops import loader
 
     stage = load_recipe(BASE_RECIPE, {"stage.resolution": str(SIDE), "stage.batch": str(BATCH), "stage.mix_chunk": "8"})
-    return loader.train_loader(
-        data, betons.SAMPLES, stage.stages[0], seed=0, placement=loader.Placement(workers=os.cpu_count())
-    ).epoch
-
-
-def _stock(data: Path):
-    from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
-    from ffcv.loader import Loader, OrderOption
-    from ffcv.transforms import ToTensor
-
-    image = [RandomResizedCropRGBImageDecoder((SIDE, SIDE)), ToTensor()]
-    loader = Loader(
-        str(data), batch_size=BATCH, num_workers=1, order=OrderOption.RANDOM, os_cache=True,
-        pipelines={"image": image, "label": [IntDecoder(), ToTensor()]},
-    )  # fmt: skip
-    return lambda number: iter(loader)
+    placement = loader.Placement(workers=os.cpu_count())
+    return loader.train_loader(data, betons.SAMPLES, stage.stages[0], seed=0, placement=placement)

@@ -1,8 +1,9 @@
-"""A small run for the groups that stop, kill and rob one. The measure is always a run that nothing disturbed: its last
+"""A small run for the groups that kill and rob one. The measure is always a run that nothing disturbed: its last
 weights, bit for bit."""
 
 import contextlib
 import json
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from bench.faults import campaign
+from bench.faults.suite import finished
+from bench.processes import Process, Server
+from config.recipe import BASE_RECIPE
+from training import checkpoint
 
 LIMIT = 120  # seconds that one start of a run may take
 RECIPE = """base: base.yaml
@@ -29,25 +33,16 @@ log: {every: 1, tensorboard: false, save_every: 1.0e-6, eval_every: 3}
 def write_recipe(folder: Path, *, epochs: int) -> Path:
     """Three stages with everything in them that has a state or is drawn: repeated augmentation, mixing, stochastic
     depth, averaged weights, accumulation; four steps an epoch on the 64 images."""
-    from config.recipe import BASE_RECIPE
-
     (folder / "base.yaml").write_bytes(BASE_RECIPE.read_bytes())
     path = folder / "recipe.yaml"
     path.write_text(RECIPE.replace("EPOCHS", str(epochs)))
     return path
 
 
-def words(recipe: Path, data: Path, out: Path, name: str, *more: str) -> list[str]:
-    return [f"--cfg={recipe}", f"--data.train={data}", f"--data.val={data}", f"--log.out={out}", f"--log.name={name}",
-            *more]  # fmt: skip
-
-
-def train(*arguments: str):
-    """The command line in this process."""
-    import train_imagenet
-
-    train_imagenet.report.write = lambda *given: ""  # a second for curves that no one looks at
-    return train_imagenet.main(list(arguments))
+def command(recipe: Path, data: Path, out: Path, name: str) -> list[str]:
+    """The words of `python train_imagenet.py`, of a run that goes to out/name."""
+    return ["train_imagenet.py", f"--cfg={recipe}", f"--data.train={data}", f"--data.val={data}", f"--log.out={out}",
+            f"--log.name={name}"]  # fmt: skip
 
 
 def steps(folder: Path) -> int:
@@ -59,6 +54,12 @@ def steps(folder: Path) -> int:
             if row["kind"] == "step":
                 return row["step"]
     return 0
+
+
+def newest_checkpoint(folder: Path) -> int:
+    """The step of a run's newest checkpoint; 0 without one."""
+    found = checkpoint.saved(folder / "checkpoints")
+    return int(found[-1].stem) if found else 0
 
 
 def same_weights(one: Path, other: Path) -> bool:
@@ -75,17 +76,26 @@ def same_bits(one: Path, other: Path, name: str) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-def undisturbed(folder: Path, data: Path, *, epochs: int) -> tuple[Path, Path]:
+def undisturbed(server: Server, folder: Path, data: Path, *, epochs: int) -> tuple[Path, Path]:
     """The recipe, and the folder of a run of it."""
     recipe = write_recipe(folder, epochs=epochs)
-    ended = campaign.forked(train, *words(recipe, data, folder / "runs", "whole"), limit=5 * LIMIT)
+    ended = finished(server.start(command(recipe, data, folder / "runs", "whole")), 5 * LIMIT)
     if ended.status != 0:
         raise RuntimeError(f"the undisturbed run failed: {ended.text[-500:]}")
     return recipe, folder / "runs" / "whole"
 
 
-def wait_for(child, reached: Callable[[], bool]):
-    """Until `reached()`, or the child has ended, or LIMIT has passed."""
+def wait_until(process: Process, reached: Callable[[], bool]):
+    """Until `reached()`, or the process has ended, or LIMIT has passed."""
     deadline = time.monotonic() + LIMIT
-    while time.monotonic() < deadline and not child.wait(0.01) and not reached():
+    while time.monotonic() < deadline and not has_ended(process, 0.01) and not reached():
         pass
+
+
+def has_ended(process: Process, seconds: float) -> bool:
+    """Whether it ends within so many seconds."""
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True

@@ -1,1 +1,1 @@
-"""The training step beside its peers: how long it takes, and where. The command line is `python -m bench.step`."""
+"""The training step beside baselines: how long it takes, and where. The command line is `python -m bench.step`."""

@@ -1,4 +1,4 @@
-"""The loader benchmark: a repeatable corpus, peers that do their work, failures that are told, rows and tables."""
+"""The loader benchmark: a repeatable dataset, baselines that do their work, failures that are told, rows and tables."""
 
 import hashlib
 import json
@@ -14,11 +14,11 @@ import pytest
 import scipy.ndimage
 from PIL import Image, ImageEnhance, ImageOps
 
-from bench import corpus, loader, loader_views, report
-from bench.contender import Contender, Failed
-from bench.ffcv_tuned_ops import TUNED
-from bench.ffcv_user_ops import STRAIGHTFORWARD, get_simple_random_crop
-from bench.peers import CONTENDERS, ours, reference_pillow, takes_part, torchvision_v2
+from bench import dataset, loader, loader_views, report
+from bench.loader_process import Failed, LoaderProcess
+from bench.loaders import LOADERS, ours, reference_pillow, takes_part, torchvision_v2
+from bench.loaders.ffcv_tuned_ops import TUNED
+from bench.loaders.ffcv_user_ops import STRAIGHTFORWARD, get_simple_random_crop
 from bench.tasks import TASKS
 from ffcv_ops import host
 from ffcv_ops.augment import chain
@@ -31,7 +31,7 @@ FEW = {"train": 40, "val": 10}
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("images")
-    corpus.write_images(folder, {"train": 60, "val": 10})
+    dataset.write_images(folder, {"train": 60, "val": 10})
     return folder
 
 
@@ -42,12 +42,12 @@ def digest(folder):
     return whole.hexdigest()
 
 
-def test_the_corpus_is_the_same_every_time(images, tmp_path):
-    corpus.write_images(tmp_path, {"train": 60, "val": 10})
+def test_the_dataset_is_the_same_every_time(images, tmp_path):
+    dataset.write_images(tmp_path, {"train": 60, "val": 10})
     assert digest(tmp_path) == digest(images)
 
 
-def test_the_corpus_looks_like_imagenet(images):
+def test_the_dataset_looks_like_imagenet(images):
     files = sorted(images.rglob("*.jpg"))
     assert len(files) == 70
     assert 40_000 < np.mean([file.stat().st_size for file in files]) < 50_000
@@ -65,15 +65,15 @@ def test_windows_are_hardly_enlarged():
         scales = []
         photo.resize = lambda size, filter, box, scales=scales: (scales.append((box, size)), Image.new("RGB", size))[1]
         photo.transpose = lambda how: photo
-        corpus.window(photo, random.Random(number))
+        dataset.window(photo, random.Random(number))
         (left, top, right, bottom), (width, height) = scales[0]
-        assert (right - left) / width >= corpus.LEAST_SCALE
+        assert (right - left) / width >= dataset.LEAST_SCALE
         assert right <= 1000 + 1e-6 or height > width
         assert left >= 0 and top >= 0
         assert (right - left) / width == pytest.approx((bottom - top) / height)
 
 
-# --- peers ---------------------------------------------------------------------------------------------------------
+# --- baselines -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -124,26 +124,28 @@ def test_the_window_of_ffcvs_simple_random_crop_slides_along_the_long_side():
 
 def test_torchvision_and_pillow_evaluate_alike(images):
     file = str(next(images.rglob("*.jpg")))
-    results = [peer.transform_of(TASKS["E"])(peer.read(file)) for peer in (torchvision_v2, reference_pillow)]
+    results = [
+        baseline.transform_of(TASKS["E"])(baseline.read(file)) for baseline in (torchvision_v2, reference_pillow)
+    ]
     first, second = (np.asarray(image, float) for image in results)
     assert first.shape == second.shape == (3, 224, 224)
     assert np.abs(first - second).mean() < 2
 
 
 @pytest.mark.parametrize("task", "ABCDFGH")
-@pytest.mark.parametrize("peer", [torchvision_v2, reference_pillow])
-def test_training_transforms_are_random_and_of_the_right_size(images, peer, task):
-    image = peer.read(str(next(images.rglob("*.jpg"))))
-    first, second = (peer.transform_of(TASKS[task])(image).numpy() for _ in range(2))
+@pytest.mark.parametrize("baseline", [torchvision_v2, reference_pillow])
+def test_training_transforms_are_random_and_of_the_right_size(images, baseline, task):
+    image = baseline.read(str(next(images.rglob("*.jpg"))))
+    first, second = (baseline.transform_of(TASKS[task])(image).numpy() for _ in range(2))
     assert first.shape == second.shape == (3, TASKS[task].size, TASKS[task].size)
     assert first.dtype == np.uint8
     assert (first != second).any()
 
 
 def test_who_has_which_policy():
-    have = {task.name: {name for name in CONTENDERS if takes_part(name, task)} for task in TASKS.values()}
+    have = {task.name: {name for name in LOADERS if takes_part(name, task)} for task in TASKS.values()}
     assert have["F"] == have["G"] == have["H"] | {"timm"}
-    usual = {"ours", "ours-fast", "ours-pyramid", "ours-raw", "torchvision-v2", "pillow", "timm", "floor-decode"}
+    usual = {"ours", "ours-fast", "ours-pyramid", "ours-raw", "torchvision-v2", "pillow", "timm", "bound-decode"}
     assert have["F"] == usual
     assert have["B"] - have["F"] == {"ffcv", "ffcv-tuned", "ffcv-raw", "dali"}
 
@@ -163,13 +165,13 @@ def test_our_tasks_are_stages_of_those_policies():
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("bench") / "corpus"
-    corpus.make(folder, {"ours_jpg"}, **FEW)
+    folder = tmp_path_factory.mktemp("bench") / "dataset"
+    dataset.make(folder, {"ours_jpg"}, **FEW)
     return folder
 
 
 def run(small, *options):
-    command = [sys.executable, "-m", "bench.loader", "--quick", "--corpus", small, "--images=40", "--batch=8"]
+    command = [sys.executable, "-m", "bench.loader", "--quick", "--dataset", small, "--images=40", "--batch=8"]
     command += ["--tasks=A", "--repeats=2", "--seconds=0.01", *options]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
 
@@ -178,7 +180,7 @@ def run(small, *options):
 def small_run(small, tmp_path_factory):
     """The run, and what it wrote."""
     file = tmp_path_factory.mktemp("results") / "results.json"
-    ended = run(small, "--only=ours,pillow,floor-eighth", "--tasks=A,decode", f"--json={file}")
+    ended = run(small, "--only=ours,pillow,bound-eighth", "--tasks=A,decode", f"--json={file}")
     assert ended.returncode == 0, ended.stderr
     return ended, json.loads(file.read_text())
 
@@ -193,7 +195,7 @@ def test_the_json_has_machine_and_rows(small_run):
         assert list(row) == ["task", "name", "value", "unit", "lo", "hi", "n"]
         assert 0 < row["lo"] <= row["value"] <= row["hi"]
     measured = {(row["task"], row["name"]): row for row in results["rows"] if row["unit"] == "images/s"}
-    assert set(measured) == {("A", "ours"), ("A", "pillow"), ("decode", "floor-eighth")}
+    assert set(measured) == {("A", "ours"), ("A", "pillow"), ("decode", "bound-eighth")}
     assert {row["n"] for row in measured.values()} == {2}
 
 
@@ -204,10 +206,10 @@ def test_the_tables_are_made_of_the_json(small_run, tmp_path, capsys):
     loader.main(["--table", f"--json={file}"])
     assert capsys.readouterr().out == ended.stdout
     assert "A: RRC 224" in ended.stdout
-    assert "*ours / best peer*" in ended.stdout
+    assert "*ours / best baseline*" in ended.stdout
 
 
-def test_a_contender_that_raises_is_told_and_the_others_go_on(small_run, small, tmp_path):
+def test_a_loader_that_raises_is_told_and_the_others_go_on(small_run, small, tmp_path):
     damaged = next((small / "images" / "train").rglob("*.jpg"))
     intact = damaged.read_bytes()
     try:
@@ -221,20 +223,20 @@ def test_a_contender_that_raises_is_told_and_the_others_go_on(small_run, small, 
     assert [row["name"] for row in rows if row["task"] == "A"] == ["ours"]
 
 
-def test_a_contender_that_dies_is_noticed(small, tmp_path):
-    contender = Contender("floor-eighth", small, batch=8, workers=1, log=tmp_path / "log")
-    contender.prepare("decode")
-    assert contender.seconds(2) > 0
-    os.kill(contender.process.pid, signal.SIGKILL)
+def test_a_loader_that_dies_is_noticed(small, tmp_path):
+    process = LoaderProcess("bound-eighth", small, batch=8, workers=1, log=tmp_path / "log")
+    process.prepare("decode")
+    assert process.seconds(2) > 0
+    os.kill(process.process.pid, signal.SIGKILL)
     with pytest.raises(Failed, match="died"):
-        contender.seconds(2)
-    assert contender.closed
+        process.seconds(2)
+    assert process.closed
 
 
 def test_closing_ends_the_process(small, tmp_path):
-    contender = Contender("floor-eighth", small, batch=8, workers=1, log=tmp_path / "log")
-    contender.close()
-    assert contender.closed
+    process = LoaderProcess("bound-eighth", small, batch=8, workers=1, log=tmp_path / "log")
+    process.close()
+    assert process.closed
 
 
 @pytest.mark.parametrize("options", [["--tasks=Z"], ["--only=ours,tensorflow"], ["--images=8"], ["--table"]])
@@ -263,11 +265,11 @@ def test_rows_hold_median_and_range():
     assert ROWS[0] == {"task": "A", "name": "ours", "value": 200, "unit": "images/s", "lo": 100, "hi": 300, "n": 3}
 
 
-def test_ratios_are_of_turns_and_to_the_fastest_peer():
+def test_ratios_are_of_rounds_and_to_the_fastest_baseline():
     rates = {"ours": [300, 120, 210], "ffcv": [100, 60, 70], "ffcv-raw": [400] * 3, "ffcv-tuned": [200] * 3}
     (row,) = loader.ratio_rows("A", rates | {"pillow": [50] * 3})
     assert row == {"task": "A ratio", "name": "ours", "value": 3, "unit": "ffcv", "lo": 2, "hi": 3, "n": 3}
-    assert loader.ratio_rows("A", {"ours": [1], "floor-decode": [2]}) == []
+    assert loader.ratio_rows("A", {"ours": [1], "bound-decode": [2]}) == []
 
 
 def test_tables():
@@ -275,7 +277,7 @@ def test_tables():
     assert throughput.header == ["pipeline", "A: RRC 224", "E: eval 224"]
     lines = {line[0]: line[1:] for line in throughput.lines}
     assert lines["ours"] == ["200 (100-300)", "-"]
-    assert lines["*ours / best peer*"] == ["2.50 (2.00-3.00) x ffcv", "-"]
+    assert lines["*ours / best baseline*"] == ["2.50 (2.00-3.00) x ffcv", "-"]
     assert sizes.lines == [["ours_jpg", "47.2"]]
 
 
@@ -286,13 +288,13 @@ def test_markdown_goes_between_its_markers(tmp_path):
     for _ in range(2):
         report.replace_between(file, "x", table)
     assert file.read_text() == (
-        "before\n<!-- x -->\n| name | value |\n| ---- | ----: |\n| ours |     1 |\n<!-- /x -->\nafter\n"
+        "before\n<!-- x -->\n| name   |   value |\n|:-------|--------:|\n| ours   |       1 |\n<!-- /x -->\nafter\n"
     )
     with pytest.raises(UserError, match="needs one line <!-- y -->"):
         report.replace_between(file, "y", table)
 
 
-def test_the_plot_shows_every_contender():
+def test_the_plot_shows_every_loader():
     figure = loader_views.plot(ROWS, "a machine")
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [
         "ours", "ffcv", "ffcv-tuned", "ffcv-raw", "pillow",

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from bench import corpus, write
+from bench import dataset, write
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("images")
-    corpus.write_images(folder, {"train": 20})
+    dataset.write_images(folder, {"train": 20})
     return folder
 
 

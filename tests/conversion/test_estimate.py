@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 import write_datasets
-from bench.corpus import write_images
+from bench.dataset import write_images
 from conversion import estimate
 from conversion.encode import ImageConfig
 from conversion.estimate import Row

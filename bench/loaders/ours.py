@@ -1,0 +1,48 @@
+"""This project's loader, through the functions that training uses. Batches: uint8 [n, size, size, 3]."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+
+from bench.loaders import Unavailable
+from bench.tasks import JITTER
+from config.recipe import BASE_RECIPE, load_recipe
+from ffcv_ops.loader import Placement, eval_loader, train_loader
+from ffcv_ops.storage.index import describe
+
+
+def stage_of(task, batch, keys):
+    """base.yaml's stage with the task's crop and augmentation, each image once an epoch, not mixed."""
+    stage = load_recipe(BASE_RECIPE).stages[0]
+    for key in keys:
+        if key not in {field.name for field in dataclasses.fields(stage)}:
+            raise Unavailable(f"there is no key stage.{key}")
+    return dataclasses.replace(
+        stage, resolution=task.size, batch=batch, crop=task.crop, flip=0.5 if task.flip else 0.0,
+        augment={"auto": "auto-original"}.get(task.augment, task.augment),
+        jitter=JITTER if task.augment == "three" else None,
+        repeats=1, mixup=0, cutmix=0, **keys,
+    )  # fmt: skip
+
+
+def prepare(task, data, *, batch, workers, beton, keys=None):
+    files = data.betons[beton]
+    if isinstance(files, str):
+        raise Unavailable(files)
+    path = f"{files}_{task.split}.beton"
+    samples, stage = describe(path).samples, stage_of(task, batch, keys or {})
+    if task.crop == "center":
+        loader = eval_loader(path, samples, stage, batch=batch, placement=Placement(workers=workers))
+    else:
+        loader = train_loader(path, samples, stage, seed=0, placement=Placement(workers=workers))
+    one_epoch, epochs = loader.sample_ids, itertools.count()
+
+    def epoch(batches):
+        """As many epochs as it takes, without a break between them."""
+        ids = np.concatenate([one_epoch(next(epochs)) for _ in range(batches * batch // samples + 2)])
+        loader.sample_ids = lambda number: ids[: batches * batch]
+        for images, _ in loader.epoch(0):
+            yield images
+
+    return epoch

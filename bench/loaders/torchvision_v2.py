@@ -1,0 +1,47 @@
+"""torchvision's v2 transforms on uint8 tensors, decoded by torchvision.io, in DataLoader workers. Batches: uint8
+[n, 3, size, size]. The blur takes 13 taps, 3 sigma of the largest."""
+
+import torch
+from torchvision.io import decode_jpeg, read_file
+from torchvision.transforms import v2
+
+from bench.loaders.files import Files, epochs_of
+from bench.tasks import JITTER
+
+BICUBIC = v2.InterpolationMode.BICUBIC
+
+
+def read(path):
+    return decode_jpeg(read_file(path), mode="RGB")
+
+
+def crop_of(task):
+    return {
+        "rrc": [v2.RandomResizedCrop(task.size or 1, interpolation=BICUBIC, antialias=True)],
+        "src": [
+            v2.Resize(task.size, interpolation=BICUBIC, antialias=True),
+            v2.RandomCrop(task.size, padding=4, padding_mode="reflect"),
+        ],
+        "center": [v2.Resize(task.size, interpolation=BICUBIC, antialias=True), v2.CenterCrop(task.size)],
+    }[task.crop]
+
+
+def transform_of(task):
+    steps = crop_of(task)
+    if task.flip:
+        steps.append(v2.RandomHorizontalFlip())
+    if task.augment == "three":
+        three = [
+            v2.Grayscale(3),
+            v2.RandomSolarize(128, p=1.0),
+            v2.GaussianBlur(13, sigma=(0.1, 2.0)),
+        ]
+        steps += [v2.RandomChoice(three), v2.ColorJitter(JITTER, JITTER, JITTER)]
+    elif task.augment != "none":
+        steps.append({"rand": v2.RandAugment, "auto": v2.AutoAugment, "trivial": v2.TrivialAugmentWide}[task.augment]())
+    return v2.Compose(steps)
+
+
+def prepare(task, data, *, batch, workers):
+    torch.set_num_threads(1)  # as in DataLoader's workers
+    return epochs_of(Files(data.files[task.split], read, transform_of(task)), batch=batch, workers=workers)
