@@ -38,7 +38,6 @@ class RunFolder:
         name = Path(recipe.source).stem if recipe.log.name == "auto" else recipe.log.name
         self.path = Path(recipe.log.out) / name
         self.checkpoints = self.path / "checkpoints"
-        self.log = self.path / "log.jsonl"
         self.keep = recipe.log.keep
         self.minutes = recipe.log.save_every
         self.pages = recipe.data.shuffle_pages

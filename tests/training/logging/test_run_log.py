@@ -49,7 +49,7 @@ def test_time_spent_goes_on_after_a_restart_and_counts_what_was_lost(begin):
     log.begin_stage(begin.stage, done=20)
     log.row(**epoch(3, 50.0))
     log.close()
-    rows = records.read_rows(begin.folder.log)
+    rows = records.read_rows(begin.folder.path / "log.jsonl")
     assert [(row["epoch"], row["wall"]) for row in rows] == [(1, 100), (2, 200), (3, 350)]
     assert all(row["at"] > 1_700_000_000 for row in rows)
 
@@ -62,7 +62,7 @@ def test_leaving_the_official_curve_is_said_once(begin, capsys):
         log.row(**epoch(number, top1))
     log.close()
     said = re.sub(r"\s+", " ", capsys.readouterr().out)
-    warnings = [row for row in records.read_rows(begin.folder.log) if row["kind"] == "warning"]
+    warnings = [row for row in records.read_rows(begin.folder.path / "log.jsonl") if row["kind"] == "warning"]
     assert [(row["epoch"], row["step"]) for row in warnings] == [(55, 550), (80, 800)]
     assert "50.00 % after epoch 55, 5.83 points below the official 55.83 %" in warnings[0]["message"]
     assert said.count("warning: stage pretrain_224 is off the curve of vit_s_800ep") == 2
@@ -75,7 +75,7 @@ def test_it_is_not_said_again_after_a_restart(begin):
         for number in numbers:
             log.row(**epoch(number, {50: 53.0, 55: 50.0, 60: 51.0, 65: 58.0, 80: 58.5}[number]))
         log.close()
-    warnings = [row for row in records.read_rows(begin.folder.log) if row["kind"] == "warning"]
+    warnings = [row for row in records.read_rows(begin.folder.path / "log.jsonl") if row["kind"] == "warning"]
     assert [row["epoch"] for row in warnings] == [55, 80]
 
 
@@ -91,14 +91,14 @@ def test_an_epoch_that_a_checkpoint_is_within_has_no_row_yet(batch, kept, begin)
     log.warn("x", stage="pretrain_224", epoch=2, step=20)
     log.close()
     begin(20, batch=batch)[0].close()
-    assert [(row["epoch"], row["kind"]) for row in records.read_rows(begin.folder.log)] == kept
+    assert [(row["epoch"], row["kind"]) for row in records.read_rows(begin.folder.path / "log.jsonl")] == kept
 
 
 def test_a_small_number_keeps_its_digits(begin):
     log, _ = begin()
     log.row(**epoch(1, 50.0) | {"lr": 1.234567e-5, "loss": float("nan"), "images_per_s": 12345.678})
     log.close()
-    row = records.read_rows(begin.folder.log)[0]
+    row = records.read_rows(begin.folder.path / "log.jsonl")[0]
     assert (row["lr"], row["images_per_s"], row["loss"] != row["loss"]) == (1.234567e-5, 12345.68, True)
 
 
@@ -119,5 +119,5 @@ def test_other_ranks_write_nothing(begin, capsys):
     log.row(**epoch(1, 50.0))
     log.say("x")
     log.close()
-    assert not begin.folder.log.exists()
+    assert not (begin.folder.path / "log.jsonl").exists()
     assert capsys.readouterr().out == ""
