@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from config.schema import EvalConfig
 from ffcv_ops.errors import UserError, writing
 from ffcv_ops.loader import eval_loader
-from ffcv_ops.storage.index import DatasetInfo, describe
+from ffcv_ops.storage.index import describe
+from ffcv_ops.storage.info import DatasetInfo
 from training import adapt_weights, cost, micro_batch, model, out_of_memory, weights
 from training.datasets import files_of
 from training.distributed.watchdog import Watchdog
