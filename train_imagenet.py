@@ -16,12 +16,13 @@ import os
 
 from config import train_command
 from ffcv_ops.errors import UserError, exits_cleanly, interruptible
-from training import estimate
 
 if __name__ == "__main__":  # --help, mistakes and --print are answered here: the imports below take seconds
     interruptible()
     options, recipe, _ = exits_cleanly(train_command.parse)(__doc__)
     if options.print and not options.measure:
+        from training import estimate
+
         exits_cleanly(estimate.print_plan)(recipe, images_per_s=options.at_throughput)
         raise SystemExit
     if recipe.speed.device == "cpu":
@@ -42,6 +43,7 @@ from ffcv_ops.loader import eval_loader, train_loader
 from training import (
     compiling,
     distributed,
+    estimate,
     micro_batch,
     optim,
     out_of_memory,

@@ -64,8 +64,7 @@ def test_mistakes_are_told_before_anything_heavy_is_imported(arguments, complain
 
 
 def test_print_imports_nothing_heavy():
-    """But Numba, for the kernels beside the length of an epoch."""
     status, said, names = imported(["train_imagenet.py", "--cfg", "recipes/vit_h_800ep.yaml", "--print"])
     assert status == 0
     assert any(line.startswith("# finetune_224  224     256   632.126  167.30") for line in said)
-    assert not names & (HEAVY - {"numba", "scipy"})
+    assert not names & HEAVY
