@@ -135,11 +135,11 @@ def test_levels(folder, tmp_path):
     [
         (["--data.sorce=in"], "--data.sorce is not an option; the nearest is --data.source"),
         (["--data.on_error=ignore"], "--data.on_error is 'ignore'; it must be one of stop, skip"),
-        (["--data.workers=0"], "--data.workers is '0'; it must be a whole number at least 1 or auto"),
+        (["--data.workers=0"], "--data.workers is '0'; it must be a whole number at least 1 and at most 1,024 or auto"),
         (["--image.quality=90.5"], "--image.quality is '90.5'; it must be a whole number"),
         (["--image.levels=64,x"], "--image.levels is '64,x'; it must be a list, each a whole number at least 1"),
         (["--image.levels=64,0"], "--image.levels is '64,0'; it must be a list, each a whole number at least 1"),
-        (["--image.levels="], "--image.levels is ''; it must be a list, each a whole number at least 1"),
+        (["--image.levels="], "--image.levels is empty; give it a value or leave it out"),
         (["--image.levels=99999"], "--image.levels is '99999'; it must be a list, each a whole number at least 1"),
         (["--image.levels=64,80"], "--image.levels is 64,80; each level must be smaller than the one before"),
         (["--image.levels=64,64"], "--image.levels is 64,64; each level must be smaller than the one before"),
