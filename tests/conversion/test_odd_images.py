@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from conversion import beton
@@ -133,7 +132,6 @@ def write(folder, wanted):
     return ["write_datasets.py", f"--data.source={folder / 'images'}", f"--data.out={folder / 'x'}", "--data.workers=1"]
 
 
-@pytest.mark.timeout(200)
 def test_odd_ones_are_stored_as_their_pictures(tmp_path, run_python):
     odd = {name: kind for name, kind in kinds().items() if kind.picture is not None}
     done = run_python(write(tmp_path, odd.values()))
@@ -149,7 +147,6 @@ def test_odd_ones_are_stored_as_their_pictures(tmp_path, run_python):
         assert min(abs(picture - found).mean() for picture in small) < TOLERANCE, name
 
 
-@pytest.mark.timeout(200)
 def test_bad_ones_are_refused_or_left_out_by_name(tmp_path, run_python):
     bad = [kind for kind in kinds().values() if kind.picture is None]
     words = write(tmp_path, bad)
