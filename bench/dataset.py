@@ -21,10 +21,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from bench.processes import ROOT
 from conversion.photos import photo_path
 from conversion.rgb import read_rgb
 
-ROOT = Path(__file__).parents[1]
 PHOTOS = {
     "astronaut": "skimage/data/astronaut.png",
     "chelsea": "skimage/data/chelsea.png",

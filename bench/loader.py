@@ -32,9 +32,6 @@ START_TASK, START_BATCHES = "B", 8
 MARKER = "bench.loader"
 
 
-# --- measuring -----------------------------------------------------------------------------------------------------
-
-
 class Comparison:
     """The loaders that are still in, and what went wrong with the others (task and name: why)."""
 
@@ -185,9 +182,6 @@ def proportional_set_size(pid: int) -> int:
         root = psutil.Process(pid)
         return sum(one.memory_full_info().pss for one in [root, *root.children(recursive=True)])
     return 0
-
-
-# --- the command line ----------------------------------------------------------------------------------------------
 
 
 def parse(argv):

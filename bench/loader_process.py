@@ -16,11 +16,10 @@ import time
 import traceback
 from pathlib import Path
 
-from bench.dataset import load
+from bench.dataset import ROOT, load
 from bench.loaders import Unavailable, prepare_of
 from bench.tasks import EVERY
 
-ROOT = Path(__file__).parents[1]
 TIMEOUT = 300  # seconds; stock FFCV compiles for half a minute on an idle core
 
 
@@ -85,9 +84,6 @@ class LoaderProcess:
         if "error" in answer:
             raise Failed(f"{answer['error']}; see {self.log}")
         return answer
-
-
-# --- the process ---------------------------------------------------------------------------------------------------
 
 
 def main():

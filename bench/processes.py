@@ -52,7 +52,8 @@ class Server:
 
     def close(self):
         self._control.close()
-        self._process.wait(10)
+        self._process.kill()  # it may be at its imports still, and has nothing to put in order
+        self._process.wait()
 
 
 class Process:

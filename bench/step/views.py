@@ -40,9 +40,6 @@ def _cell(row) -> str:
     return f"{row['value']:.4g}" + ("" if one else f" [{row['lo']:.4g}-{row['hi']:.4g}]")
 
 
-# --- all results that are kept --------------------------------------------------------------------------------------
-
-
 def kept_results() -> dict[str, list[dict]]:
     """{device: rows} of all files of bench/results with rows of steps."""
     found = {}

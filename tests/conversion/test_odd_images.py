@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from conversion import beton
@@ -133,7 +132,6 @@ def write(folder, wanted):
     return ["write_datasets.py", f"--data.source={folder / 'images'}", f"--data.out={folder / 'x'}", "--data.workers=1"]
 
 
-@pytest.mark.timeout(200)
 def test_odd_ones_are_stored_as_their_pictures(tmp_path, run_python):
     odd = {name: kind for name, kind in kinds().items() if kind.picture is not None}
     done = run_python(write(tmp_path, odd.values()))
@@ -149,14 +147,15 @@ def test_odd_ones_are_stored_as_their_pictures(tmp_path, run_python):
         assert min(abs(picture - found).mean() for picture in small) < TOLERANCE, name
 
 
-@pytest.mark.timeout(200)
 def test_bad_ones_are_refused_or_left_out_by_name(tmp_path, run_python):
     bad = [kind for kind in kinds().values() if kind.picture is None]
     words = write(tmp_path, bad)
     done = run_python(words)
     assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert f"m00{bad[0].file}" in done.stderr
+    *progress, said = done.stderr.splitlines()
+    assert said.startswith("error: ")
+    assert f"m00{bad[0].file}" in said
+    assert not any("error" in line or "Traceback" in line for line in progress)
     assert not (tmp_path / "x_train.beton").exists()
     done = run_python([*words, "--data.on_error=skip"])
     assert done.returncode == 0, done.stderr
