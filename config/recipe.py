@@ -29,6 +29,7 @@ from config.rules import broken_rules
 from config.schema import SECTIONS, GeneralConfig, Recipe, StageConfig
 from config.text import nearest, printable
 from config.yaml_file import read_yaml
+from ffcv_ops.augment import chain
 from ffcv_ops.errors import UserError
 
 BASE_RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "base.yaml"
@@ -65,7 +66,7 @@ def load_recipe(path, overrides: Mapping[str, str] | None = None) -> Recipe:
         Recipe,
         vars(section("", {}))
         | {name: section(name, {}) for name in ("data", "model", "speed", "log")}
-        | {"stages": tuple(section("stage", row) for row in file.rows or [{}]), "source": str(path)},
+        | {"stages": tuple(_pinned(section("stage", row), path, faults) for row in file.rows or [{}]), "source": str(path)},
     )
     if len(lacking) > MOST_MISSING:
         first = next(iter(lacking)).removeprefix(f"{printable(path)}: ").partition(" ")[0]
@@ -82,6 +83,18 @@ def _partial(cls, values: Mapping):
         if value is not INVALID:
             object.__setattr__(made, name, value)
     return made
+
+
+def _pinned(stage, path, faults):
+    """The stage with its augmentations in their one spelling and the hash of those in files of the user's own."""
+    try:
+        object.__setattr__(stage, "augment", chain.pin(stage.augment))
+        chain.parse(chain.text_of(stage))
+    except AttributeError:  # an option of these was refused
+        pass
+    except UserError as error:
+        faults.append(f"{printable(path)}: stage {printable(getattr(stage, 'name', '?'))}: augment: {error}")
+    return stage
 
 
 def render_recipe(recipe: Recipe) -> str:

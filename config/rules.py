@@ -116,16 +116,6 @@ def rrc_scale_rises(stage, before, recipe):
         return f"rrc_scale {to_yaml(stage.rrc_scale)} must be [smallest, largest]"
 
 
-def three_ops_differ(stage, before, recipe):
-    if len(set(stage.three_ops)) < len(stage.three_ops):
-        return f"three_ops {to_yaml(stage.three_ops)} names an operation twice"
-
-
-def rand_config_is_timms(stage, before, recipe):
-    if not re.fullmatch(r"rand(-(m|n|mstd|inc)[0-9]+(\.[0-9]+)?)+", stage.rand_config):
-        return f"rand_config {stage.rand_config!r} must read like rand-m9-mstd0.5-inc1"
-
-
 def warmup_ends_within_the_stage(stage, before, recipe):
     if stage.warmup_epochs > stage.epochs:
         return f"warmup_epochs {stage.warmup_epochs} is more than epochs {stage.epochs}; set warmup_epochs too"
@@ -164,8 +154,6 @@ STAGE_RULES = (
     ramp_begins_below_the_resolution,
     ramp_ends_within_the_stage,
     rrc_scale_rises,
-    three_ops_differ,
-    rand_config_is_timms,
     warmup_ends_within_the_stage,
     lr_falls,
     warmup_rises,

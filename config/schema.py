@@ -7,6 +7,7 @@ import dataclasses
 from typing import ClassVar, Literal
 
 from config.options import option
+from ffcv_ops.augment import chain
 
 MOST_EPOCHS = 100_000
 MOST_SAMPLES = 1_000_000  # in a batch
@@ -64,14 +65,10 @@ class StageConfig:
         high=100,
     )
     flip: float = option("probability of a horizontal flip", low=0, high=1)
-    augment: Literal["three", "rand", "auto-original", "auto-v0", "trivial", "none"] = option(
-        "3-Augment, RandAugment, AutoAugment, TrivialAugment or none"
-    )
-    three_ops: tuple[Literal["gray", "solarize", "blur"], ...] = option("three: one of these for each sample")
-    rand_config: str = option("rand: strength, in timm's notation")
-    jitter: float | None = option("colour jitter: brightness, contrast and saturation in 1 -+ this", above=0, high=1)
+    augment: str = option(chain.help_text())
+    jitter: float | None = option("color jitter: brightness, contrast and saturation in 1 -+ this", above=0, high=1)
     erasing: float = option("probability of random erasing", low=0, high=1)
-    erasing_mode: Literal["const", "rand", "pixel"] = option("erase with the mean colour, one random colour, or noise")
+    erasing_mode: Literal["const", "rand", "pixel"] = option("erase with the mean color, one random color, or noise")
     repeats: int = option("views of an image in an epoch (repeated augmentation)", low=1, high=100)
     mixup: float = option("alpha of mixup; 0: no mixup", low=0, high=100)
     cutmix: float = option("alpha of CutMix; 0: no CutMix", low=0, high=100)

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import torch
 
-from ffcv_ops import erasing, host, order, policies, randaugment
+from ffcv_ops import host, order
+from ffcv_ops.augment import chain, load
 from ffcv_ops.corrupt_samples import CorruptSamples
 from ffcv_ops.decoders import ImageDecoder
 from ffcv_ops.errors import UserError
@@ -46,21 +47,18 @@ ALONE = Placement()  # one process, on the CPU
 
 
 def plan_of(stage) -> TransformParams:
-    """What happens to a training sample of this stage. Raises UserError where rand_config cannot be read."""
+    """What happens to a training sample of this stage. Executes and compiles augmentations of the user's own; what is
+    wrong with one is a UserError."""
+    interpolation = resample.NAMES[stage.interpolation]
     return TransformParams(
         crop=crops.NAMES[stage.crop],
         scale_low=float(stage.rrc_scale[0]),
         scale_high=float(stage.rrc_scale[1]),
         ratio=float(stage.eval_crop),
-        interpolation=resample.NAMES[stage.interpolation],
+        interpolation=interpolation,
         min_oversampling=float(stage.min_oversampling or 0.0),
         flip=float(stage.flip),
-        augment=policies.NAMES[stage.augment],
-        three_ops=sum(policies.THREE_OPS[op] for op in stage.three_ops),
-        rand=randaugment.parse(stage.rand_config),
-        jitter=float(stage.jitter or 0.0),
-        erase=float(stage.erasing),
-        erase_mode=erasing.NAMES[stage.erasing_mode],
+        chain=load.compiled(load.from_text(chain.text_of(stage)), interpolation),
     )
 
 

@@ -37,6 +37,8 @@ LAYERS = 100  # the most there is room for
 ERASE = 1024
 ERASE_TRY = 1025
 ERASE_NOISE = 1065
+# A user's own augmentations (augment/chain.py): one for each place in a chain, from which a key of its own is made.
+OWN = 2048
 # Stochastic depth (training/depth.py): this stream and all above it, one for each step.
 DEPTH = 1 << 16
 

@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ffcv_ops import erasing, policies, randaugment, rng, stored_images
+from ffcv_ops import rng, stored_images
+from ffcv_ops.augment import calls, operations
+from ffcv_ops.augment.chain import Compiled
 from ffcv_ops.compiled import kernel
 from ffcv_ops.jpeg import decoder
 from ffcv_ops.kernels import crops, lanes, resample
@@ -30,12 +32,7 @@ class TransformParams(NamedTuple):
     interpolation: int = resample.BICUBIC
     min_oversampling: float = 0.0  # source pixels per output pixel that remain when less is decoded; 0: decode all
     flip: float = 0.0  # probability
-    augment: int = policies.NONE
-    three_ops: int = policies.GRAY | policies.SOLARIZE | policies.BLUR
-    rand: randaugment.Strength = randaugment.Strength()
-    jitter: float = 0.0
-    erase: float = 0.0  # probability
-    erase_mode: int = erasing.PIXEL
+    chain: Compiled = Compiled()  # the augmentations, after the flip
 
 
 class Workspace(NamedTuple):
@@ -168,16 +165,11 @@ def _transform(handle, levels, params, key, work, out):
     # A flip costs nothing: it is in the horizontal taps.
     resize = _plan_resize(view, flip, levels, source, params.interpolation, work.resampler)
     # JPEG's luma is not Pillow's gray of the decoded pixels, to a level or two: only where exactness is given up.
-    luma = params.min_oversampling > 0.0 and policies.is_gray(params.augment, params.three_ops, key)
+    luma = params.min_oversampling > 0.0 and calls.is_gray(params.chain, key)
     status = _decode_and_resize(handle, address, image, source, luma, resize, work)
     if status != OK:
         return status
-    policies.apply(
-        work.planes, params.augment, params.three_ops, params.rand, params.interpolation, params.jitter, key,
-        work.scratch,
-    )  # fmt: skip
-    if params.erase > 0.0:
-        erasing.erase(work.planes, params.erase, params.erase_mode, key)
+    calls.apply(params.chain, work.planes, key, work.scratch)
     interleave(work.planes, out)
     return OK
 
@@ -191,7 +183,7 @@ def _workspace(table, size, interpolation):
         np.empty(((heights + 16) * widths).max() + 16, np.uint32),  # sixteen rows more: the resampler reads tiles
         resample.workspace(max(heights.max(), widths.max()), size, size, interpolation),
         np.empty((3, size, size), np.uint8),
-        np.empty(policies.scratch(size, size), np.uint8),
+        np.empty(operations.scratch_size(size, size), np.uint8),
     )
 
 

@@ -22,7 +22,7 @@ from config.yaml_file import read_yaml
 from ffcv_ops.errors import UserError
 
 NETWORK = ("model.name", "model.layer_scale", "model.blur_pool", "stage.lr", "stage.weight_decay", "stage.drop_path")
-AUGMENTATION = ("augment", "three_ops", "rand_config", "jitter", "erasing", "erasing_mode")
+AUGMENTATION = ("augment", "jitter", "erasing", "erasing_mode")
 VARIED = (*NETWORK, *(f"stage.{name}" for name in AUGMENTATION), "seed", "log.name")
 
 

@@ -49,7 +49,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, UnidentifiedImageError
 
-from ffcv_ops import erasing, operations, policies, rng
+from config.recipe import StageConfig
+from ffcv_ops import rng
+from ffcv_ops.augment import chain
 from ffcv_ops.kernels import crops
 from ffcv_ops.loader import plan_of
 from ffcv_ops.rng import RandomKey
@@ -61,19 +63,6 @@ from ffcv_ops.transform import TransformParams, transform_image
 matplotlib.use("Agg")
 
 AMPLIFIED = 32  # a difference of 8 of 255 is white
-JITTER = 0.3  # of 3-Augment in the paper
-POLICIES = {  # what --all-policies shows: changes to a plan without augmentation
-    "none": {},
-    "colour jitter": {"jitter": JITTER},
-    "3-Augment\nand colour jitter": {"augment": policies.THREE, "jitter": JITTER},
-    "RandAugment": {"augment": policies.RAND},
-    "AutoAugment,\noriginal": {"augment": policies.AUTO_ORIGINAL},
-    "AutoAugment, v0": {"augment": policies.AUTO_V0},
-    "TrivialAugment": {"augment": policies.TRIVIAL},
-    "erasing, const": {"erase": 1.0, "erase_mode": erasing.CONST},
-    "erasing, rand": {"erase": 1.0, "erase_mode": erasing.RAND},
-    "erasing, pixel": {"erase": 1.0, "erase_mode": erasing.PIXEL},
-}
 
 
 @exits_cleanly
@@ -102,6 +91,8 @@ def main(argv=None) -> None:
     with writing(options.out):
         sheet(rows).savefig(options.out, dpi=100)
     print(f"{options.out}: {said} of {options.cfg}")
+    for stage in stages:
+        print(f"{stage.name}: {chain.describe(stage)}")
 
 
 class Panel(NamedTuple):
@@ -114,22 +105,31 @@ class Panel(NamedTuple):
 
 def row_of(image: np.ndarray, shown, seed: int) -> list[Panel]:
     """The stored image and one panel for each (stage, draw) of `shown`."""
-    return [_stored_panel(image)] + [
-        _panel(image, stage, plan_of(stage), RandomKey(seed, draw)) for stage, draw in shown
-    ]
+    views = [(View(stage, plan_of(stage), chain.load(chain.text_of(stage))), draw) for stage, draw in shown]
+    return [_stored_panel(image)] + [_panel(image, view, RandomKey(seed, draw)) for view, draw in views]
+
+
+class View(NamedTuple):
+    """What is done to an image: a stage's crop and flip, and augmentations."""
+
+    stage: StageConfig
+    params: TransformParams
+    loaded: list[chain.Loaded]  # the augmentations of `params`
 
 
 def compared(image: np.ndarray, shown, seed: int) -> list[list[Panel]]:
-    """Three rows: ours, the reference, the difference."""
+    """Three rows: ours, the reference, the difference; without the augmentations that declare no reference."""
     from tools import reference  # imports torch and timm
 
     rows = [[_stored_panel(image)], [Panel(None)], [Panel(None)]]
     for stage, draw in shown:
-        # neither of the two has another implementation to be held against
-        plan = plan_of(stage)._replace(erase=0.0, min_oversampling=0.0)
+        loaded = [one for one in chain.load(chain.text_of(stage)) if one.augmentation.reference]
+        params = plan_of(stage)
+        augmented = chain.compiled(loaded, params.interpolation)
+        params = params._replace(min_oversampling=0.0, chain=augmented)  # decoding less has no other implementation
         key = RandomKey(seed, draw)
-        ours = _panel(image, stage, plan, key)
-        theirs = reference.show(image, plan=plan, resolution=stage.resolution, key=key)
+        ours = _panel(image, View(stage, params, loaded), key)
+        theirs = reference.show(image, params, loaded, resolution=stage.resolution, key=key)
         apart = np.abs(ours.picture.astype(int) - theirs)
         amplified = np.minimum(AMPLIFIED * apart, 255).astype(np.uint8)
         rows[0].append(ours)
@@ -139,13 +139,15 @@ def compared(image: np.ndarray, shown, seed: int) -> list[list[Panel]]:
 
 
 def policy_rows(image: np.ndarray, stage, seed: int, number: int) -> list[list[Panel]]:
-    """A row for each policy, with the stage's crops."""
-    plain = plan_of(stage)._replace(augment=policies.NONE, jitter=0.0, erase=0.0)
-    return [
-        [Panel(image, below=name)]
-        + [_panel(image, stage, plain._replace(**changes), RandomKey(seed, draw)) for draw in range(number)]
-        for name, changes in POLICIES.items()
-    ]
+    """A row for each example of a declared augmentation, with the stage's crops."""
+    examples = [text for augmentation in chain.declared().values() for text in augmentation.examples]
+    rows = []
+    for text in (chain.NONE, *examples):
+        loaded, params = chain.load(text), plan_of(stage)
+        view = View(stage, params._replace(chain=chain.compiled(loaded, params.interpolation)), loaded)
+        panels = [_panel(image, view, RandomKey(seed, draw)) for draw in range(number)]
+        rows.append([Panel(image, below=text.replace(" | ", "\n| ")), *panels])
+    return rows
 
 
 def _stored_panel(image):
@@ -153,11 +155,11 @@ def _stored_panel(image):
     return Panel(image, "stored", f"{width}x{height}")
 
 
-def _panel(image, stage, plan, key):
-    height, width, _ = image.shape
-    size = stage.resolution
-    shown = transform_image(image, plan, resolution=size, key=key)
-    return Panel(shown, f"{stage.name}, {size} px", words(plan, height, width, size, key=key))
+def _panel(image, view, key):
+    size = view.stage.resolution
+    shown = transform_image(image, view.params, resolution=size, key=key)
+    said = words(view.params, view.loaded, image.shape[:2], size, key=key)
+    return Panel(shown, f"{view.stage.name}, {size} px", said)
 
 
 def stored_images(path: Path, number: int) -> list[np.ndarray]:
@@ -184,25 +186,14 @@ def _pixels(entry: np.void, data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
-def words(params: TransformParams, height: int, width: int, size: int, *, key: RandomKey) -> str:
-    """What happens to an image of this size at this draw, in a few words."""
-    view = crops.locate(params.crop, height, width, size, params.scale_low, params.scale_high, params.ratio, key)
+def words(params: TransformParams, loaded, stored: tuple[int, int], size: int, *, key: RandomKey) -> str:
+    """What happens to an image of these sides, (height, width), under this key, in a few words. loaded: the
+    augmentations of `params`, as `chain.load` gives them."""
+    view = crops.locate(params.crop, *stored, size, params.scale_low, params.scale_high, params.ratio, key)
     said = [f"{view.box_width}x{view.box_height}"] if params.crop == crops.RRC else []
     if rng.uniform(key, rng.FLIP) < params.flip:
         said.append("flip")
-    if params.augment == policies.THREE:
-        op = policies.three_choice(params.three_ops, key)
-        names = {number: name for name, number in policies.THREE_OPS.items()}
-        said.append(f"blur {policies.three_sigma(key):.1f}" if op == policies.BLUR else names[op])
-    for layer in range(policies.layers(params.augment, params.rand)):
-        op, value = policies.choose(params.augment, params.rand, layer, size, size, key)
-        if op != operations.IDENTITY:
-            bare = op in (operations.AUTOCONTRAST, operations.EQUALIZE, operations.INVERT)
-            said.append(operations.NAMES[op] + ("" if bare else f" {value:.3g}"))
-    if params.jitter:
-        factors = (policies.jitter_factor(params.jitter, which, key) for which in range(3))
-        said.append("bcs " + " ".join(f"{factor:.2f}".lstrip("0") for factor in factors))
-    return "\n".join(said)
+    return "\n".join(said + chain.words(loaded, params.interpolation, size, size, key))
 
 
 def sheet(rows: list[list[Panel]]) -> Figure:

@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ffcv_ops.compiled import kernel
-from ffcv_ops.kernels import lanes
+from ffcv_ops.compiled import kernel, module
+
+lanes = module("ffcv_ops.kernels.lanes")  # imports numba
 
 
 @kernel

@@ -18,9 +18,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ffcv_ops.compiled import kernel
-from ffcv_ops.kernels import lanes
+from ffcv_ops.compiled import kernel, module
 from ffcv_ops.kernels.span import Span
+
+lanes = module("ffcv_ops.kernels.lanes")  # imports numba
 
 BICUBIC, BILINEAR = 0, 1
 NAMES = {"bicubic": BICUBIC, "bilinear": BILINEAR}

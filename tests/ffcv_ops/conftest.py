@@ -15,7 +15,9 @@ from torchvision.transforms.autoaugment import _apply_op
 
 from conversion import beton
 from conversion.encode import encode_rgb
-from ffcv_ops import autoaugment, operations, policies, randaugment, rng
+from ffcv_ops import rng
+from ffcv_ops.augment import chain, operations
+from ffcv_ops.augment.policies import autoaugment, randaugment
 
 _TIMM = {
     "autocontrast": "AutoContrast", "equalize": "Equalize", "invert": "Invert", "rotate": "Rotate",
@@ -26,43 +28,44 @@ _TIMM = {
 _INCREASING = ("posterize", "solarize", "color", "contrast", "brightness", "sharpness")
 
 
-def _timm_name(op, law):
-    """timm's name of our operation number `op` under a law of strength."""
+def _timm_name(op, scale):
+    """timm's name of our operation number `op` on a scale of strength."""
     name = operations.NAMES[op]
-    if law == operations.INCREASING and name in _INCREASING:
+    if scale == operations.INCREASING and name in _INCREASING:
         return _TIMM[name] + "Increasing"
-    if law == operations.PAPER and name == "posterize":
+    if scale == operations.PAPER and name == "posterize":
         return "PosterizeOriginal"
     return _TIMM[name]
 
 
-def _timm_operation(image, op, law, magnitude, negative, interpolation=Image.Resampling.BICUBIC):
+def _timm_operation(image, op, scale, magnitude, negative, interpolation=Image.Resampling.BICUBIC):
     """What timm makes of a Pillow image, as create_transform configures it."""
     hparams = {"img_mean": (124, 116, 104), "interpolation": interpolation}
-    operation = auto_augment.AugmentOp(_timm_name(op, law), prob=1.0, magnitude=magnitude, hparams=hparams)
+    operation = auto_augment.AugmentOp(_timm_name(op, scale), prob=1.0, magnitude=magnitude, hparams=hparams)
     if operation.name.startswith("Posterize") and operation.level_fn(magnitude, hparams)[0] == 0:
         return Image.new("RGB", image.size)  # what Pillow did before it refused to keep no bits
     with mock.patch.object(auto_augment, "_randomly_negate", lambda value: -value if negative else value):
         return operation(image)
 
 
-def _row(augment, rand, key):
-    """(operation, law, magnitude, negative) of each layer that is applied, from our draws."""
-    if augment == policies.RAND:
+def _row(step, key):
+    """(operation, scale, magnitude, negative) of each layer that is applied, from our random numbers."""
+    if step.name == "rand":
+        rand = randaugment.parse(dict(step.options)["config"])
         for layer in range(rand.layers):
             stream = rng.LAYER + 8 * layer
             if rng.uniform(key, stream + 1) < rand.probability:
                 op = rng.uniform_int(key, stream, 15)
                 strength = randaugment.magnitude(rand, key, layer)
-                yield op, rand.law, strength, rng.uniform(key, stream + 4) < 0.5
+                yield op, rand.scale, strength, rng.uniform(key, stream + 4) < 0.5
     else:
-        original = augment == policies.AUTO_ORIGINAL
+        original = step.name == "auto-original"
         pairs = autoaugment.POLICIES[0 if original else 1]
         for layer, (op, probability, magnitude) in enumerate(pairs[rng.uniform_int(key, rng.CHOICE, 25)]):
             stream = rng.LAYER + 8 * layer
             if rng.uniform(key, stream + 1) < probability:
-                law = operations.PAPER if original else operations.PLAIN
-                yield int(op), law, magnitude, rng.uniform(key, stream + 4) < 0.5
+                scale = operations.PAPER if original else operations.PLAIN
+                yield int(op), scale, magnitude, rng.uniform(key, stream + 4) < 0.5
 
 
 def _trivial(image, key):
@@ -76,12 +79,13 @@ def _trivial(image, key):
     return _apply_op(image, name, strength, interpolation=InterpolationMode.NEAREST, fill=None)
 
 
-def _pillow_zoo(image, augment, rand, key, interpolation=Image.Resampling.BICUBIC):
-    """The whole policy on a Pillow image, given our draws."""
-    if augment == policies.TRIVIAL:
+def _pillow_zoo(image, text, key, interpolation=Image.Resampling.BICUBIC):
+    """The whole policy on a Pillow image, given our random numbers. text: the recipe's, `rand(rand-m9)`."""
+    (step,) = chain.parse(text)
+    if step.name == "trivial":
         return _trivial(image, key)
-    for op, law, magnitude, negative in _row(augment, rand, key):
-        image = _timm_operation(image, op, law, magnitude, negative, interpolation)
+    for op, scale, magnitude, negative in _row(step, key):
+        image = _timm_operation(image, op, scale, magnitude, negative, interpolation)
     return image
 
 

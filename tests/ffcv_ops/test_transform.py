@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from ffcv_ops import erasing, policies, randaugment, rng
+from ffcv_ops import rng
+from ffcv_ops.augment import chain
+from ffcv_ops.augment.policies import color_jitter, random_erasing, three_augment
 from ffcv_ops.kernels import crops, resample
 from ffcv_ops.rng import RandomKey
 from ffcv_ops.stored_images import JPG, RAW, STORED_IMAGE
@@ -30,66 +32,73 @@ def pillow_crop(image, plan, draw):
     return image.resize((v.full_width, v.full_height), BICUBIC).crop((v.left, v.top, v.left + SIZE, v.top + SIZE))
 
 
-RAND = randaugment.parse("rand-m9-mstd0.5-inc1")
-
-
-def pillow_transform(array, plan, draw, pillow_zoo):
-    """Crop, flip, policy, colour jitter, erasing: the order of the official augment.py and of timm."""
+def pillow_transform(array, plan, text, draw, pillow_zoo):
+    """Crop, flip, policy, color jitter, erasing: the order of the official augment.py and of timm."""
+    key = RandomKey(SEED, draw)
     image = pillow_crop(Image.fromarray(array), plan, draw)
-    if rng.uniform(RandomKey(SEED, draw), rng.FLIP) < plan.flip:
+    if rng.uniform(key, rng.FLIP) < plan.flip:
         image = ImageOps.mirror(image)
-    if plan.augment == policies.THREE:
-        op = policies.three_choice(plan.three_ops, RandomKey(SEED, draw))
-        if op == policies.GRAY:
-            image = image.convert("L").convert("RGB")
-        elif op == policies.SOLARIZE:
-            image = ImageOps.solarize(image)
+    planes = None
+    for step in chain.parse(text):
+        options = dict(step.options)
+        if step.name == "three":
+            op = three_augment.choice_of(7, key)
+            if op == three_augment.GRAY:
+                image = image.convert("L").convert("RGB")
+            elif op == three_augment.SOLARIZE:
+                image = ImageOps.solarize(image)
+            else:
+                image = image.filter(ImageFilter.GaussianBlur(three_augment.sigma_of(key)))
+        elif step.name == "jitter":
+            permutation = rng.uniform_int(key, rng.JITTER_ORDER, 6)
+            for position in range(3):
+                which = color_jitter.adjustment(permutation, position)
+                enhancer = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[which]
+                image = enhancer(image).enhance(color_jitter.factor_of(float(options["strength"]), which, key))
+        elif step.name == "erase":  # last of all; its own test knows what it does
+            planes = np.asarray(image).transpose(2, 0, 1).copy()
+            mode = ("const", "rand", "pixel").index(options["mode"])
+            random_erasing.erase(planes, float(options["probability"]), mode, key)
         else:
-            image = image.filter(ImageFilter.GaussianBlur(policies.three_sigma(RandomKey(SEED, draw))))
-    elif plan.augment != policies.NONE:
-        image = pillow_zoo(image, plan.augment, RAND, RandomKey(SEED, draw))
-    if plan.jitter:
-        permutation = rng.uniform_int(RandomKey(SEED, draw), rng.JITTER_ORDER, 6)
-        for position in range(3):
-            which = policies.jitter_step(permutation, position)
-            enhancer = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[which]
-            image = enhancer(image).enhance(policies.jitter_factor(plan.jitter, which, RandomKey(SEED, draw)))
-    planes = np.asarray(image).transpose(2, 0, 1).copy()
-    erasing.erase(
-        planes, plan.erase, plan.erase_mode, RandomKey(SEED, draw)
-    )  # last of all; its own test knows what it does
-    return planes.transpose(1, 2, 0)
+            image = pillow_zoo(image, str(step), key)
+    return np.asarray(image) if planes is None else planes.transpose(1, 2, 0)
 
 
 PLANS = {
-    "evaluation": TransformParams(crop=crops.CENTER, ratio=0.875),
-    "rrc and flip": TransformParams(crop=crops.RRC, flip=0.5),
-    "rrc and 3-Augment": TransformParams(crop=crops.RRC, flip=0.5, augment=policies.THREE, jitter=0.3),
-    "src and 3-Augment": TransformParams(crop=crops.SRC, flip=0.5, augment=policies.THREE, jitter=0.3),
-    "official fine-tune": TransformParams(flip=0.5, augment=policies.RAND, rand=RAND),
-    "auto-v0 and erasing": TransformParams(flip=0.5, augment=policies.AUTO_V0, erase=0.5),
-    "trivial, jitter, const erasing": TransformParams(
-        crop=crops.SRC, augment=policies.TRIVIAL, jitter=0.2, erase=1.0, erase_mode=erasing.CONST
-    ),
+    "evaluation": (TransformParams(crop=crops.CENTER, ratio=0.875), "none"),
+    "rrc and flip": (TransformParams(crop=crops.RRC, flip=0.5), "none"),
+    "rrc and 3-Augment": (TransformParams(crop=crops.RRC, flip=0.5), "three | jitter(0.3)"),
+    "src and 3-Augment": (TransformParams(crop=crops.SRC, flip=0.5), "three | jitter(0.3)"),
+    "official fine-tune": (TransformParams(flip=0.5), "rand(rand-m9-mstd0.5-inc1)"),
+    "auto-v0 and erasing": (TransformParams(flip=0.5), "auto-v0 | erase(0.5)"),
+    "trivial, jitter, const erasing": (TransformParams(crop=crops.SRC), "trivial | jitter(0.2) | erase(1, const)"),
 }
 
 
-@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS.keys())
-def test_equal_to_the_transform_made_of_pillow_calls(photos, pillow_zoo, plan):
+def augmented(plan, text):
+    return plan._replace(chain=chain.compiled(chain.load(text), plan.interpolation))
+
+
+@pytest.mark.parametrize("plan, text", PLANS.values(), ids=PLANS.keys())
+def test_equal_to_the_transform_made_of_pillow_calls(photos, pillow_zoo, plan, text):
+    params = augmented(plan, text)
     for draw in range(24):
         for name, image in photos.items():
-            ours = transform_image(image, plan, resolution=SIZE, key=RandomKey(SEED, draw))
-            np.testing.assert_array_equal(ours, pillow_transform(image, plan, draw, pillow_zoo), f"{name}, {draw}")
+            ours = transform_image(image, params, resolution=SIZE, key=RandomKey(SEED, draw))
+            expected = pillow_transform(image, plan, text, draw, pillow_zoo)
+            np.testing.assert_array_equal(ours, expected, f"{name}, {draw}")
 
 
-@pytest.mark.parametrize("augment", policies.NAMES.values(), ids=policies.NAMES)
+@pytest.mark.parametrize("augment", ["none", "three", "rand", "auto-original", "auto-v0", "trivial"])
 @pytest.mark.parametrize("crop", [crops.RRC, crops.SRC, crops.CENTER])
 def test_odd_images_do_not_break_it(odd_images, crop, augment):
-    plan = TransformParams(crop=crop, flip=0.5, augment=augment, jitter=0.3)
+    plan = augmented(
+        TransformParams(crop=crop, flip=0.5), f"{augment} | jitter(0.3)" if augment != "none" else "jitter(0.3)"
+    )
     for image in odd_images.values():
         for draw in range(6):
             out = transform_image(image, plan, resolution=32, key=RandomKey(0, draw))
-            if np.ptp(image) == 0 and augment in (policies.NONE, policies.THREE):
+            if np.ptp(image) == 0 and augment in ("none", "three"):
                 assert np.ptp(out) == 0
 
 

@@ -5,7 +5,9 @@ import pytest
 from scipy import stats
 from timm.data.auto_augment import auto_augment_policy
 
-from ffcv_ops import autoaugment, operations, rng
+from ffcv_ops import rng
+from ffcv_ops.augment import operations
+from ffcv_ops.augment.policies import autoaugment
 from ffcv_ops.rng import RandomKey
 
 NAMES = {autoaugment.ORIGINAL: "original", autoaugment.V0: "v0"}

@@ -1,6 +1,6 @@
 """The vocabulary of RandAugment, AutoAugment and TrivialAugment: numbered operations, each with one argument.
 
-`argument` is timm's law from a magnitude (0..10, larger only where a policy's limit allows it) to the argument, and
+`argument` is timm's scale from a magnitude (0..10, larger only where a policy's limit allows it) to the argument, and
 `run` carries it out on planes, uint8 [3, height, width]. What an argument is:
 
 rotate: degrees; shear: slope; translate: pixels; posterize: bits kept; solarize: threshold; solarize_add: addend;
@@ -29,9 +29,12 @@ NAMES = (
 # paper's posterize, which keeps at least four bits.
 PLAIN, INCREASING, PAPER = 0, 1, 2
 
+MEAN_COLOR = (124, 116, 104)  # ImageNet's mean, as timm rounds it: what rotations and the like uncover
+BLACK = (0, 0, 0)
+
 
 @kernel
-def argument(op, law, magnitude, negative, height, width):
+def argument(op, scale, magnitude, negative, height, width):
     """The argument of `op` at this magnitude. negative: the sign, where the operation has two directions."""
     share = magnitude / 10.0
     sign = -1.0 if negative else 1.0
@@ -45,22 +48,22 @@ def argument(op, law, magnitude, negative, height, width):
         return sign * (share * 0.45) * height
     if op == POSTERIZE:
         bits = np.floor(share * 4.0)
-        return 4.0 - bits if law == INCREASING else bits + 4.0 if law == PAPER else bits
+        return 4.0 - bits if scale == INCREASING else bits + 4.0 if scale == PAPER else bits
     if op == SOLARIZE:
         threshold = min(np.floor(share * 256.0), 256.0)
-        return 256.0 - threshold if law == INCREASING else threshold
+        return 256.0 - threshold if scale == INCREASING else threshold
     if op == SOLARIZE_ADD:
         return min(np.floor(share * 110.0), 128.0)
     if op in (COLOR, CONTRAST, BRIGHTNESS, SHARPNESS):
-        return max(0.1, 1.0 + sign * (share * 0.9)) if law == INCREASING else share * 1.8 + 0.1
+        return max(0.1, 1.0 + sign * (share * 0.9)) if scale == INCREASING else share * 1.8 + 0.1
     return 0.0
 
 
 @kernel
-def run(planes, op, value, interpolation, fill, spare):
+def run(planes, op, value, interpolation, fill, scratch):
     """Applies `op` with argument `value` in place. interpolation, fill (red, green, blue): geometry's.
 
-    spare: uint8, at least `scratch(height, width)` values.
+    scratch: uint8, at least `scratch_size(height, width)` values.
     """
     if op == AUTOCONTRAST:
         tones.autocontrast(planes)
@@ -69,7 +72,7 @@ def run(planes, op, value, interpolation, fill, spare):
     elif op == INVERT:
         tones.invert(planes)
     elif op == ROTATE:
-        geometry.rotate(planes, value, interpolation, fill, spare)
+        geometry.rotate(planes, value, interpolation, fill, scratch)
     elif op == POSTERIZE:
         tones.posterize(planes, int(value))
     elif op == SOLARIZE:
@@ -83,14 +86,20 @@ def run(planes, op, value, interpolation, fill, spare):
     elif op == BRIGHTNESS:
         pixels.brightness(planes, value)
     elif op == SHARPNESS:
-        tones.sharpness(planes, value, spare)
+        tones.sharpness(planes, value, scratch)
     elif op != IDENTITY:
         shear, columns = op in (SHEAR_X, SHEAR_Y), op in (SHEAR_Y, TRANSLATE_Y)
         slope, shift = (value, 0.0) if shear else (0.0, value)
-        geometry.slide(planes, slope, shift, columns, interpolation, fill, spare)
+        geometry.slide(planes, slope, shift, columns, interpolation, fill, scratch)
 
 
 @kernel
-def scratch(height, width):
-    """uint8 values of spare memory that the most demanding operation needs."""
+def scratch_size(height, width):
+    """uint8 values of scratch that the most demanding operation needs."""
     return geometry.rotate_scratch(height, width)
+
+
+def words(row) -> list[str]:
+    """What a row of (operation, argument) does, for people."""
+    bare = (AUTOCONTRAST, EQUALIZE, INVERT)
+    return [NAMES[op] + ("" if op in bare else f" {value:.3g}") for op, value in row if op != IDENTITY]

@@ -7,7 +7,9 @@ Magnitudes are fixed; the direction of rotations, shears and translations is dra
 
 import numpy as np
 
-from ffcv_ops import operations, rng
+from ffcv_ops import rng
+from ffcv_ops.augment import operations
+from ffcv_ops.augment.declare import augmentation
 from ffcv_ops.compiled import kernel
 
 ORIGINAL, V0 = 0, 1
@@ -89,6 +91,42 @@ def choose(policy, layer, height, width, key):
     if rng.uniform(key, stream + 1) >= row[1]:
         return operations.IDENTITY, 0.0
     op = int(row[0])
-    law = operations.PAPER if policy == ORIGINAL else operations.PLAIN
+    scale = operations.PAPER if policy == ORIGINAL else operations.PLAIN
     negative = rng.uniform(key, stream + 4) < 0.5
-    return op, operations.argument(op, law, row[2], negative, height, width)
+    return op, operations.argument(op, scale, row[2], negative, height, width)
+
+
+@kernel
+def _run(planes, policy, interpolation, key, scratch):
+    _, height, width = planes.shape
+    for layer in range(LAYERS):
+        op, value = choose(policy, layer, height, width, key)
+        operations.run(planes, op, value, interpolation, operations.MEAN_COLOR, scratch)
+
+
+def row(policy, height, width, key):
+    """The operations of this sample, (number, argument)."""
+    return [choose(policy, layer, height, width, key) for layer in range(LAYERS)]
+
+
+def _of(policy):
+    """What both policies declare."""
+
+    def by_timm(image, options, key):
+        from ffcv_ops.augment import pillow
+
+        return pillow.by_timm(image, row(policy, image.height, image.width, key), options.interpolation)
+
+    return {"words": lambda options, *sample: operations.words(row(policy, *sample)), "reference": by_timm}
+
+
+@augmentation("auto-original", **_of(ORIGINAL))
+def auto_original(planes, options, key, scratch):
+    """AutoAugment, the paper's policy for ImageNet."""
+    _run(planes, ORIGINAL, options.interpolation, key, scratch)
+
+
+@augmentation("auto-v0", **_of(V0))
+def auto_v0(planes, options, key, scratch):
+    """AutoAugment, the policy of EfficientNet's code."""
+    _run(planes, V0, options.interpolation, key, scratch)

@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from timm.data.random_erasing import RandomErasing
 
-from ffcv_ops import erasing
+from ffcv_ops.augment.policies import random_erasing as erasing
 from ffcv_ops.rng import RandomKey
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])

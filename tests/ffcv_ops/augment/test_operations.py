@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ffcv_ops import operations, policies
+from ffcv_ops.augment import operations
 from ffcv_ops.kernels import resample
 
-LAWS = {"plain": operations.PLAIN, "increasing": operations.INCREASING, "paper": operations.PAPER}
+SCALES = {"plain": operations.PLAIN, "increasing": operations.INCREASING, "paper": operations.PAPER}
 
 
 @pytest.fixture(scope="module")
@@ -15,24 +15,24 @@ def images(photos, odd_images):
     return [photos["china"][:96, :120], photos["cat"][:64, :64], *odd_images.values()]
 
 
-def ours(image, op, law, magnitude, negative, interpolation):
+def ours(image, op, scale, magnitude, negative, interpolation):
     height, width, _ = image.shape
     planes = image.transpose(2, 0, 1).copy()
-    value = operations.argument(op, law, magnitude, negative, height, width)
-    spare = np.empty(operations.scratch(height, width), np.uint8)
-    operations.run(planes, op, value, interpolation, policies.MEAN_COLOUR, spare)
+    value = operations.argument(op, scale, magnitude, negative, height, width)
+    scratch = np.empty(operations.scratch_size(height, width), np.uint8)
+    operations.run(planes, op, value, interpolation, operations.MEAN_COLOR, scratch)
     return planes.transpose(1, 2, 0)
 
 
-@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("op", range(operations.IDENTITY), ids=operations.NAMES[:-1])
-def test_equal_to_timm(images, timm_operation, op, law):
+def test_equal_to_timm(images, timm_operation, op, scale):
     changed = False
     for magnitude in (0.0, 1.0, 4.0, 7.3, 8.9217, 9.0, 10.0):
         for negative in (False, True):
             for image in images:
-                result = ours(image, op, LAWS[law], magnitude, negative, resample.BICUBIC)
-                expected = np.asarray(timm_operation(Image.fromarray(image), op, LAWS[law], magnitude, negative))
+                result = ours(image, op, SCALES[scale], magnitude, negative, resample.BICUBIC)
+                expected = np.asarray(timm_operation(Image.fromarray(image), op, SCALES[scale], magnitude, negative))
                 np.testing.assert_array_equal(result, expected, err_msg=f"magnitude {magnitude}")
                 changed |= not np.array_equal(expected, image)
     assert changed

@@ -4,7 +4,8 @@ import numpy as np
 from scipy import stats
 from torchvision.transforms import TrivialAugmentWide
 
-from ffcv_ops import operations, trivialaugment
+from ffcv_ops.augment import operations
+from ffcv_ops.augment.policies import trivialaugment
 from ffcv_ops.rng import RandomKey
 
 NAMES = {

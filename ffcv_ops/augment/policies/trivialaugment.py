@@ -6,8 +6,11 @@ operation looks outside, nearest neighbours. The enhancements are factors 1 -+ s
 
 import numpy as np
 
-from ffcv_ops import operations, rng
+from ffcv_ops import rng
+from ffcv_ops.augment import operations
+from ffcv_ops.augment.declare import augmentation
 from ffcv_ops.compiled import kernel
+from ffcv_ops.kernels import geometry
 
 BINS = 31
 
@@ -61,3 +64,16 @@ def choose(key):
     if op in (operations.BRIGHTNESS, operations.COLOR, operations.CONTRAST, operations.SHARPNESS):
         return op, 1.0 + strength
     return op, strength
+
+
+def by_torchvision(image, options, key):
+    from ffcv_ops.augment import pillow
+
+    return pillow.by_torchvision(image, [choose(key)])
+
+
+@augmentation(words=lambda options, height, width, key: operations.words([choose(key)]), reference=by_torchvision)
+def trivial(planes, options, key, scratch):
+    """TrivialAugment: one operation at a strength from its whole range."""
+    op, value = choose(key)
+    operations.run(planes, op, value, geometry.NEAREST, operations.BLACK, scratch)

@@ -9,7 +9,9 @@ import math
 import re
 from typing import NamedTuple
 
-from ffcv_ops import operations, rng
+from ffcv_ops import rng
+from ffcv_ops.augment import operations
+from ffcv_ops.augment.declare import augmentation, written
 from ffcv_ops.compiled import kernel
 from ffcv_ops.errors import UserError
 
@@ -24,7 +26,7 @@ class Strength(NamedTuple):
     magnitude: float = 10.0
     deviation: float = 0.0  # of the magnitude; infinite: uniform on 0..magnitude
     limit: float = 10.0  # largest magnitude
-    law: int = operations.PLAIN  # or INCREASING
+    scale: int = operations.PLAIN  # or INCREASING
 
 
 _SECTION = re.compile(r"(mstd|mmax|inc|m|n|p)([0-9]+(?:\.[0-9]+)?)")
@@ -39,7 +41,7 @@ def parse(config: str) -> Strength:
     """
 
     def refuse(reason):
-        raise UserError(f"rand_config {config!r}: {reason}; write it like rand-m9-mstd0.5-inc1")
+        raise UserError(f"rand: config {config!r}: {reason}; write it like rand-m9-mstd0.5-inc1")
 
     name, *sections = config.split("-")
     if name != "rand":
@@ -68,7 +70,7 @@ def parse(config: str) -> Strength:
         magnitude=values.get("m", 10.0),
         deviation=math.inf if deviation > 100 else deviation,
         limit=values.get("mmax", 10.0) or 10.0,
-        law=operations.INCREASING if values.get("inc") else operations.PLAIN,
+        scale=operations.INCREASING if values.get("inc") else operations.PLAIN,
     )
 
 
@@ -93,4 +95,28 @@ def choose(strength, layer, height, width, key):
     op = rng.uniform_int(key, stream, CHOICES)
     negative = rng.uniform(key, stream + 4) < 0.5
     strong = magnitude(strength, key, layer)
-    return op, operations.argument(op, strength.law, strong, negative, height, width)
+    return op, operations.argument(op, strength.scale, strong, negative, height, width)
+
+
+def row(options, height, width, key):
+    """The operations of this sample, (number, argument)."""
+    return [choose(options, layer, height, width, key) for layer in range(options.layers)]
+
+
+def by_timm(image, options, key):
+    from ffcv_ops.augment import pillow
+
+    return pillow.by_timm(image, row(options, image.height, image.width, key), options.interpolation)
+
+
+@augmentation(
+    config=written("strength, in timm's notation", parse, default="rand-m9-mstd0.5-inc1", takes="like rand-m9-mstd0.5"),
+    words=lambda *sample: operations.words(row(*sample)),
+    reference=by_timm,
+)
+def rand(planes, options, key, scratch):
+    """RandAugment: operations drawn from fifteen, at one magnitude."""
+    _, height, width = planes.shape
+    for layer in range(options.layers):
+        op, value = choose(options, layer, height, width, key)
+        operations.run(planes, op, value, options.interpolation, operations.MEAN_COLOR, scratch)

@@ -1,7 +1,7 @@
 """Random erasing (Zhong et al. 2017) as timm does it, on uint8 planes: the last step before the sample is written.
 
 timm erases after normalisation: one box of 2 to 33 % of the area, aspect 0.3 to 1/0.3, set to 0 (const), to one normal
-colour (rand) or to N(0, 1) in each value (pixel, DeiT's choice). Here the same values are un-normalised,
+color (rand) or to N(0, 1) in each value (pixel, DeiT's choice). Here the same values are un-normalised,
 255 (mean + std z), rounded to the nearest of 0..255 and clipped: the model sees z to within 0.009, and only what a
 photograph could show (-2.1 to 2.6). The distribution of the rounded values is exact to 2**-16 a level.
 """
@@ -11,11 +11,11 @@ import math
 import numpy as np
 
 from ffcv_ops import rng
+from ffcv_ops.augment.declare import augmentation, number, one_of
 from ffcv_ops.compiled import kernel
 from ffcv_ops.rng import RandomKey
 
 CONST, RAND, PIXEL = 0, 1, 2
-NAMES = {"const": CONST, "rand": RAND, "pixel": PIXEL}
 
 AREA = (0.02, 1.0 / 3.0)  # share of the image
 ASPECT = (0.3, 1.0 / 0.3)  # height / width, log-uniform
@@ -31,7 +31,7 @@ def _normal_values(mean, std):
 
 
 _VALUES = np.stack([_normal_values(mean, std) for mean, std in zip(_MEAN, _STD, strict=True)])
-_COLOUR = np.array([round(255 * mean) for mean in _MEAN], np.uint8)
+_COLOR = np.array([round(255 * mean) for mean in _MEAN], np.uint8)
 
 
 @kernel
@@ -64,4 +64,15 @@ def erase(planes, probability, mode, key):
                 noise = rng.bits(RandomKey(noise_seed, y * width + x), 0)
             for c in range(3):
                 quantile = noise >> np.uint64(16 * c) & np.uint64(0xFFFF)
-                planes[c, y, x] = _COLOUR[c] if mode == CONST else _VALUES[c, quantile]
+                planes[c, y, x] = _COLOR[c] if mode == CONST else _VALUES[c, quantile]
+
+
+@augmentation(
+    "erase",
+    probability=number("probability", default=0.25, low=0, high=1),
+    mode=one_of("erase with the mean color, one random color, or noise", "const", "rand", "pixel", default="pixel"),
+    examples=("erase(1, const)", "erase(1, rand)", "erase(1, pixel)"),
+)
+def declared(planes, options, key, scratch):
+    """Random erasing: a box of 2 to 33 % of the image is gone."""
+    erase(planes, options.probability, options.mode, key)

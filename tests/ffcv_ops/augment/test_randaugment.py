@@ -8,9 +8,10 @@ import pytest
 from scipy import stats
 from timm.data.auto_augment import rand_augment_transform
 
-from ffcv_ops import operations, randaugment
+from ffcv_ops.augment import operations
+from ffcv_ops.augment.policies import randaugment
+from ffcv_ops.augment.policies.randaugment import Strength
 from ffcv_ops.errors import UserError
-from ffcv_ops.randaugment import Strength
 from ffcv_ops.rng import RandomKey
 
 OFFICIAL = "rand-m9-mstd0.5-inc1"
@@ -32,7 +33,7 @@ def test_strings_mean_what_they_mean_to_timm(config, timm_name):
     assert ours.magnitude == operation.magnitude
     assert ours.deviation == operation.magnitude_std
     assert ours.limit == (operation.magnitude_max or 10.0)
-    assert [timm_name(op, ours.law) for op in range(15)] == [operation.name for operation in theirs.ops]
+    assert [timm_name(op, ours.scale) for op in range(15)] == [operation.name for operation in theirs.ops]
 
 
 def test_the_official_string():
@@ -98,7 +99,7 @@ def ours_sampled(strength):
 def test_choices_and_strengths_are_distributed_as_timms(config, timm_name):
     strength = randaugment.parse(config)
     ours, our_lengths = ours_sampled(strength)
-    theirs, their_lengths = theirs_sampled(config, [timm_name(op, strength.law) for op in range(15)])
+    theirs, their_lengths = theirs_sampled(config, [timm_name(op, strength.scale) for op in range(15)])
     lengths = [np.bincount(x, minlength=strength.layers + 1) for x in (our_lengths, their_lengths)]
     assert stats.chi2_contingency(lengths).pvalue > 1e-3
     counts = [np.bincount(x[:, 0].astype(int), minlength=15) for x in (ours, theirs)]

@@ -1,0 +1,1 @@
+"""Each augmentation in a file of its own. A file that is put here is known everywhere: recipe, help, preview."""
