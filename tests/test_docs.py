@@ -136,6 +136,8 @@ def check(command):
     parsed = parse(program, own)
     if parsed and program == "train_imagenet" and (ROOT / parsed[0].cfg).is_file():
         given = {path: text for path, text in parsed[1].items() if path in all_names(SECTIONS)}
+        if ".py:" in given.get("stage.augment", ""):  # a file that the page tells the reader to write
+            del given["stage.augment"]
         load_recipe(ROOT / parsed[0].cfg, given)
 
 

@@ -30,6 +30,8 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--cfg", required=True, help="the recipe")
     parser.add_argument("--out", default="preview.png", help="the picture to write")
     parser.add_argument("--stage", help="this stage alone")
+    parser.add_argument("--augment", metavar="TEXT", help="instead of the recipe's stage.augment")
+    parser.add_argument("--augment", metavar="TEXT", help="instead of the recipe's stage.augment")
     parser.add_argument("--compare", action="store_true", help="beside Pillow's, torchvision's and timm's result")
     parser.add_argument("--all-policies", action="store_true", help="every policy on the first image, with equal crops")
     parser.add_argument("--images", type=int, default=4, help="rows")
@@ -71,7 +73,7 @@ def main(argv=None) -> None:
     known = Figure().canvas.get_supported_filetypes()
     if Path(options.out).suffix[1:] not in known:
         raise UserError(f"--out {options.out}: its ending must be one of {', '.join(sorted(known))}")
-    run = load_recipe(options.cfg)
+    run = load_recipe(options.cfg, {} if options.augment is None else {"stage.augment": options.augment})
     stages = [stage for stage in run.stages if options.stage in (None, stage.name)]
     if not stages:
         names = ", ".join(stage.name for stage in run.stages)

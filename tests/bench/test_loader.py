@@ -21,6 +21,7 @@ from bench.ffcv_user_ops import STRAIGHTFORWARD, get_simple_random_crop
 from bench.peers import CONTENDERS, ours, reference_pillow, takes_part, torchvision_v2
 from bench.tasks import TASKS
 from ffcv_ops import host
+from ffcv_ops.augment import chain
 from ffcv_ops.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -154,7 +155,7 @@ def test_our_tasks_are_stages_of_those_policies():
         "A": ("none", None), "B": ("three", 0.3), "F": ("rand", None), "G": ("auto-original", None),
         "H": ("trivial", None),
     }  # fmt: skip
-    assert stages["F"].rand_config == "rand-m9-mstd0.5-inc1"
+    assert chain.pin(stages["F"].augment) == "rand(config=rand-m9-mstd0.5-inc1)"
 
 
 # --- a small run ---------------------------------------------------------------------------------------------------

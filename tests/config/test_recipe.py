@@ -19,7 +19,7 @@ data.train data.val data.finetune_train data.finetune_val data.workers data.cach
 data.on_bad_sample data.bad_limit
 model.name model.layer_scale model.classes model.blur_pool
 stage.name stage.data stage.resolution stage.ramp stage.epochs stage.batch stage.crop stage.rrc_scale
-stage.interpolation stage.min_oversampling stage.flip stage.augment stage.three_ops stage.rand_config stage.jitter
+stage.interpolation stage.min_oversampling stage.flip stage.augment stage.jitter
 stage.erasing stage.erasing_mode stage.repeats stage.mixup stage.cutmix stage.mix_chunk stage.smoothing stage.loss
 stage.drop_path stage.optimizer stage.lr stage.min_lr stage.warmup_epochs stage.warmup_lr stage.schedule
 stage.weight_decay stage.betas stage.eps stage.momentum stage.clip_norm stage.ema stage.start stage.head
@@ -65,20 +65,21 @@ def test_the_papers_vit_s_in_400_epochs():
     pretrain, finetune = (dataclasses.asdict(stage) for stage in run.stages)
     shared = {
         "data": "main", "ramp": None, "crop": "rrc", "rrc_scale": (0.08, 1.0), "interpolation": "bicubic", "flip": 0.5,
-        "min_oversampling": None, "three_ops": ("gray", "solarize", "blur"),
-        "rand_config": "rand-m9-mstd0.5-inc1", "erasing": 0, "erasing_mode": "pixel",
+        "min_oversampling": None, "erasing": 0, "erasing_mode": "pixel",
         "mixup": 0.8, "cutmix": 1.0, "drop_path": 0,
         "min_lr": 1e-5, "warmup_epochs": 5, "warmup_lr": 1e-6, "schedule": "epoch", "betas": (0.9, 0.999),
         "eps": 1e-8, "momentum": 0.9, "ema": 0.99996, "start": "last", "head": "keep",
         "eval_resolution": None, "eval_crop": 1.0, "eval_flip": False,
     }  # fmt: skip
     assert pretrain == shared | {
-        "name": "pretrain_224", "resolution": 224, "epochs": 400, "batch": 2048, "augment": "three", "jitter": 0.3,
+        "name": "pretrain_224", "resolution": 224, "epochs": 400, "batch": 2048, "jitter": 0.3,
+        "augment": "three(ops=gray+solarize+blur)",
         "repeats": 3, "mix_chunk": 256, "smoothing": 0, "loss": "bce", "optimizer": "lamb", "lr": 4e-3,
         "weight_decay": 0.02, "clip_norm": 1.0,
     }  # fmt: skip
     assert finetune == shared | {
-        "name": "finetune_384", "resolution": 384, "epochs": 20, "batch": 512, "augment": "rand", "jitter": None,
+        "name": "finetune_384", "resolution": 384, "epochs": 20, "batch": 512, "jitter": None,
+        "augment": "rand(config=rand-m9-mstd0.5-inc1)",
         "repeats": 1, "mix_chunk": 64, "smoothing": 0.1, "loss": "ce", "optimizer": "adamw", "lr": 1e-5,
         "weight_decay": 0.1, "clip_norm": None,
     }  # fmt: skip
@@ -141,8 +142,7 @@ def test_stages_that_share_nothing_are_rendered_too(write):
     other = {
         "name": "b", "data": "finetune", "resolution": 64, "ramp": (32, 1, 2), "epochs": 3, "batch": 8, "crop": "src",
         "rrc_scale": (0.5, 0.6), "interpolation": "bilinear", "min_oversampling": 1.2, "flip": 0.1, "augment": "none",
-        "three_ops": ("blur",), "rand_config": "rand-m1", "jitter": None, "erasing": 0.5,
-        "erasing_mode": "const",
+        "jitter": None, "erasing": 0.5, "erasing_mode": "const",
         "repeats": 1, "mixup": 0.1, "cutmix": 0.1, "mix_chunk": 4, "smoothing": 0.2, "loss": "ce", "drop_path": 0.1,
         "optimizer": "sgd", "lr": 1.5, "min_lr": 0.1, "warmup_epochs": 1, "warmup_lr": 0.1, "schedule": "step",
         "weight_decay": 0.0, "betas": (0.1, 0.2), "eps": 1e-6, "momentum": 0.1, "clip_norm": None, "ema": None,
@@ -230,11 +230,17 @@ BAD_RECIPES = {
     "speed: {compile: 1}": "speed.compile is '1'",
     "stage: {rrc_scale: 0.5}": "stage.rrc_scale is '0.5'; it must be a list of 2",
     "stage: {rrc_scale: [0.1, a]}": "stage.rrc_scale is ['0.1', 'a']",
-    "stage: {three_ops: []}": "stage.three_ops is []; it must be a list, each one of gray, solarize, blur",
-    "stage: {three_ops: [gray, sepia]}": "stage.three_ops is ['gray', 'sepia']",
     # words and ranges
     "stage: {loss: mse}": "stage.loss is 'mse'; it must be one of bce, ce",
-    "stage: {augment: four}": "stage.augment is 'four'; it must be one of three, rand, auto-original,",
+    "stage: {augment: thre}": "stage train: augment: 'thre' is not an augmentation; the nearest is 'three'",
+    "stage: {augment: three(}": "augment: 'three(' must read like three, three(ops=gray+blur) or mine.py:name(",
+    "stage: {augment: three(opps=gray)}": "augment: three has no option 'opps'; the nearest is 'ops'",
+    "stage: {augment: three(gray+sepia)}": "augment: three: ops is 'gray+sepia'; it must be some of gray+solarize+blur",
+    "stage: {augment: three(gray+gray)}": "augment: three: ops is 'gray+gray'; it must be some of",
+    "stage: {augment: rand(strong)}": "augment: rand: config 'strong': must begin with rand; write it like rand-m9",
+    "stage: {augment: trivial(1)}": "augment: trivial has 0 options, not '1' too",
+    "stage: {augment: three | jitter(0.1)}": "augment: jitter stands in the chain twice: both would draw the same numb",
+    "stage: {augment: nowhere.py:grain}": "augment: nowhere.py cannot be read: No such file or directory",
     "stage: {optimizer: adam}": "stage.optimizer is 'adam'; it must be one of lamb, adamw, sgd",
     "stage: {schedule: cosine}": "stage.schedule is 'cosine'; it must be one of epoch, step",
     "data: {cache: ram}": "data.cache is 'ram'; it must be one of os, process",
@@ -252,8 +258,6 @@ BAD_RECIPES = {
     "speed: {micro_batch: 6}": "stage train: batch 2048 must be a multiple of speed.micro_batch 6",
     "speed: {micro_batch: 1}": "stage train: speed.micro_batch 1 must be even",
     "stage: {rrc_scale: [0.9, 0.1]}": "stage train: rrc_scale [0.9, 0.1] must be [smallest, largest]",
-    "stage: {three_ops: [gray, gray]}": "stage train: three_ops [gray, gray] names an operation twice",
-    "stage: {rand_config: strong}": "stage train: rand_config 'strong' must read like rand-m9-mstd0.5-inc1",
     "stage: {ramp: [160, 1]}": "stage.ramp is ['160', '1']; it must be a list of 3",
     "stage: {ramp: [256, 1, 2]}": "stage train: ramp begins at 256 px; it must be 8 to resolution 224",
     "stage: {ramp: [160, 3, 2]}": "stage train: ramp [160, 3, 2] must end within 400 epochs",

@@ -35,8 +35,6 @@ class Stage:
     min_oversampling: float | None = None
     flip: float = 0.5
     augment: str = "three"
-    three_ops: tuple = ("gray", "solarize", "blur")
-    rand_config: str = "rand-m9-mstd0.5-inc1"
     jitter: float | None = 0.3
     erasing: float = 0.0
     erasing_mode: str = "pixel"
@@ -169,7 +167,7 @@ def test_pages_may_be_shuffled_in_parts(paged_beton, tmp_path):
 LESS = {
     "src": {"crop": "src"},
     "rrc": {"crop": "rrc", "rrc_scale": (0.6, 1.0)},
-    "luma alone": {"crop": "src", "three_ops": ("gray",)},
+    "luma alone": {"crop": "src", "augment": "three(gray)"},
 }
 
 
@@ -179,7 +177,7 @@ def test_less_is_decoded_where_it_suffices(pyramid_beton, levels, words):
     """`min_oversampling` none gives the bytes of the file without levels; 1.2 gives nearly them, from less."""
     pyramid, plain, samples = pyramid_beton
     path = pyramid if levels else plain
-    exact = replace(STAGE, repeats=1, resolution=64, jitter=None, three_ops=("solarize",), batch=4, mix_chunk=4)
+    exact = replace(STAGE, repeats=1, resolution=64, jitter=None, augment="three(solarize)", batch=4, mix_chunk=4)
     exact = replace(exact, **words)
     less = replace(exact, min_oversampling=1.2)
 

@@ -9,7 +9,8 @@ from PIL import Image
 
 from config.recipe import load_recipe
 from conversion.encode import encode_rgb
-from ffcv_ops import loader, policies, randaugment
+from ffcv_ops import loader
+from ffcv_ops.augment import chain
 from ffcv_ops.kernels import crops
 from ffcv_ops.rng import RandomKey
 from ffcv_ops.transform import TransformParams, transform_image
@@ -22,7 +23,9 @@ RECIPE = str(Path(__file__).resolve().parents[2] / "recipes" / "vit_s_400ep.yaml
 def test_a_sheet_of_a_beton(request, fixture, tmp_path, capsys):
     path = tmp_path / "sheet.png"
     preview.main([str(request.getfixturevalue(fixture)), "--cfg", RECIPE, "--out", str(path), "--images", "2"])
-    assert "2 images, 3 draws each, stages pretrain_224, finetune_384" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "2 images, 3 draws each, stages pretrain_224, finetune_384" in said
+    assert "pretrain_224: rrc(224) | flip(.5) | three(gray, solarize, blur) | jitter(.3)\n" in said
     picture = np.asarray(Image.open(path).convert("RGB"))
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 1000
 
@@ -43,14 +46,19 @@ def test_stored_images_of_shards(tmp_path, tiles, write_shards):
     np.testing.assert_array_equal(last, np.asarray(jpeg))
 
 
+def augmented(text):
+    """A center crop with these augmentations: its parameters, and what is loaded of them."""
+    loaded, plain = chain.load(text), TransformParams(crop=crops.CENTER)
+    return plain._replace(chain=chain.compiled(loaded, plain.interpolation)), loaded
+
+
 def test_words_name_the_operation_of_the_draw(photos):
     image = photos["cat"]
-    height, width, _ = image.shape
-    plan = TransformParams(crop=crops.CENTER, augment=policies.THREE)
+    params, loaded = augmented("three")
     seen = set()
     for draw in range(30):
-        said = preview.words(plan, height, width, 64, key=RandomKey(0, draw))
-        shown = transform_image(image, plan, resolution=64, key=RandomKey(0, draw))
+        said = preview.words(params, loaded, image.shape[:2], 64, key=RandomKey(0, draw))
+        shown = transform_image(image, params, resolution=64, key=RandomKey(0, draw))
         is_gray = (shown == shown[..., :1]).all()
         assert is_gray == (said == "gray")
         seen.add(said.split()[0])
@@ -60,13 +68,12 @@ def test_words_name_the_operation_of_the_draw(photos):
 def test_words_name_the_operations_of_randaugment(photos):
     """Where nothing is named, nothing happens, and the crops are those of no policy."""
     image = photos["cat"]
-    height, width, _ = image.shape
-    plan = TransformParams(crop=crops.CENTER, augment=policies.RAND, rand=randaugment.Strength(probability=0.3))
-    plain = transform_image(image, plan._replace(augment=policies.NONE), resolution=64, key=RandomKey(0, 0))
+    params, loaded = augmented("rand(rand-p0.3)")
+    plain = transform_image(image, augmented("none")[0], resolution=64, key=RandomKey(0, 0))
     named = 0
     for draw in range(40):
-        said = preview.words(plan, height, width, 64, key=RandomKey(0, draw))
-        same = np.array_equal(transform_image(image, plan, resolution=64, key=RandomKey(0, draw)), plain)
+        said = preview.words(params, loaded, image.shape[:2], 64, key=RandomKey(0, draw))
+        same = np.array_equal(transform_image(image, params, resolution=64, key=RandomKey(0, draw)), plain)
         assert said or same
         named += bool(said) and not same
     assert 15 < named < 32  # about half of them: 1 - .7^2
@@ -75,7 +82,8 @@ def test_words_name_the_operations_of_randaugment(photos):
 def test_all_policies_on_one_photograph(jpg_beton, tmp_path, capsys):
     path = tmp_path / "sheet.png"
     preview.main([str(jpg_beton), "--cfg", RECIPE, "--out", str(path), "--all-policies", "--draws", "2"])
-    assert "10 policies, 2 draws each" in capsys.readouterr().out
+    rows = 1 + sum(len(one.examples) for one in chain.declared().values())
+    assert f"{rows} policies, 2 draws each" in capsys.readouterr().out
     assert Image.open(path).size[0] == round(1.7 * 3 * 100)
 
 
