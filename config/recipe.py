@@ -66,7 +66,10 @@ def load_recipe(path, overrides: Mapping[str, str] | None = None) -> Recipe:
         Recipe,
         vars(section("", {}))
         | {name: section(name, {}) for name in ("data", "model", "speed", "log")}
-        | {"stages": tuple(_pinned(section("stage", row), path, faults) for row in file.rows or [{}]), "source": str(path)},
+        | {
+            "stages": tuple(_pinned(section("stage", row), path, faults) for row in file.rows or [{}]),
+            "source": str(path),
+        },
     )
     if len(lacking) > MOST_MISSING:
         first = next(iter(lacking)).removeprefix(f"{printable(path)}: ").partition(" ")[0]

@@ -11,7 +11,7 @@ import numpy as np
 
 from ffcv_ops import rng, stored_images
 from ffcv_ops.augment import calls, operations
-from ffcv_ops.augment.chain import Compiled
+from ffcv_ops.augment.load import Compiled
 from ffcv_ops.compiled import kernel
 from ffcv_ops.jpeg import decoder
 from ffcv_ops.kernels import crops, lanes, resample

@@ -31,7 +31,6 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--out", default="preview.png", help="the picture to write")
     parser.add_argument("--stage", help="this stage alone")
     parser.add_argument("--augment", metavar="TEXT", help="instead of the recipe's stage.augment")
-    parser.add_argument("--augment", metavar="TEXT", help="instead of the recipe's stage.augment")
     parser.add_argument("--compare", action="store_true", help="beside Pillow's, torchvision's and timm's result")
     parser.add_argument("--all-policies", action="store_true", help="every policy on the first image, with equal crops")
     parser.add_argument("--images", type=int, default=4, help="rows")
@@ -51,9 +50,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, UnidentifiedImageError
 
-from config.recipe import StageConfig
+from config.schema import StageConfig
 from ffcv_ops import rng
-from ffcv_ops.augment import chain
+from ffcv_ops.augment import chain, load
 from ffcv_ops.kernels import crops
 from ffcv_ops.loader import plan_of
 from ffcv_ops.rng import RandomKey
@@ -107,7 +106,7 @@ class Panel(NamedTuple):
 
 def row_of(image: np.ndarray, shown, seed: int) -> list[Panel]:
     """The stored image and one panel for each (stage, draw) of `shown`."""
-    views = [(View(stage, plan_of(stage), chain.load(chain.text_of(stage))), draw) for stage, draw in shown]
+    views = [(View(stage, plan_of(stage), load.from_text(chain.text_of(stage))), draw) for stage, draw in shown]
     return [_stored_panel(image)] + [_panel(image, view, RandomKey(seed, draw)) for view, draw in views]
 
 
@@ -116,7 +115,7 @@ class View(NamedTuple):
 
     stage: StageConfig
     params: TransformParams
-    loaded: list[chain.Loaded]  # the augmentations of `params`
+    loaded: list[load.Loaded]  # the augmentations of `params`
 
 
 def compared(image: np.ndarray, shown, seed: int) -> list[list[Panel]]:
@@ -125,9 +124,9 @@ def compared(image: np.ndarray, shown, seed: int) -> list[list[Panel]]:
 
     rows = [[_stored_panel(image)], [Panel(None)], [Panel(None)]]
     for stage, draw in shown:
-        loaded = [one for one in chain.load(chain.text_of(stage)) if one.augmentation.reference]
+        loaded = [one for one in load.from_text(chain.text_of(stage)) if one.augmentation.reference]
         params = plan_of(stage)
-        augmented = chain.compiled(loaded, params.interpolation)
+        augmented = load.compiled(loaded, params.interpolation)
         params = params._replace(min_oversampling=0.0, chain=augmented)  # decoding less has no other implementation
         key = RandomKey(seed, draw)
         ours = _panel(image, View(stage, params, loaded), key)
@@ -145,8 +144,8 @@ def policy_rows(image: np.ndarray, stage, seed: int, number: int) -> list[list[P
     examples = [text for augmentation in chain.declared().values() for text in augmentation.examples]
     rows = []
     for text in (chain.NONE, *examples):
-        loaded, params = chain.load(text), plan_of(stage)
-        view = View(stage, params._replace(chain=chain.compiled(loaded, params.interpolation)), loaded)
+        loaded, params = load.from_text(text), plan_of(stage)
+        view = View(stage, params._replace(chain=load.compiled(loaded, params.interpolation)), loaded)
         panels = [_panel(image, view, RandomKey(seed, draw)) for draw in range(number)]
         rows.append([Panel(image, below=text.replace(" | ", "\n| ")), *panels])
     return rows
@@ -190,12 +189,12 @@ def _pixels(entry: np.void, data: bytes) -> np.ndarray:
 
 def words(params: TransformParams, loaded, stored: tuple[int, int], size: int, *, key: RandomKey) -> str:
     """What happens to an image of these sides, (height, width), under this key, in a few words. loaded: the
-    augmentations of `params`, as `chain.load` gives them."""
+    augmentations of `params`, as `load.from_text` gives them."""
     view = crops.locate(params.crop, *stored, size, params.scale_low, params.scale_high, params.ratio, key)
     said = [f"{view.box_width}x{view.box_height}"] if params.crop == crops.RRC else []
     if rng.uniform(key, rng.FLIP) < params.flip:
         said.append("flip")
-    return "\n".join(said + chain.words(loaded, params.interpolation, size, size, key))
+    return "\n".join(said + load.words(loaded, params.interpolation, size, size, key))
 
 
 def sheet(rows: list[list[Panel]]) -> Figure:

@@ -10,7 +10,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
 from ffcv_ops import rng
-from ffcv_ops.augment import chain
+from ffcv_ops.augment import load
 from ffcv_ops.kernels import crops, resample
 from ffcv_ops.rng import RandomKey
 from ffcv_ops.transform import TransformParams
@@ -21,12 +21,12 @@ _MODES = {resample.BICUBIC: InterpolationMode.BICUBIC, resample.BILINEAR: Interp
 def show(image: np.ndarray, params: TransformParams, loaded, *, resolution: int, key: RandomKey) -> np.ndarray:
     """`transform_image` by the other code: uint8 [height, width, 3] -> uint8 [resolution, resolution, 3].
 
-    loaded: the augmentations of `params`, as `chain.load` gives them.
+    loaded: the augmentations of `params`, as `load.from_text` gives them.
     """
     view = cropped(Image.fromarray(image), params, resolution, key)
     if rng.uniform(key, rng.FLIP) < params.flip:
         view = F.hflip(view)
-    return np.asarray(chain.reference(loaded, params.interpolation, view, key))
+    return np.asarray(load.reference(loaded, params.interpolation, view, key))
 
 
 def cropped(image: Image.Image, params: TransformParams, size: int, key: RandomKey) -> Image.Image:

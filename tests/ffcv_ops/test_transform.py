@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from ffcv_ops import rng
-from ffcv_ops.augment import chain
+from ffcv_ops.augment import chain, load
 from ffcv_ops.augment.policies import color_jitter, random_erasing, three_augment
 from ffcv_ops.kernels import crops, resample
 from ffcv_ops.rng import RandomKey
@@ -76,7 +76,7 @@ PLANS = {
 
 
 def augmented(plan, text):
-    return plan._replace(chain=chain.compiled(chain.load(text), plan.interpolation))
+    return plan._replace(chain=load.compiled(load.from_text(text), plan.interpolation))
 
 
 @pytest.mark.parametrize("plan, text", PLANS.values(), ids=PLANS.keys())

@@ -10,7 +10,7 @@ from PIL import Image
 from config.recipe import load_recipe
 from conversion.encode import encode_rgb
 from ffcv_ops import loader
-from ffcv_ops.augment import chain
+from ffcv_ops.augment import chain, load
 from ffcv_ops.kernels import crops
 from ffcv_ops.rng import RandomKey
 from ffcv_ops.transform import TransformParams, transform_image
@@ -48,8 +48,8 @@ def test_stored_images_of_shards(tmp_path, tiles, write_shards):
 
 def augmented(text):
     """A center crop with these augmentations: its parameters, and what is loaded of them."""
-    loaded, plain = chain.load(text), TransformParams(crop=crops.CENTER)
-    return plain._replace(chain=chain.compiled(loaded, plain.interpolation)), loaded
+    loaded, plain = load.from_text(text), TransformParams(crop=crops.CENTER)
+    return plain._replace(chain=load.compiled(loaded, plain.interpolation)), loaded
 
 
 def test_words_name_the_operation_of_the_draw(photos):

@@ -5,7 +5,7 @@ import inspect
 import numpy as np
 import pytest
 
-from ffcv_ops.augment import chain, pillow
+from ffcv_ops.augment import load, pillow
 from ffcv_ops.kernels import crops, resample
 from ffcv_ops.rng import RandomKey
 from ffcv_ops.transform import TransformParams, transform_image
@@ -26,8 +26,8 @@ PLANS = {
 def both(image, name, draw):
     """Ours and the reference."""
     params, text = PLANS[name]
-    loaded, key = chain.load(text), RandomKey(3, draw)
-    params = params._replace(chain=chain.compiled(loaded, params.interpolation))
+    loaded, key = load.from_text(text), RandomKey(3, draw)
+    params = params._replace(chain=load.compiled(loaded, params.interpolation))
     ours = transform_image(image, params, resolution=64, key=key)
     return ours, reference.show(image, params, loaded, resolution=64, key=key)
 
@@ -46,7 +46,7 @@ def test_a_difference_would_show(photos):
     """Another draw, another interpolation: the reference is not ours under another name."""
     ours, same = both(photos["cat"], "rrc", 0)
     assert not np.array_equal(ours, both(photos["cat"], "rrc", 1)[1])
-    params, loaded = PLANS["rrc"][0], chain.load("three | jitter(0.3)")
+    params, loaded = PLANS["rrc"][0], load.from_text("three | jitter(0.3)")
     other = params._replace(interpolation=resample.BILINEAR)
     assert not np.array_equal(same, reference.show(photos["cat"], other, loaded, resolution=64, key=RandomKey(3, 0)))
     source = inspect.getsource(reference) + inspect.getsource(pillow)

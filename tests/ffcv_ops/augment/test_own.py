@@ -12,7 +12,7 @@ import pytest
 
 from config.recipe import BASE_RECIPE, load_recipe, render_recipe
 from ffcv_ops import rng
-from ffcv_ops.augment import calls, chain, operations
+from ffcv_ops.augment import calls, chain, load, operations
 from ffcv_ops.errors import UserError
 from ffcv_ops.kernels import resample
 from ffcv_ops.rng import RandomKey
@@ -34,7 +34,7 @@ def folder(tmp_path, monkeypatch):
 def applied(image, text, key):
     planes = image.transpose(2, 0, 1).copy()
     scratch = np.empty(operations.scratch_size(*image.shape[:2]), np.uint8)
-    calls.apply(chain.compiled(chain.load(text), resample.BICUBIC), planes, key, scratch)
+    calls.apply(load.compiled(load.from_text(text), resample.BICUBIC), planes, key, scratch)
     return planes.transpose(1, 2, 0)
 
 
@@ -63,7 +63,7 @@ def test_what_it_does_is_what_it_says(folder, photos):
     image = photos["cat"][:40, :50]
     changed = 0
     for draw in range(20):
-        key = chain.own_key(1, RandomKey(5, draw))
+        key = load.own_key(1, RandomKey(5, draw))
         expected = applied(image, "jitter(0.2)", RandomKey(5, draw))
         if rng.uniform(key, 0) < 0.5:
             noise = np.array([rng.uniform(key, 1 + place) for place in range(2000)]).reshape(40, 50, 1)
@@ -84,7 +84,7 @@ def test_two_of_them_draw_other_numbers(folder, photos):
 LOADS = """
 import sys, dataclasses, hashlib
 from ffcv_ops import loader
-from ffcv_ops.augment import chain
+from ffcv_ops.augment import chain, load
 from config.recipe import BASE_RECIPE, load_recipe
 given = {"stage.augment": "three | grain.py:grain(24)", "stage.resolution": "48", "stage.batch": "16"}
 stage = load_recipe(BASE_RECIPE, given | {"stage.mix_chunk": "8"}).stages[0]
@@ -93,7 +93,7 @@ digest = hashlib.sha256()
 for images, labels in batches.epoch(0):
     digest.update(images.numpy().tobytes())
     digest.update(labels.numpy().tobytes())
-grain = chain.load(stage.augment)[1].augmentation
+grain = load.from_text(stage.augment)[1].augmentation
 print(digest.hexdigest(), grain.callback.cache_hits)
 """
 TRAIN = "loader.train_loader(sys.argv[1], 96, stage, seed=3, placement=loader.Placement(workers=int(sys.argv[2])))"
@@ -130,10 +130,10 @@ def test_a_recipe_pins_the_file_and_executes_nothing(folder):
 
 def test_a_changed_file_is_not_the_runs(folder):
     pinned = chain.pin("grain.py:grain(24)")
-    chain.load(pinned)
+    load.from_text(pinned)
     (folder / "grain.py").write_text(CODE + "\n")
     with pytest.raises(UserError, match=r"grain.py is not what the recipe was resolved with \(hash [0-9a-f]{16}, now "):
-        chain.load(pinned)
+        load.from_text(pinned)
 
 
 MISTAKES = {
@@ -145,7 +145,7 @@ MISTAKES = {
     "an option": (None, "grain.py:grain(strenght=3)", "grain has no option 'strenght'; the nearest is 'strength'"),
     "a value": (None, "grain.py:grain(999)", r"grain: strength is '999'; it must be a number 0 to 128"),
     "typing": (CODE.replace("options.probability:", "options.probabilty:"), "grain.py:grain",
-               r"grain.py, line \d+: grain cannot be compiled: .*probabilty"),
+               r"grain.py, line 11: grain declares no option .probabilty."),
     "name": (CODE.replace("min(max(", "clip(max("), "grain.py:grain",
              r"grain.py, line \d+: grain cannot be compiled: .*clip"),
 }  # fmt: skip
@@ -156,7 +156,7 @@ def test_a_mistake_is_one_line(folder, code, text, said):
     if code is not None:
         (folder / "grain.py").write_text(code)
     with pytest.raises(UserError, match=said) as caught:
-        chain.compiled(chain.load(text), resample.BICUBIC)
+        load.compiled(load.from_text(text), resample.BICUBIC)
     assert "\n" not in str(caught.value)
 
 

@@ -8,7 +8,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from scipy import stats
 
 from ffcv_ops import rng
-from ffcv_ops.augment import calls, chain, operations
+from ffcv_ops.augment import calls, chain, load, operations
 from ffcv_ops.augment.policies import color_jitter, three_augment
 from ffcv_ops.kernels import resample
 from ffcv_ops.rng import RandomKey
@@ -73,7 +73,7 @@ KEY = RandomKey(5, 0)
 def applied(image, text, *, key=KEY, kind=resample.BICUBIC):
     planes = image.transpose(2, 0, 1).copy()
     scratch = np.empty(operations.scratch_size(*image.shape[:2]), np.uint8)
-    calls.apply(chain.compiled(chain.load(text), kind), planes, key, scratch)
+    calls.apply(load.compiled(load.from_text(text), kind), planes, key, scratch)
     return planes.transpose(1, 2, 0)
 
 
@@ -114,8 +114,8 @@ def test_the_declared_references_are_what_is_declared(photos, kind, theirs, pill
     compared = [name for name, one in chain.declared().items() if one.reference]
     assert set(compared) >= {"three", "jitter", "rand", "auto-original", "auto-v0", "trivial"}
     for name, draw in itertools.product(compared, range(20)):
-        key, loaded = RandomKey(5, draw), chain.load(name)
-        expected = np.asarray(chain.reference(loaded, kind, image, key))
+        key, loaded = RandomKey(5, draw), load.from_text(name)
+        expected = np.asarray(load.reference(loaded, kind, image, key))
         np.testing.assert_array_equal(applied(np.asarray(image), name, key=key, kind=kind), expected, err_msg=name)
         if name not in ("three", "jitter"):
             np.testing.assert_array_equal(expected, np.asarray(pillow_zoo(image, name, key, theirs)))

@@ -90,7 +90,7 @@ def test_probability(photos):
     assert all(np.array_equal(erased(image, 0.0, draw=draw), image) for draw in range(50))
 
 
-@pytest.mark.parametrize("mode", erasing.NAMES.values(), ids=erasing.NAMES)
+@pytest.mark.parametrize("mode", [erasing.CONST, erasing.RAND, erasing.PIXEL], ids=("const", "rand", "pixel"))
 def test_odd_images(odd_images, mode):
     """Too small for a box: left alone, as timm leaves it."""
     for name, image in odd_images.items():
