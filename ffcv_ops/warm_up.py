@@ -20,6 +20,7 @@ import numpy as np
 from rich.console import Console
 
 from ffcv_ops import compiled, order, rng
+from ffcv_ops.augment import chain, load
 from ffcv_ops.errors import UserError, exits_cleanly
 from ffcv_ops.jpeg import native
 from ffcv_ops.rng import RandomKey
@@ -84,6 +85,8 @@ def _run_all(params):
 def main() -> None:
     print(native.describe())
     prepare_kernels()
+    for name in chain.declared():  # else each is compiled when a recipe first names it
+        load.compiled(load.from_text(name), 0)
 
 
 if __name__ == "__main__":

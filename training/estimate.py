@@ -12,6 +12,7 @@ from torch import nn
 
 from config.schema import ModelConfig, Recipe, StageConfig
 from ffcv_ops import order
+from ffcv_ops.augment import chain, load
 from ffcv_ops.errors import UserError
 from ffcv_ops.storage.shards import exists
 from training import model, optim, schedule
@@ -71,6 +72,9 @@ def describe(recipe: Recipe, sets: dict[str, DataSet], *, images_per_s: Sequence
 
 
 def _notes(recipe, sets, images_per_s):
+    for stage in recipe.stages:
+        load.from_text(chain.text_of(stage))  # a mistake in a file of the user's own is found before a run is
+        yield f"{stage.name}: {chain.describe(stage)}"
     yield "GiB: estimated peak memory of a device that takes `at once` samples (training/estimate.py says how)."
     if images_per_s:
         speeds = ", ".join(f"{speed:.4g}" for speed in images_per_s)

@@ -256,11 +256,11 @@ def test_evaluation_sees_every_image_once(jpg_beton, world):
 
 
 def test_the_stages_words_reach_the_samples(jpg_beton, reference):
-    """augment, rand_config and erasing: each changes the batch, the same way every time."""
+    """augment and erasing: each changes the batch, the same way every time."""
     rand = replace(STAGE, augment="rand", jitter=None)
     stages = [
         rand,
-        replace(rand, rand_config="rand-m2-mstd0.5-inc1"),
+        replace(rand, augment="rand(rand-m2-mstd0.5-inc1)"),
         replace(rand, erasing=0.5),
         replace(rand, augment="auto-v0"),
     ]
@@ -272,8 +272,8 @@ def test_the_stages_words_reach_the_samples(jpg_beton, reference):
 
 
 def test_a_bad_rand_config_is_refused(jpg_beton):
-    with pytest.raises(UserError, match=r"rand_config 'rand-m9-x1': 'x1' is none of"):
-        train(jpg_beton, replace(STAGE, augment="rand", rand_config="rand-m9-x1"))
+    with pytest.raises(UserError, match=r"rand: config 'rand-m9-x1': 'x1' is none of"):
+        train(jpg_beton, replace(STAGE, augment="rand(rand-m9-x1)"))
 
 
 def test_resolution_may_change_between_epochs(jpg_beton):

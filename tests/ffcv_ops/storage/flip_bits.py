@@ -28,8 +28,6 @@ class Stage:
     min_oversampling: float | None = None
     flip: float = 0.0
     augment: str = "none"
-    three_ops: tuple = ()
-    rand_config: str = "rand-m9-mstd0.5-inc1"
     jitter: float | None = None
     erasing: float = 0.0
     erasing_mode: str = "pixel"
