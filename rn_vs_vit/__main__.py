@@ -10,8 +10,13 @@ a process takes the next cell that is neither finished nor another's. A finished
 goes on from its checkpoint. Results go to LOG.OUT/GRID/: table.md, plot.png and a run folder for each cell.
 """
 
+import ctypes
 import os
+import signal
+import subprocess
+import sys
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from config import command_line
 from config.options import parse_value
@@ -45,11 +50,12 @@ def parse(argv=None):
 if __name__ == "__main__":  # --help and mistakes are answered here: the imports below take seconds
     exits_cleanly(parse)()
 
-import train_imagenet
 from rn_vs_vit import grid, others, report
+from training import run_identity
 from training.datasets import open_sets
+from training.distributed.stop import SIGNALS
 
-train = train_imagenet.main.__wrapped__  # raises UserError instead of ending the process
+SCRIPT = Path(__file__).resolve().parents[1] / "train_imagenet.py"
 
 
 @exits_cleanly
@@ -61,7 +67,7 @@ def main(argv=None) -> bool:
         raise UserError("a cell runs on one device; start this once for each device instead of with torchrun")
     faults, stopped = [], False
     if not options.report:
-        open_sets(wanted.cells[0].run)
+        check_data(wanted)
         faults, stopped = run_cells(wanted, most=options.cells)
     for cell in filter(finished, wanted.cells):
         others.evaluate(cell, v2=options.v2, real=options.real)
@@ -69,6 +75,17 @@ def main(argv=None) -> bool:
     if faults:
         raise UserError(f"{len(faults)} cells failed: {'; '.join(faults)}")
     return stopped
+
+
+def check_data(wanted: grid.Grid) -> None:
+    """UserError where cells that are there were trained on other data than this grid's, whose cells have all the same:
+    they are not to be compared."""
+    datasets = open_sets(wanted.cells[0].run)
+    for cell in wanted.cells:
+        before = run_identity.read(cell.folder)
+        now = run_identity.identity_of(cell.run, datasets, init=None, code="")
+        if before is not None and (changed := run_identity.difference(before, now)):
+            raise UserError(f"{cell.folder} holds another run ({changed}); choose another --log.out")
 
 
 def run_cells(wanted: grid.Grid, *, most: int | None) -> tuple[list[str], bool]:
@@ -84,13 +101,30 @@ def run_cells(wanted: grid.Grid, *, most: int | None) -> tuple[list[str], bool]:
             path = cell.folder / "recipe.yaml"
             if not path.exists():
                 write_atomically(path, lambda file, run=cell.run: file.write_text(render_recipe(run)))
-            try:
-                if train(["--cfg", str(path)]):
-                    return faults, True
-            except UserError as fault:
-                print(f"{cell.folder}: {fault}")
+            status = train(path)
+            if status in [128 + number for number in SIGNALS]:
+                return faults, True
+            if status:
+                print(f"{cell.folder}: ended with status {status}; why is said above")
                 faults.append(cell.run.log.name)
     return faults, False
+
+
+def train(recipe: Path) -> int:
+    """The exit status of train_imagenet.py, in a process of its own: what one cell compiled or left in memory is not in
+    the way of the next. It gets the signals that ask for a stop, and ends when this process ends."""
+    training = subprocess.Popen([sys.executable, SCRIPT, f"--cfg={recipe}"], preexec_fn=_end_with_parent)
+    handlers = {number: signal.signal(number, lambda number, _: training.send_signal(number)) for number in SIGNALS}
+    try:
+        return training.wait()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _end_with_parent():
+    """In the child before it becomes another program: Linux kills it when its parent is gone (PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 @contextmanager

@@ -41,6 +41,21 @@ seeds: [0]
 """
 
 
+@pytest.fixture(autouse=True)
+def in_this_process(request, monkeypatch):
+    """Imports take longer than a cell of this size. The first test starts processes."""
+    if "start_python" in request.fixturenames:
+        return
+
+    def train(recipe):
+        try:
+            return train_imagenet.main(["--cfg", str(recipe)]) or 0
+        except SystemExit as ended:
+            return ended.code
+
+    monkeypatch.setattr(command, "train", train)
+
+
 @pytest.fixture
 def tiny(tmp_path, jpg_beton):
     def write(out="runs", epochs=1):
@@ -56,7 +71,7 @@ def epochs(cell):
     return [row for row in rows if row["kind"] == "epoch"]
 
 
-def test_a_killed_grid_goes_on_where_it_was_and_ends_with_the_same_bits(tiny, start_python, capsys):
+def test_a_killed_grid_goes_on_where_it_was_and_ends_with_the_same_bits(tiny, start_python, capfd):
     path = tiny(epochs=12)
     cells = grid.read(path).cells
     (process,) = start_python(["-m", "rn_vs_vit", "--cfg", path])
@@ -69,7 +84,7 @@ def test_a_killed_grid_goes_on_where_it_was_and_ends_with_the_same_bits(tiny, st
     done = len(epochs(cells[0]))
     assert 1 <= done < 12
     command.main(["--cfg", str(path)])
-    said = capsys.readouterr().out
+    said = capfd.readouterr().out
     assert "going on at stage train" in said
     assert "ViT: 3-Augment minus none = " in said
     assert all(command.finished(cell) and len(epochs(cell)) == 12 for cell in cells)
@@ -81,8 +96,8 @@ def test_a_killed_grid_goes_on_where_it_was_and_ends_with_the_same_bits(tiny, st
 
 def test_finished_cells_are_not_run_again_and_cells_are_counted(tiny, monkeypatch):
     path, ran = tiny(), []
-    train = train_imagenet.main.__wrapped__
-    monkeypatch.setattr(command, "train", lambda argv: ran.append(argv[1]) or train(argv))
+    train = command.train
+    monkeypatch.setattr(command, "train", lambda recipe: ran.append(str(recipe)) or train(recipe))
     cells = grid.read(path).cells
     for expected in (["3-Augment"], ["3-Augment", "none"], ["3-Augment", "none"]):
         assert command.main(["--cfg", str(path), "--cells=1"]) is False
@@ -127,7 +142,7 @@ def test_other_labels_and_images_are_judged_too(tiny, tmp_path, jpg_beton, capsy
 
 def test_a_cell_that_another_process_holds_is_left_to_it(tiny, monkeypatch):
     path, ran = tiny(), []
-    monkeypatch.setattr(command, "train", lambda argv: ran.append(argv[1]))
+    monkeypatch.setattr(command, "train", lambda recipe: ran.append(str(recipe)) or 0)
     first, second = grid.read(path).cells
     with command.claimed(first) as free:
         assert free
@@ -140,7 +155,18 @@ def test_a_changed_grid_does_not_count_old_cells(tiny, capsys):
     command.main(["--cfg", str(path), "--cells=1"])
     with pytest.raises(SystemExit, match="2"):
         command.main(["--cfg", str(path), "--stage.mixup=0.5"])
+    assert "holds another run (stage train: mixup 0.8, not 0.5)" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["--cfg", str(path), "--report", "--stage.mixup=0.5"])
     assert "holds a run of another recipe (stage train: mixup 0.8, not 0.5)" in capsys.readouterr().err
+
+
+def test_cells_of_other_data_are_not_mixed_with_the_grids(tiny, raw_beton, capsys):
+    path = tiny()
+    command.main(["--cfg", str(path), "--cells=1"])
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["--cfg", str(path), f"--data.train={raw_beton}"])
+    assert "its train data have other images, labels or class names" in capsys.readouterr().err
 
 
 def test_bad_input_is_one_line(tiny, capsys, monkeypatch):
