@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ffcv_ops import order
 from ffcv_ops.errors import UserError
-from ffcv_ops.storage import shards, sources
+from ffcv_ops.storage import info, sources
 from ffcv_ops.storage.index import DatasetInfo, describe
 from training.adapt_weights import synsets
 from training.distributed import Ranks
@@ -49,7 +49,7 @@ def output_names(count: int, given: Sequence[str] | None, train: str, val: str |
 
 
 def _names_in(path):
-    return describe(path).class_names if path is not None and shards.exists(path) else None
+    return describe(path).class_names if path is not None and info.exists(path) else None
 
 
 def _are_numbers(names):
