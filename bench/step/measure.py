@@ -19,7 +19,7 @@ from bench.report import say
 from bench.step.baselines import TASKS, OurStep, Task, run_of, step_of
 from ffcv_ops.loader import Placement, train_loader
 from ffcv_ops.storage.index import describe
-from training import distributed, mixing, model, optim, stochastic_depth
+from training import cost, distributed, mixing, model, optim, stochastic_depth
 from training.micro_batch import random_batch
 from training.run import precision
 from training.stage import create_stage
@@ -139,7 +139,7 @@ def macs(task: Task, *, subset: bool) -> float:
     network = model.create(task.model, resolution=task.resolution, classes=1000, drop_path=0.0, layer_scale=1e-4)
     rest = copy.deepcopy(network)
     rest.blocks = nn.Sequential()
-    whole, outside = model.macs(network, task.resolution), model.macs(rest, task.resolution)
+    whole, outside = cost.gmacs(network, task.resolution), cost.gmacs(rest, task.resolution)
     kept = stochastic_depth.most_kept(task.drop_path, 0, task.batch) / task.batch if subset else 1.0
     return outside + kept * (whole - outside)
 

@@ -7,7 +7,7 @@ import torch
 
 from bench.step import measure
 from bench.step.baselines import QUICK
-from training import model
+from training import cost, model
 
 CPU = torch.device("cpu")
 TINY = QUICK._replace(batch=4)
@@ -66,7 +66,7 @@ def test_multiply_adds_leave_out_what_a_subset_leaves_out():
     """9 of 16 samples go through the blocks: against torch's counter on the two parts."""
     whole, part = (measure.macs(PART, subset=subset) for subset in (False, True))
     network = model.create(PART.model, resolution=PART.resolution, classes=1000, drop_path=0.0, layer_scale=1e-4)
-    assert whole == pytest.approx(model.macs(network, PART.resolution))
+    assert whole == pytest.approx(cost.gmacs(network, PART.resolution))
     outside = (9 * 16 * 16 * 3 * 128 + 1000 * 128) / 1e9  # patch embedding and head
     assert part == pytest.approx(outside + (whole - outside) * 9 / 16, rel=1e-6)
 
