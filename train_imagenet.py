@@ -40,6 +40,7 @@ import report
 from config.recipe import Recipe
 from ffcv_ops.jpeg import native
 from ffcv_ops.loader import eval_loader, train_loader
+from ffcv_ops.warm_up import prepare_kernels
 from training import (
     compiling,
     distributed,
@@ -189,6 +190,7 @@ def prepare(run: Run, stage: Stage) -> None:
         train.path, train.samples, config, seed=stage.seed, placement=run.placement, shuffle_pages=data.shuffle_pages,
         bad_limit=data.bad_limit if data.on_bad_sample == "replace" else None,
     )  # fmt: skip
+    prepare_kernels(run.log.say, train_batches.decoder.params)  # or the first epoch would wait for the compiler
     stage.micro_batch_size = micro_batch.find(run, stage, forward_backward)  # before the loader takes its memory
     val_batches = eval_loader(val.path, val.samples, config, batch=eval_batch_size(run, stage), placement=run.placement)
     if recipe.speed.compile:
@@ -257,44 +259,16 @@ def train_run(run: Run, *, init: str | None, start_at: int) -> None:
       3. --init, for the first stage of a run that has no checkpoint;
       4. initial weights drawn from the seed.
     """
-    stages, folder, is_main = run.recipe.stages, run.folder, run.ranks.is_main
-    if (start_at or stages[0].head != "keep") and not init and not folder.begun():
-        raise UserError(f"stage {stages[start_at].name} starts from weights: it needs --init, {weights.SOURCES}")
+    stages = run.recipe.stages
     with ExitStack() as stack:
-        if is_main:
-            stack.enter_context(folder.alone())
-            folder.check_recipe(run.recipe)
-        distributed.barrier()
-        checkpoint = folder.load(is_main=is_main)
-        start_weights = init_identity = None
-        if init:
-            start_weights = weights.read(init, print if is_main else weights.silent)
-            init_identity = run_identity.init_of(init, start_weights)
-        code = commit()
-        identity = run_identity.identity_of(run.recipe, run.datasets, init=init_identity, code=code)
-        if checkpoint:
-            check_resume(run, checkpoint, identity, start_at)
-            start_weights, identity = None, checkpoint["run"]
-        if is_main:
-            folder.prepare(run.recipe, identity)
-        first = folder.first_stage(run.recipe, start_at)
-        plans = estimate.training_plan(run.recipe, run.datasets, first) if is_main else []
-        log = RunLog(folder.path, run.recipe, plans, is_main=is_main, world=run.ranks.world, saved=checkpoint)
-        stack.callback(log.close)
-        run = replace(run, log=log, identity=identity)
-        if identity["code"] != code:
-            log.say(
-                f"{folder.path}: this run began with the code of {identity['code']}, and goes on with that of {code}"
-            )
-        log.say(native.describe())
-
+        run, checkpoint, start_weights = open_run(run, stack, init=init, start_at=start_at)
         step = checkpoint["step"] if checkpoint else 0
         for number in range(checkpoint["stage"] if checkpoint else start_at, len(stages)):
             stage = create_stage(run, number, start_weights, step)
             if checkpoint:
                 stage.load_state_dict(checkpoint)
                 after = f"epoch {stage.epoch}" + (f" and {stage.batch} steps" if stage.batch else "")
-                log.say(f"{folder.path}: going on at stage {stage.config.name}, after {after}")
+                run.log.say(f"{run.folder.path}: going on at stage {stage.config.name}, after {after}")
             start_weights = checkpoint = None  # free the host's memory
             if stage.epoch < stage.config.epochs:
                 train_stage(run, stage)
@@ -302,12 +276,48 @@ def train_run(run: Run, *, init: str | None, start_at: int) -> None:
             if number + 1 < len(stages):
                 start_weights = next_start_weights(stages[number + 1], stage)
 
-        log.close_bar()
-        folder.save_weights("model", stage.model, is_main=is_main)
+        run.log.close_bar()
+        run.folder.save_weights("model", stage.model, is_main=run.ranks.is_main)
         if stage.ema is not None:
-            folder.save_weights("model_ema", stage.ema, is_main=is_main)
-        if is_main:
-            log.say(report.write(folder.path))
+            run.folder.save_weights("model_ema", stage.ema, is_main=run.ranks.is_main)
+        if run.ranks.is_main:
+            run.log.say(report.write(run.folder.path))
+
+
+def open_run(run: Run, stack: ExitStack, *, init: str | None, start_at: int) -> tuple[Run, dict | None, dict | None]:
+    """Takes the run's folder and opens its log; both are given back when `stack` is closed.
+
+    Returns the run with its log, the checkpoint to go on from, and the weights to start from: at most one of the two.
+    UserError where the folder holds another run, or a stage needs weights and none are named.
+    """
+    recipe, folder, is_main = run.recipe, run.folder, run.ranks.is_main
+    if (start_at or recipe.stages[0].head != "keep") and not init and not folder.begun():
+        raise UserError(f"stage {recipe.stages[start_at].name} starts from weights: it needs --init, {weights.SOURCES}")
+    if is_main:
+        stack.enter_context(folder.alone())
+        folder.check_recipe(recipe)
+    distributed.barrier()
+    checkpoint = folder.load(is_main=is_main)
+
+    # What makes it the same run: nothing is written before this is held against the checkpoint.
+    start_weights = weights.read(init, print if is_main else weights.silent) if init else None
+    began_from = run_identity.init_of(init, start_weights) if init else None
+    code = commit()
+    identity = run_identity.identity_of(recipe, run.datasets, init=began_from, code=code)
+    if checkpoint:
+        check_resume(run, checkpoint, identity, start_at)
+        start_weights, identity = None, checkpoint["run"]
+    if is_main:
+        folder.prepare(recipe, identity)
+
+    first = folder.first_stage(recipe, start_at)
+    plans = estimate.training_plan(recipe, run.datasets, first) if is_main else []
+    log = RunLog(folder.path, recipe, plans, is_main=is_main, world=run.ranks.world, saved=checkpoint)
+    stack.callback(log.close)
+    log.say(native.describe())
+    if identity["code"] != code:
+        log.say(f"{folder.path}: this run began with the code of {identity['code']}, and goes on with that of {code}")
+    return replace(run, log=log, identity=identity), checkpoint, start_weights
 
 
 def check_resume(run: Run, checkpoint: dict, identity: dict, start_at: int) -> None:
