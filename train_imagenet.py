@@ -21,7 +21,7 @@ if __name__ == "__main__":  # --help, mistakes and --print are answered here: th
     interruptible()
     options, recipe, _ = exits_cleanly(train_command.parse)(__doc__)
     if options.print and not options.measure:
-        from training import estimate
+        from training.planning import estimate
 
         exits_cleanly(estimate.print_plan)(recipe, images_per_s=options.at_throughput)
         raise SystemExit
@@ -41,17 +41,7 @@ from config.recipe import Recipe
 from ffcv_ops.jpeg import native
 from ffcv_ops.loader import eval_loader, train_loader
 from ffcv_ops.warm_up import prepare_kernels
-from training import (
-    compiling,
-    distributed,
-    estimate,
-    micro_batch,
-    optim,
-    out_of_memory,
-    run_identity,
-    schedule,
-    weights,
-)
+from training import distributed, optim, schedule
 from training.datasets import open_sets, planned_sets
 from training.distributed import parallel, stop
 from training.distributed.parallel import gradient_sync
@@ -64,12 +54,16 @@ from training.log_point import log_point, save_checkpoint
 from training.logging.environment import commit
 from training.logging.run_log import RunLog
 from training.losses import LOSSES
+from training.memory import compiling, micro_batch, out_of_memory
 from training.mixing import mix_params
+from training.network import weights
+from training.planning import estimate
+from training.planning.throughput import throughput
 from training.run import Run, precision
-from training.run_folder import RunFolder
+from training.saving import run_identity
+from training.saving.run_folder import RunFolder
 from training.stage import Stage, create_stage, next_start_weights
 from training.step_stats import Meter, StepStats
-from training.throughput import throughput
 
 # --- one optimizer step --------------------------------------------------------------------------------------------
 

@@ -9,8 +9,8 @@ from training.evaluation import predictions
 from training.evaluation.predictions import Predictions
 from training.logging.environment import read_environment
 from training.logging.records import scan_rows
-from training.plan import Eta, StagePlan, eta, read_plan, seconds_per_step
-from training.reference_curves import Deviation, ReferenceCurve, deviation, reference_curves
+from training.planning.plan import Eta, StagePlan, eta, read_plan, seconds_per_step
+from training.planning.reference_curves import Deviation, ReferenceCurve, deviation, reference_curves
 
 
 class Facts(NamedTuple):

@@ -51,9 +51,9 @@ if __name__ == "__main__":  # --help and mistakes are answered here: the imports
     exits_cleanly(parse)()
 
 from rn_vs_vit import grid, others, report
-from training import run_identity
 from training.datasets import open_sets
 from training.distributed.stop import SIGNALS
+from training.saving import run_identity
 
 SCRIPT = Path(__file__).resolve().parents[1] / "train_imagenet.py"
 

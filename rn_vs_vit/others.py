@@ -11,10 +11,11 @@ from ffcv_ops.errors import UserError
 from ffcv_ops.files import write_atomically
 from ffcv_ops.storage.index import describe
 from rn_vs_vit.grid import Cell
-from training import distributed, weights
+from training import distributed
 from training.distributed.watchdog import Watchdog
 from training.evaluation.evaluate_only import evaluate_data, load_model
 from training.evaluation.labels import output_names
+from training.network import weights
 from training.run import Run, precision
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import train_imagenet
-from training import model
+from training.network import model
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = "deit3_micro_patch16_224"

@@ -55,7 +55,7 @@ def test_every_package_has_a_floor():
 
 def test_an_arrow_back_is_found(tmp_path):
     path = tmp_path / "low.py"
-    path.write_text("def f():\n    from training.model import create\n    import bench.loader as b\n")
+    path.write_text("def f():\n    from training.network.model import create\n    import bench.loader as b\n")
     assert imported(path) == {"training", "bench"}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from training import checkpoint
+from training.saving import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 

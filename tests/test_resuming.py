@@ -15,10 +15,10 @@ import torch
 import train_imagenet
 from config.recipe import load_recipe
 from ffcv_ops.loader import Placement, train_loader
-from training import checkpoint
 from training.distributed import stop
 from training.logging import records, run_log
 from training.loss_history import LossHistory
+from training.saving import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -23,8 +23,9 @@ from config.recipe import load_recipe
 from ffcv_ops.errors import UserError
 from ffcv_ops.files import locked
 from ffcv_ops.loader import Placement, eval_loader, train_loader
-from training import checkpoint, model
 from training.evaluation import predictions
+from training.network import model
+from training.saving import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(path for path in (ROOT / "recipes").glob("**/*.yaml") if path.name != "base.yaml")

@@ -15,8 +15,8 @@ from config.text import markdown_table
 from ffcv_ops.storage.beton_file import sidecar
 from ffcv_ops.storage.info import exists
 from ffcv_ops.storage.shards import files_of
-from training import cost
 from training.evaluation import records
+from training.planning import cost
 
 CITATION = """@inproceedings{touvron2022deit3,
   title     = {{DeiT III}: Revenge of the {ViT}},

@@ -55,11 +55,12 @@ from torch import nn
 from config.recipe import Recipe, StageConfig, load_recipe
 from config.text import markdown_table
 from tools import card, graphs
-from training import cost, model, weights
 from training.datasets import files_of
 from training.distributed import Ranks
 from training.evaluation.evaluate_only import load_model
 from training.evaluation.labels import output_names
+from training.network import model, weights
+from training.planning import cost
 from training.run import Run
 
 FILES = ("model.safetensors", "config.json", "model.pt2", "model.onnx", "model.onnx.data", "README.md", "curves.png")

@@ -12,7 +12,7 @@ from config.parser import Parser
 from config.recipe import BASE_RECIPE, load_recipe
 from config.schema import ModelConfig
 from ffcv_ops.errors import exits_cleanly
-from training.model_costs import TABLE, count, row_name
+from training.planning.model_costs import TABLE, count, row_name
 
 CLASSES = (10, 1010)  # everything is linear in the number of classes, so two tell all
 

@@ -26,8 +26,9 @@ def parse(argv=None) -> argparse.Namespace:
 if __name__ == "__main__":  # --help and mistakes are answered here: the imports below take seconds
     exits_cleanly(parse)()
 
-from training import datasets, estimate, schedule
-from training.model_costs import model_costs
+from training import datasets, schedule
+from training.planning import estimate
+from training.planning.model_costs import model_costs
 
 RECIPES = BASE_RECIPE.parent
 PUBLISHED, CURVES = "published.json", "official_curves.json"

@@ -12,7 +12,7 @@ from training.datasets import DataSet
 from training.distributed import Ranks
 from training.distributed.watchdog import Watchdog
 from training.logging.run_log import RunLog
-from training.run_folder import RunFolder
+from training.saving.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,12 @@ from config.recipe import StageConfig
 from ffcv_ops import rng
 from ffcv_ops.errors import UserError
 from ffcv_ops.rng import RandomKey
-from training import adapt_weights, distributed, mixing, model, optim, stochastic_depth
+from training import distributed, mixing, optim
 from training.loss_history import LossHistory
+from training.network import adapt_weights, model, stochastic_depth
+from training.network.stochastic_depth import DepthMasks
 from training.run import Run
 from training.step_stats import Meter, StepStats
-from training.stochastic_depth import DepthMasks
 
 
 @dataclass

@@ -11,7 +11,7 @@ from bench.faults import betons
 from bench.faults.runs import LIMIT, command, same_bits, same_weights, steps, undisturbed, wait_until
 from bench.faults.suite import Fault, each, finished, judged
 from bench.processes import Server
-from training import checkpoint
+from training.saving import checkpoint
 
 BEFORE, BETWEEN, UNDER = "before the start", "between two starts", "under the run"
 DISK = "room on the disk"

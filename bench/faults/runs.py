@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from bench.faults.suite import finished
 from bench.processes import Process, Server
 from config.recipe import BASE_RECIPE
-from training import checkpoint
+from training.saving import checkpoint
 
 LIMIT = 120  # seconds that one start of a run may take
 RECIPE = """base: base.yaml

@@ -23,8 +23,9 @@ from torch.nn import functional as F
 from bench.processes import ROOT
 from bench.report import say
 from config.recipe import load_recipe
-from training import compiling, distributed, optim
+from training import distributed, optim
 from training.datasets import DataSet
+from training.memory import compiling
 from training.run import Run, precision
 from training.stage import create_stage
 

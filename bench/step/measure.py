@@ -19,8 +19,10 @@ from bench.report import say
 from bench.step.baselines import TASKS, OurStep, Task, run_of, step_of
 from ffcv_ops.loader import Placement, train_loader
 from ffcv_ops.storage.index import describe
-from training import cost, distributed, mixing, model, optim, stochastic_depth
-from training.micro_batch import random_batch
+from training import distributed, mixing, optim
+from training.memory.micro_batch import random_batch
+from training.network import model, stochastic_depth
+from training.planning import cost
 from training.run import precision
 from training.stage import create_stage
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from config.recipe import load_recipe, render_recipe
-from training import datasets, estimate
+from training import datasets
 from training.evaluation import predictions
+from training.planning import estimate
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = "<script>alert('x')</script>&\"<b>"

@@ -10,7 +10,7 @@ from report import page
 from report.collect import collect
 from training.logging import records
 from training.logging.run_log import RunLog
-from training.plan import read_plan
+from training.planning.plan import read_plan
 
 ROW = {"kind": "step", "stage": "first_32", "epoch": 0, "step": 3, "lr": 0.1, "loss": 1.0, "grad_norm": 1.0,
        "images_per_s": 9.0, "wait": 0.0, "seconds": 1.0, "bad_steps": 0, "wall": 9.0, "at": 1_800_000_009}  # fmt: skip

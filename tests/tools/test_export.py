@@ -17,8 +17,8 @@ import train_imagenet
 from config.recipe import load_recipe, render_recipe
 from ffcv_ops.errors import UserError
 from tools import export, graphs
-from training import model, weights
 from training.evaluation import records
+from training.network import model, weights
 
 ROOT = Path(__file__).resolve().parents[2]
 MICRO = {"model.name": "deit3_micro_patch16_224", "stage.resolution": "48"}

@@ -27,8 +27,8 @@ from ffcv_ops.errors import UserError
 from ffcv_ops.loader import eval_loader
 from ffcv_ops.storage.index import describe
 from tools import export
-from training import model
 from training.evaluation.loop import predict
+from training.network import model
 
 ROOT = Path(__file__).parents[2]
 WHOLE = "--image.max_side=none"

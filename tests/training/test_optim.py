@@ -12,7 +12,8 @@ from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from training import model, optim
+from training import optim
+from training.network import model
 
 LAMB = {"lr": 4e-3, "betas": (0.9, 0.999), "eps": 1e-8}
 

@@ -14,9 +14,9 @@ import train_imagenet
 from config.recipe import load_recipe
 from ffcv_ops.errors import UserError
 from training import datasets, distributed, optim
-from training.micro_batch import random_batch
+from training.memory.micro_batch import random_batch
 from training.run import Run
-from training.run_folder import RunFolder
+from training.saving.run_folder import RunFolder
 from training.stage import create_stage
 from training.step_stats import Meter
 

@@ -11,13 +11,15 @@ from ffcv_ops.errors import UserError, writing
 from ffcv_ops.loader import eval_loader
 from ffcv_ops.storage.index import describe
 from ffcv_ops.storage.info import DatasetInfo
-from training import adapt_weights, cost, micro_batch, model, out_of_memory, weights
 from training.datasets import files_of
 from training.distributed.watchdog import Watchdog
 from training.evaluation import records
 from training.evaluation.accuracy import Accuracy, CountAccuracy
 from training.evaluation.labels import OutputNames, label_specs, output_names
 from training.evaluation.loop import evaluate
+from training.memory import micro_batch, out_of_memory
+from training.network import adapt_weights, model, weights
+from training.planning import cost
 from training.run import Run
 
 

@@ -23,9 +23,9 @@ from ffcv_ops.errors import UserError
 from ffcv_ops.storage import sources
 from ffcv_ops.storage.index import describe
 from ffcv_ops.storage.info import DatasetInfo, exists
-from training.adapt_weights import synsets
 from training.distributed import Ranks
 from training.evaluation.accuracy import LabelSpec
+from training.network.adapt_weights import synsets
 
 IMAGENET = 1000  # classes
 

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Column
 
 from config.text import format_duration
-from training.plan import Eta, StagePlan, eta, seconds_per_step
+from training.planning.plan import Eta, StagePlan, eta, seconds_per_step
 
 LINE_EVERY = 60.0  # seconds
 POINTS = 64  # log points over which the speed is taken

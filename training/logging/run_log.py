@@ -10,8 +10,8 @@ from training.logging.console import ConsoleProgress
 from training.logging.environment import environment
 from training.logging.records import RowWriter, scan_rows, write_json
 from training.logging.trackers import Trackers
-from training.plan import StagePlan
-from training.reference_curves import CurveMonitor
+from training.planning.plan import StagePlan
+from training.planning.reference_curves import CurveMonitor
 
 
 class RunLog:

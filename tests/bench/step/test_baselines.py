@@ -9,7 +9,7 @@ from bench.step import baselines
 from bench.step.baselines import QUICK, pinned, run_of, step_of
 from bench.step.measure import PHASES, Clock
 from training import distributed, mixing
-from training.micro_batch import random_batch
+from training.memory.micro_batch import random_batch
 
 CPU = torch.device("cpu")
 TINY = QUICK._replace(batch=16, drop_path=0.45)

@@ -7,7 +7,8 @@ import torch
 
 from bench.step import measure
 from bench.step.baselines import QUICK
-from training import cost, model
+from training.network import model
+from training.planning import cost
 
 CPU = torch.device("cpu")
 TINY = QUICK._replace(batch=4)

@@ -16,9 +16,9 @@ from tests.training.one_step import take_step
 from training import datasets, distributed
 from training.distributed import parallel
 from config.recipe import load_recipe
-from training.micro_batch import random_batch
+from training.memory.micro_batch import random_batch
 from training.run import Run
-from training.run_folder import RunFolder
+from training.saving.run_folder import RunFolder
 from training.stage import create_stage
 
 ranks = distributed.init_process_group("cpu")

@@ -16,10 +16,10 @@ from config.recipe import load_recipe
 from ffcv_ops.errors import UserError
 from ffcv_ops.loader import eval_loader
 from ffcv_ops.storage.index import describe
-from training.adapt_weights import synsets
 from training.evaluation import evaluate_only, records
 from training.evaluation.labels import OutputNames, class_map, output_names
-from training.run_folder import RunFolder
+from training.network.adapt_weights import synsets
+from training.saving.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[3]
 SMOKE = ["--cfg", str(ROOT / "recipes/smoke.yaml"), "--stage.resolution=32", "--stage.batch=16",

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from training.logging import console
-from training.plan import StagePlan
+from training.planning.plan import StagePlan
 
 PLANS = [
     StagePlan("pretrain_32", 10, (100.0,) * 3, 640, 96, 5),

@@ -7,8 +7,8 @@ import pytest
 
 from config.recipe import BASE_RECIPE, load_recipe
 from training.logging import records, run_log
-from training.plan import StagePlan
-from training.run_folder import RunFolder
+from training.planning.plan import StagePlan
+from training.saving.run_folder import RunFolder
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ffcv_ops.errors import UserError
-from training import model
-from training.adapt_weights import load_weights
-from training.stochastic_depth import StochasticDepth
+from training.network import model
+from training.network.adapt_weights import load_weights
+from training.network.stochastic_depth import StochasticDepth
 
 
 def create(name="deit3_micro_patch16_224", *, resolution=48, classes=10, drop_path=0.0, layer_scale=1e-4):

@@ -10,8 +10,8 @@ from timm.data import ImageNetInfo
 from torch import nn
 
 from ffcv_ops.errors import UserError
-from training import model
-from training.adapt_weights import adapt_state_dict, load_weights, match_classes, num_classes
+from training.network import model
+from training.network.adapt_weights import adapt_state_dict, load_weights, match_classes, num_classes
 
 
 def create(name="deit3_micro_patch16_224", *, resolution=48, classes=10, drop_path=0.0, layer_scale=1e-4):

@@ -6,7 +6,7 @@ import torch
 
 from config.recipe import StageConfig
 from ffcv_ops.errors import UserError
-from training import micro_batch
+from training.memory import micro_batch
 from training.run import Run
 
 GO_ON = ", the same command then goes on from the last checkpoint"

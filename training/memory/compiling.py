@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ffcv_ops.errors import UserError
 from training import distributed, mixing
-from training.micro_batch import random_batch, untouched
+from training.memory.micro_batch import random_batch, untouched
 from training.run import Run
 from training.stage import Stage
 

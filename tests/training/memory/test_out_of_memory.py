@@ -7,7 +7,8 @@ import torch
 
 from config.recipe import BASE_RECIPE, load_recipe
 from ffcv_ops.errors import UserError
-from training import distributed, micro_batch, out_of_memory
+from training import distributed
+from training.memory import micro_batch, out_of_memory
 from training.run import Run
 
 

@@ -16,8 +16,8 @@ from timm.models.deit import checkpoint_filter_fn
 from torch import nn
 
 from ffcv_ops.errors import UserError
-from training import model, weights
-from training.adapt_weights import load_weights
+from training.network import model, weights
+from training.network.adapt_weights import load_weights
 
 
 def network(name="deit3_micro_patch16_224", resolution=48, classes=10):

@@ -9,11 +9,12 @@ import torch
 from config.recipe import load_recipe
 from ffcv_ops.errors import UserError
 from ffcv_ops.loader import train_loader
-from training import datasets, estimate, optim
-from training.model_costs import model_costs
-from training.throughput import throughput
+from training import datasets, optim
+from training.planning import estimate
+from training.planning.model_costs import model_costs
+from training.planning.throughput import throughput
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def plan(name, overrides=None, **options):

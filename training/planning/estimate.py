@@ -14,8 +14,8 @@ from ffcv_ops.errors import UserError
 from ffcv_ops.storage.info import exists
 from training import schedule
 from training.datasets import DataSet, planned_sets
-from training.model_costs import ModelCosts, model_costs
-from training.plan import StagePlan
+from training.planning.model_costs import ModelCosts, model_costs
+from training.planning.plan import StagePlan
 
 COLUMNS = (
     "stage", "px", "tokens", "M param.", "GMACs", "steps", "samples", "lr start", "lr peak", "lr end", "at once", "GiB",
@@ -76,7 +76,7 @@ def _notes(recipe, sets, images_per_s):
     for stage in recipe.stages:
         load.from_text(chain.text_of(stage))  # a mistake in a file of the user's own is found before a run is
         yield f"{stage.name}: {chain.describe(stage)}"
-    yield "GiB: estimated peak memory of a device that takes `at once` samples (training/estimate.py says how)."
+    yield "GiB: estimated peak memory of a device that takes `at once` samples (see training/planning/estimate.py)."
     if images_per_s:
         speeds = ", ".join(f"{speed:.4g}" for speed in images_per_s)
         yield f"GPU-hours: at {speeds} training images/s and GPU, without evaluation and loading."

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from config.recipe import BASE_RECIPE, load_recipe
-from training import reference_curves
-from training.plan import StagePlan
+from training.planning import reference_curves
+from training.planning.plan import StagePlan
 
 RECIPES = BASE_RECIPE.parent
 POINTS = json.loads((RECIPES / "official_curves.json").read_text())

@@ -7,8 +7,8 @@ import torch
 from timm.layers import DropPath
 from torch import nn
 
-from training import model, stochastic_depth
-from training.stochastic_depth import DepthMasks, StochasticDepth
+from training.network import model, stochastic_depth
+from training.network.stochastic_depth import DepthMasks, StochasticDepth
 
 CPU = torch.device("cpu")
 

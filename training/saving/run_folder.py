@@ -23,9 +23,10 @@ from torch import nn
 from config.recipe import Recipe, load_recipe, render_recipe, result_changing_diff
 from ffcv_ops.errors import UserError, writing
 from ffcv_ops.files import locked, write_atomically
-from training import checkpoint, distributed, run_identity
+from training import distributed
 from training.distributed import full_state_dict
-from training.plan import read_plan
+from training.planning.plan import read_plan
+from training.saving import checkpoint, run_identity
 
 _FORMAT = 4
 _COUNTS = ("stage", "epoch", "batch", "step")

@@ -14,14 +14,15 @@ from torch import nn
 from config.recipe import load_recipe, result_changing_diff
 from ffcv_ops.errors import UserError
 from ffcv_ops.storage.info import DatasetInfo
-from training import checkpoint, optim, run_identity
+from training import optim
 from training.datasets import DataSet
-from training.run_folder import RunFolder
+from training.network.stochastic_depth import DepthMasks
+from training.saving import checkpoint, run_identity
+from training.saving.run_folder import RunFolder
 from training.stage import Stage
 from training.step_stats import StepStats
-from training.stochastic_depth import DepthMasks
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -132,7 +133,7 @@ def test_strays_of_a_killed_writer_are_removed(run):
 
 def test_a_checkpoint_is_due_by_the_clock(run, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("training.run_folder.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("training.saving.run_folder.time.monotonic", lambda: now[0])
     folder = RunFolder(dataclasses.replace(run, log=dataclasses.replace(run.log, save_every=2.0)))
     never = RunFolder(dataclasses.replace(run, log=dataclasses.replace(run.log, save_every=None)))
     folder.prepare(run, {})

@@ -69,7 +69,7 @@ def model_on_shapes(config: ModelConfig, resolution: int, classes: int, *, drop_
     """The network without contents, on torch's meta device."""
     import torch
 
-    from training import model
+    from training.network import model
 
     with torch.device("meta"):
         return model.create(
@@ -86,7 +86,8 @@ def count(config: ModelConfig, resolution: int, classes: int, *, drop_path: floa
     """The same from the network itself, built on shapes."""
     import torch  # with timm these take seconds
 
-    from training import cost, model
+    from training.network import model
+    from training.planning import cost
 
     network = model_on_shapes(config, resolution, classes, drop_path=drop_path)
     return ModelCosts(

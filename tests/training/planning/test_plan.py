@@ -3,8 +3,10 @@
 import pytest
 
 from config.recipe import BASE_RECIPE, load_recipe
-from training import cost, datasets, estimate, model, schedule
-from training.plan import StagePlan, eta, seconds_per_step
+from training import datasets, schedule
+from training.network import model
+from training.planning import cost, estimate
+from training.planning.plan import StagePlan, eta, seconds_per_step
 
 PLANS = [StagePlan("a", 5, (10.0,) * 4, 100, 10, 3), StagePlan("b", 3, (9.0, 18.0, 27.0), 100, 10, 3)]
 

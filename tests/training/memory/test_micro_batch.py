@@ -9,11 +9,14 @@ import torch
 import train_imagenet
 from config.recipe import load_recipe
 from ffcv_ops.errors import UserError
-from training import cost, datasets, distributed, micro_batch, model
+from training import datasets, distributed
+from training.memory import micro_batch
+from training.network import model
+from training.planning import cost
 from training.run import Run
 from training.stage import create_stage
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.parametrize("even", [False, True])
@@ -108,7 +111,8 @@ WORKER = """
 import sys
 sys.path.insert(0, {root!r})
 import torch
-from training import distributed, micro_batch
+from training import distributed
+from training.memory import micro_batch
 ranks = distributed.init_process_group("cpu")
 def attempt(samples):
     if samples > (64 if ranks.is_main else 17):

@@ -10,12 +10,13 @@ from torch._dynamo.utils import counters
 import train_imagenet
 from config.recipe import load_recipe
 from tests.training.one_step import take_step
-from training import compiling, datasets, distributed
-from training.micro_batch import random_batch
+from training import datasets, distributed
+from training.memory import compiling
+from training.memory.micro_batch import random_batch
 from training.run import Run
 from training.stage import create_stage
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(autouse=True)

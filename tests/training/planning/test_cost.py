@@ -6,8 +6,9 @@ import torch
 from torchvision.models import ResNet50_Weights
 
 from ffcv_ops.errors import UserError
-from training import cost, model
-from training.stochastic_depth import StochasticDepth
+from training.network import model
+from training.network.stochastic_depth import StochasticDepth
+from training.planning import cost
 
 TI, S, M = "deit3_tiny_patch16_224", "deit3_small_patch16_224", "deit3_medium_patch16_224"
 B, L, H = "deit3_base_patch16_224", "deit3_large_patch16_224", "deit3_huge_patch14_224"

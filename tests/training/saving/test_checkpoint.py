@@ -18,9 +18,9 @@ import torch
 import xxhash
 
 from ffcv_ops.errors import UserError
-from training import checkpoint
+from training.saving import checkpoint
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def content(step):
@@ -200,7 +200,7 @@ def test_a_full_disk_keeps_the_one_before(small_disk, numbers):
 FOREVER = """
 import itertools, pathlib, sys
 import torch
-from training import checkpoint
+from training.saving import checkpoint
 
 folder = pathlib.Path(sys.argv[1])
 checkpoint.remove_strays(folder) if folder.exists() else folder.mkdir(parents=True)

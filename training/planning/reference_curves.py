@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from config.recipe import BASE_RECIPE, Recipe, StageConfig, load_recipe
-from training.plan import StagePlan
+from training.planning.plan import StagePlan
 
 CURVES = BASE_RECIPE.parent / "official_curves.json"
 VAL_IMAGES = 50_000

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from config.recipe import StageConfig
 from ffcv_ops.errors import UserError
-from training import cost, distributed, mixing, optim
+from training import distributed, mixing, optim
+from training.planning import cost
 from training.run import Run
 from training.stage import Stage
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ffcv_ops.errors import UserError
-from training import stochastic_depth
-from training.stochastic_depth import StochasticDepth
+from training.network import stochastic_depth
+from training.network.stochastic_depth import StochasticDepth
 
 _SETTINGS = {
     "num_classes": 1000,

@@ -7,9 +7,9 @@ import pytest
 
 from config.recipe import load_recipe
 from tools.model_costs import networks
-from training.model_costs import TABLE, count, model_costs
+from training.planning.model_costs import TABLE, count, model_costs
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 NETWORKS = networks()
 QUICK = (
     "deit3_micro_patch16_224, 48 px",
@@ -43,7 +43,7 @@ def test_a_network_of_the_table_needs_no_torch():
     code = """
 import sys
 from config.recipe import load_recipe
-from training.model_costs import model_costs
+from training.planning.model_costs import model_costs
 recipe = load_recipe("recipes/vit_h_800ep.yaml")
 costs = model_costs(recipe.model, 224, 1000, drop_path=0.5)
 assert round(costs.gmacs) == 167 and costs.tokens == 256, costs

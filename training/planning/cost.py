@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ffcv_ops.errors import UserError
-from training import stochastic_depth
+from training.network import stochastic_depth
 
 
 def num_parameters(model: nn.Module) -> int:

@@ -1,0 +1,1 @@
+"""How a pass fits this machine: micro-batch, compiled code, too little memory."""

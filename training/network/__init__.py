@@ -1,0 +1,1 @@
+"""The network of a stage: built, begun, fitted with weights from anywhere."""

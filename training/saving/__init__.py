@@ -1,0 +1,1 @@
+"""What a run keeps: checkpoints, its folder, what makes it the same run."""
