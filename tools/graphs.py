@@ -40,7 +40,7 @@ def save_onnx(network: nn.Module, side: int, path: Path) -> None:
     size = sum(value.numel() * value.element_size() for value in network.state_dict().values())
     torch.onnx.export(
         traced(network, side), (), str(path), dynamo=True, verbose=False, external_data=size >= ONNX_LIMIT,
-        input_names=["images"], output_names=["logits"],
+        input_names=["images"], output_names=["logits"], dynamic_shapes=({0: "batch"},),
     )  # fmt: skip
 
 

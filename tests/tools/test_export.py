@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -191,10 +192,10 @@ def test_the_card_shows_results_and_no_paths(tmp_path, jpg_beton, capsys):
     records.write(run, [{**row, "weights": "other.safetensors", "top1": 0.123456}])
     export.main([str(run), f"--out={tmp_path / 'out'}"])
     card = (tmp_path / "out" / "README.md").read_text()
-    for words in (f" {100 * row['top1']:.3f} |", "| set.beton |     96 |       5 |", "commit abc123, timm 9.9",
+    for words in (f" {100 * row['top1']:.3f} |", "| set.beton | 96 | 5 |", "commit abc123, timm 9.9",
                   "name: deit3_micro_patch16_224", "curves.png", "| first | 7 |", "library_name: timm",
                   "Revenge of the"):  # fmt: skip
-        assert words in card
+        assert words in re.sub(" +", " ", card)
     assert "12.346" not in card
     for path in (tmp_path / "out").iterdir():
         assert b"secret" not in path.read_bytes() and str(tmp_path).encode() not in path.read_bytes()
