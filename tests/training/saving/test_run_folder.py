@@ -79,10 +79,15 @@ def flat(value):
 
 
 def test_the_last_stages_weights_are_a_file_of_their_own(run):
+    """Which all may read who may read the others."""
+    umask = os.umask(0o022)
+    os.umask(umask)
     folder, before = RunFolder(run), trained(run)
     folder.prepare(run, {})
     folder.save_weights("model", before.model, is_main=True)
     assert flat(load_file(folder.path / "model.safetensors")) == flat(dict(before.model.state_dict()))
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in folder.path.iterdir() if path.is_file()}
+    assert set(modes.values()) == {oct(0o666 & ~umask)}, modes
 
 
 def test_a_checkpoint_of_another_version_or_run_is_refused_in_one_line(run):
