@@ -9,7 +9,8 @@
 
 Everything goes to runs/NAME. The same command again goes on where the last one stopped, bit for bit.
 
-Read it from `train_epoch`, one optimizer step after the other, outwards to `train_stage`, `train_run` and `main`.
+Read it bottom-up: `train_epoch` takes one optimizer step after the other, `train_stage` one epoch after the other,
+`train_run` one stage (pre-training at a resolution, a fine-tune) after the other.
 """
 
 import os
@@ -78,35 +79,41 @@ def train_epoch(run: Run, stage: Stage) -> None:
     resolution = schedule.resolution(config, stage.epoch)  # constant, but for convolutional models with a ramp
     stage.model.train()
     stage.meter.begin()
-    for images, labels in stage.meter.timed(loader.epoch(stage.epoch, stage.batch, resolution=resolution)):
+    for images, labels in stage.meter.timed(loader.epoch(stage.epoch, stage.step_in_epoch, resolution=resolution)):
         lr = schedule.of_stage(config, stage.step_in_stage, stage.steps_per_epoch)
         optim.set_lr(stage.optimizer, lr)
 
+        statistics = optim.running_statistics(stage.model)  # of batch normalization; the forward pass changes them
         loss = forward_backward(run, stage, images, labels)
 
-        # Clip, and leave out a step that is not finite. Whether it is, the device decides, for all ranks alike: a rank
-        # that steps alone would have other weights from then on. A loss can be infinite while its gradient is not.
+        # skip: 1.0 where the loss or the gradient is not finite, or a step before was not and the run is to stop. The
+        # device decides, for all ranks alike: a rank that steps alone would have other weights from then on. A loss can
+        # be infinite while its gradient is not.
         stage.scaler.unscale_(stage.optimizer)
         grad_norm = optim.gradient_norm(stage.optimizer)
         finite_loss = distributed.all_true(loss.isfinite())
         skip = (~(finite_loss & grad_norm.isfinite())).float()
         if stage.halted is not None:
             skip = torch.maximum(skip, stage.halted)
+
+        # Clips and skips inside torch's fused kernels; weights, moments, statistics and EMA stay where skip is 1.
         optim.step(stage.optimizer, grad_norm, clip_norm=config.clip_norm, skip=skip)
+        optim.restore_statistics(statistics, skip)
         stage.scaler.update()
         if stage.ema is not None:
             optim.update_ema(stage.ema, stage.model, config.ema, skip=skip)
 
-        # With on_nonfinite: stop, all steps after a bad one are left out too, so that the next log point finds the
-        # weights as they were before it. Scaled gradients (fp16) overflow now and then: there only the loss counts.
+        # bad: what is reported. GradScaler (fp16) expects gradients that overflow: there only the loss counts. With
+        # on_nonfinite: stop, all steps after a bad one are skipped too, so that the next log point finds the weights
+        # from before it.
         bad = (~finite_loss).float() if stage.scaler.is_enabled() else skip
         if run.recipe.on_nonfinite == "stop" and not stage.scaler.is_enabled():
             stage.halted = skip
 
-        stage.batch, stage.step = stage.batch + 1, stage.step + 1
+        stage.step_in_epoch, stage.step = stage.step_in_epoch + 1, stage.step + 1
         stage.meter.add(loss, grad_norm, bad, config.batch)
         stopping = run.stop_requested()  # a signal came to one of the ranks; all hear of it after the same step
-        if stopping or stage.batch % run.recipe.log.every == 0 or stage.is_epoch_end:
+        if stopping or stage.step_in_epoch % run.recipe.log.every == 0 or stage.is_epoch_end:
             log_point(run, stage, lr=lr, stop=stopping)
 
 
@@ -122,7 +129,8 @@ def forward_backward(run: Run, stage: Stage, images: Tensor, labels: Tensor) -> 
         micro, place = slice(start, start + size), run.ranks.rank * n + start
         draws = {"seed": stage.seed, "step": stage.step_in_stage, "first": place, "samples": size}
 
-        # Mixup or CutMix. From here on images are normalized float32 (size, 3, height, width), targets (size, classes).
+        # Normalizes, makes soft targets, and mixes where mixup or CutMix is on. inputs: float32 (size, 3, height,
+        # width), targets: float32 (size, classes).
         params = mix_params(config, resolution=images.shape[1], **draws)
         inputs, targets = stage.mix(
             images[micro],
@@ -132,14 +140,14 @@ def forward_backward(run: Run, stage: Stage, images: Tensor, labels: Tensor) -> 
             smoothing=config.smoothing,
         )
         if not run.recipe.speed.channels_last:
-            inputs = inputs.contiguous()
+            inputs = inputs.contiguous()  # mixing leaves them in the loader's order of memory
 
-        stage.depth_masks.set(device=device, **draws)
+        stage.drop_path_masks.set(device=device, **draws)  # read by the model's drop-path modules
         if run.recipe.speed.cuda_graphs:
             torch.compiler.cudagraph_mark_step_begin()
-        with gradient_sync(stage.network, on=start + size == n):  # over ranks, once a step: with the last micro-batch
+        with gradient_sync(stage.network, on=start + size == n):  # averages over ranks, with the last micro-batch only
             with run.autocast():
-                loss = LOSSES[config.loss](stage.network(inputs), targets) * (size / n)
+                loss = LOSSES[config.loss](stage.network(inputs), targets) * (size / n)  # size divides n
             stage.scaler.scale(loss).backward()
         total += loss.detach()
     return total
@@ -158,7 +166,7 @@ def train_stage(run: Run, stage: Stage) -> None:
             train_epoch(run, stage)
         row = {"lr": stage.optimizer.param_groups[0]["lr"], **stage.epoch_stats.row()}
         resolution = schedule.resolution(config, stage.epoch)
-        stage.epoch, stage.batch, stage.epoch_stats = stage.epoch + 1, 0, StepStats()
+        stage.epoch, stage.step_in_epoch, stage.epoch_stats = stage.epoch + 1, 0, StepStats()
         is_last = stage.epoch == config.epochs
         row["bad_samples"] = count_bad_samples(run, stage)
         if stage.epoch % run.recipe.log.eval_every == 0 or is_last:
@@ -261,7 +269,7 @@ def train_run(run: Run, *, init: str | None, start_at: int) -> None:
             stage = create_stage(run, number, start_weights, step)
             if checkpoint:
                 stage.load_state_dict(checkpoint)
-                after = f"epoch {stage.epoch}" + (f" and {stage.batch} steps" if stage.batch else "")
+                after = f"epoch {stage.epoch}" + (f" and {stage.step_in_epoch} steps" if stage.step_in_epoch else "")
                 run.log.say(f"{run.folder.path}: going on at stage {stage.config.name}, after {after}")
             start_weights = checkpoint = None  # free the host's memory
             if stage.epoch < stage.config.epochs:

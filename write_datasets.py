@@ -88,6 +88,8 @@ def main():
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends a conversion as Ctrl-C does
     sections = {"data": DataConfig, "image": ImageConfig, "estimate": EstimateConfig}
     flags, given = command_line.parse(__doc__, sections, {}, OPTIONS)
+    if (of_estimate := select(given, "estimate")) and not flags.estimate:
+        raise UserError(f"--estimate.{next(iter(of_estimate))} belongs to --estimate")
     turbojpeg.load()
     native.library()  # or each worker would build it
     data = build(DataConfig, select(given, "data"), "--data.")

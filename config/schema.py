@@ -95,7 +95,7 @@ class StageConfig:
         "the classifier: kept, begun anew, or rows of the same class names kept"
     )
     eval_resolution: int | None = option("evaluation: side of the image, pixels; none: resolution", low=8, high=4096)
-    eval_crop: float = option("evaluation: share of the short side inside the centre crop", above=0, high=1)
+    eval_crop: float = option("evaluation: share of the short side inside the center crop", above=0, high=1)
     eval_flip: bool = option("evaluation: mean of the logits of each image and its mirror image")
 
     @property

@@ -47,6 +47,8 @@ def parse(description: str, argv: Sequence[str] | None = None) -> TrainCommand:
     recipe = load_recipe(arguments.cfg, of_recipe)
     if of_eval and not arguments.eval_only:
         raise UserError(f"--eval.{next(iter(of_eval))} belongs to --eval-only")
+    if arguments.start_at and arguments.eval_only:
+        raise UserError("--start-at belongs to training, not to --eval-only")
     if (arguments.measure or arguments.at_throughput) and not arguments.print:
         raise UserError("--measure and --at-throughput belong to --print")
     return TrainCommand(arguments, recipe, build(EvalConfig, of_eval, "--eval."))

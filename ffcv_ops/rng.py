@@ -39,7 +39,7 @@ ERASE_TRY = 1025
 ERASE_NOISE = 1065
 # A user's own augmentations (augment/chain.py): one for each place in a chain, from which a key of its own is made.
 OWN = 2048
-# Stochastic depth (training/depth.py): this stream and all above it, one for each step.
+# Stochastic depth (training/network/stochastic_depth.py): this stream and all above it, one for each step.
 DEPTH = 1 << 16
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

@@ -7,7 +7,7 @@ python -m report runs/one runs/other --out compare.html
 from pathlib import Path
 
 from config.parser import Parser
-from ffcv_ops.errors import exits_cleanly, writing
+from ffcv_ops.errors import UserError, exits_cleanly, writing
 
 
 @exits_cleanly
@@ -18,16 +18,17 @@ def main(argv=None) -> None:
         "--out",
         metavar="FILE",
         type=Path,
-        default=Path("compare.html"),
         help="the page that compares several runs; compare.html if not given",
     )
     options = parser.parse_args(argv)
     if len(options.runs) == 1:
+        if options.out:
+            raise UserError("--out is for the comparison of several runs; one run's report lies in its folder")
         import report  # what makes a page takes seconds to import; --help and a typo need none of it
 
         print(report.write(options.runs[0]))
     else:
-        _compare(options.runs, options.out)
+        _compare(options.runs, options.out or Path("compare.html"))
 
 
 def _compare(folders, out):

@@ -25,7 +25,11 @@ from ffcv_ops.errors import UserError
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "rn_vs_vit/README.md"]
 RECIPES = sorted(path for folder in ("recipes", "rn_vs_vit") for path in ROOT.glob(f"{folder}/**/*.yaml"))
-MODULES = sorted(path for path in ROOT.glob("*/*.py") if path.parent.name not in ("tests", "data", "runs", "build"))
+SKIPPED = {"tests", "data", "runs", "build", ".venv"}
+MODULES = [
+    *ROOT.glob("*.py"),
+    *(path for path in ROOT.glob("*/**/*.py") if path.relative_to(ROOT).parts[0] not in SKIPPED),
+]
 STARTS = r"(?:[A-Z_]+=\S+ )*(?:python|torchrun|make)\b"
 SHELL = ("|", ">", "&&", ";", "&", "2>&1")
 NO_KEYS = (

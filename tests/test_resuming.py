@@ -136,7 +136,7 @@ def test_a_checkpoint_within_an_epoch_is_as_good(recipe_file, unbroken, tmp_path
     with pytest.raises(SystemExit):
         train(recipe_file, tmp_path, "--log.save_every=1e-9")
     saved = [checkpoint.read(path) for path in checkpoint.saved(tmp_path / "run" / "checkpoints")]
-    places = [(content["stage"], content["epoch"], content["batch"], content["step"]) for content in saved]
+    places = [(content["stage"], content["epoch"], content["step_in_epoch"], content["step"]) for content in saved]
     assert places == [(0, 1, 2, 5), (0, 2, 0, 6), (1, 0, 2, 8)]
     kill_at[0] = 0
     newest = checkpoint.saved(tmp_path / "run" / "checkpoints")[-1]
@@ -280,7 +280,7 @@ def test_no_checkpoint_of_the_clock_at_an_epochs_last_step(recipe_file, tmp_path
     written, real = [], checkpoint.write
 
     def write(folder, step, content, *, keep):
-        written.append((step, content["batch"]))
+        written.append((step, content["step_in_epoch"]))
         real(folder, step, content, keep=keep)
 
     monkeypatch.setattr(checkpoint, "write", write)

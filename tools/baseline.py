@@ -7,7 +7,6 @@ that were tried on the bundled photographs; the best of the three counts.
     python -m tools.baseline data/photos_train.beton data/photos_val.beton --log runs/demo/log.jsonl
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,9 @@ from PIL import Image
 
 from config.parser import Parser
 from conversion import beton
-from ffcv_ops.errors import exits_cleanly
+from ffcv_ops.errors import UserError, exits_cleanly
+from ffcv_ops.storage.index import describe
+from training.logging.records import read_rows
 
 MEAN, DEVIATION = 118, 48  # of a channel whose light is undone; the choice hardly matters
 
@@ -70,10 +71,14 @@ def main(argv=None):
     parser.add_argument("val", type=Path, help=".beton of the images to name")
     parser.add_argument("--log", type=Path, help="log.jsonl of a run on the same data, for comparison")
     options = parser.parse_args(argv)
+    for path in (options.train, options.val):
+        describe(path)  # refuses in one line what is no .beton
     print(f"top-1 on {options.val}:")
     if options.log:
-        rows = [json.loads(line) for line in options.log.read_text(encoding="utf-8").splitlines()]
-        print(f"  {100 * [row['top1'] for row in rows if 'top1' in row][-1]:5.2f} %  the model of {options.log.parent}")
+        found = [row["top1"] for row in read_rows(options.log) if row["kind"] == "epoch" and "top1" in row]
+        if not found:
+            raise UserError(f"{options.log}: no evaluation is logged there")
+        print(f"  {100 * found[-1]:5.2f} %  the model of {options.log.parent}")
     for undo_light, words in ((False, ""), (True, ", each tile's light undone")):
         top1 = histogram_baseline(options.train, options.val, undo_light=undo_light)
         print(f"  {100 * top1:5.2f} %  nearest neighbour by color histogram{words}")

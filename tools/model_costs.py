@@ -3,7 +3,7 @@
     python -m tools.model_costs
 
 Takes some minutes: every network is built on shapes, with two numbers of classes. Run it after a change of training/'s
-models, of timm's, or of a recipe's network or resolution; tests/training/test_model_costs.py says when.
+models, of timm's, or of a recipe's network or resolution; tests/training/planning/test_model_costs.py says when.
 """
 
 import json

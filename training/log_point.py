@@ -22,7 +22,7 @@ def log_point(run: Run, stage: Stage, *, lr: float, stop) -> None:
     point = stage.meter.read(stop=stop, save=save_due)
     stage.epoch_stats += point.stats
     row = point.stats.row()
-    if stage.batch % recipe.log.every == 0:
+    if stage.step_in_epoch % recipe.log.every == 0:
         row["bad_samples"] = distributed.all_reduce_total(stage.train_loader.corrupt_samples.replaced, run.ranks.device)
         run.log.row(kind="step", stage=config.name, epoch=stage.epoch, step=stage.step, lr=lr, **row)
     run.log.advance(point.stats.steps, stage.epoch + 1, row)
@@ -37,7 +37,7 @@ def log_point(run: Run, stage: Stage, *, lr: float, stop) -> None:
         raise Stopped(point.stop)
     if point.save:
         save_checkpoint(run, stage)
-    stage.meter.begin()  # what was spent here is no step's time
+    stage.meter.begin()  # anew, since logging and saving are no step's time
 
 
 def _handle_nonfinite(run: Run, stage: Stage, point: LogPoint) -> None:
@@ -53,7 +53,7 @@ def _handle_nonfinite(run: Run, stage: Stage, point: LogPoint) -> None:
             # The steps from the bad one on moved nothing: the weights are those before it, so the counters go back
             # to it too. The loop does not see this, because the run ends here.
             undone = steps - number + 1
-            stage.step, stage.batch = stage.step - undone, stage.batch - undone
+            stage.step, stage.step_in_epoch = stage.step - undone, stage.step_in_epoch - undone
             stage.epoch_stats += StepStats(steps=-undone, images=-undone * stage.config.batch, bad=-point.stats.bad)
             what = "the state before it"
         save_checkpoint(run, stage, must_succeed=True)

@@ -84,7 +84,7 @@ def step(optimizer: torch.optim.Optimizer, grad_norm: Tensor, *, clip_norm: floa
 
 
 def update_ema(ema: nn.Module, model: nn.Module, decay: float, *, skip: Tensor) -> None:
-    """Moves the averaged weights towards those of `model` by 1 - `decay` of the way; not at all where `skip` is 1.
+    """Moves the averaged weights towards those of `model` by 1 - `decay` of the way; where `skip` is 1, nothing moves.
 
     This is a step of SGD on half the squared distance, and done by torch's kernel for that: one pass, which asks the
     device whether to do anything. Integer buffers are copied.
@@ -98,6 +98,17 @@ def update_ema(ema: nn.Module, model: nn.Module, decay: float, *, skip: Tensor) 
         local(averages), local(values), [None] * len(averages), fused=True, found_inf=skip, lr=1 - decay, maximize=True,
         weight_decay=1.0, momentum=0.0, dampening=0.0, nesterov=False,
     )  # fmt: skip
+
+
+def running_statistics(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """The model's buffers, each with a copy. A forward pass in training changes those of batch normalization."""
+    return [(buffer, buffer.clone()) for buffer in model.buffers()]
+
+
+def restore_statistics(before: list[tuple[Tensor, Tensor]], skip: Tensor) -> None:
+    """Puts buffers back to what they were, where `skip` is 1: one image that is not finite would stay in them."""
+    for buffer, copy in before:
+        buffer.copy_(torch.where(skip > 0, copy, buffer))
 
 
 def match_memory_format(optimizer: torch.optim.Optimizer) -> None:

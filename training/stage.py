@@ -24,7 +24,7 @@ from training.step_stats import Meter, StepStats
 
 @dataclass
 class Stage:
-    """`epoch`, `batch` (of the epoch under way) and `step` (of the whole run) count what is done."""
+    """`epoch`, `step_in_epoch` and `step` (of the whole run) count what is done."""
 
     config: StageConfig
     number: int  # in the recipe
@@ -33,9 +33,9 @@ class Stage:
     ema: nn.Module | None  # a model with the exponential moving average of the weights
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler  # does something with fp16 only
-    depth_masks: DepthMasks
+    drop_path_masks: DepthMasks
     epoch: int = 0
-    batch: int = 0
+    step_in_epoch: int = 0
     step: int = 0
     epoch_stats: StepStats = field(default_factory=StepStats)  # of the epoch under way, up to the last log point
     halted: Tensor | None = None  # 1.0 on the device once a step was not finite and no more are to follow
@@ -56,18 +56,18 @@ class Stage:
     @property
     def step_in_stage(self) -> int:
         """Optimizer steps that this stage has done. It keys all random numbers of the next one."""
-        return self.epoch * self.steps_per_epoch + self.batch
+        return self.epoch * self.steps_per_epoch + self.step_in_epoch
 
     @property
     def is_epoch_end(self) -> bool:
-        return self.batch == self.steps_per_epoch
+        return self.step_in_epoch == self.steps_per_epoch
 
     def state_dict(self) -> dict:
         """All that must survive a restart, as tensors and plain values."""
         return {
             "stage": self.number,
             "epoch": self.epoch,
-            "batch": self.batch,
+            "step_in_epoch": self.step_in_epoch,
             "step": self.step,
             "epoch_stats": asdict(self.epoch_stats),
             "model": self.model.state_dict(),
@@ -89,7 +89,7 @@ class Stage:
             reason = str(error).partition("\n")[0]
             raise UserError(f"the checkpoint of step {state['step']} is not one of this run ({reason:.200})") from error
         optim.match_memory_format(self.optimizer)
-        self.epoch, self.batch, self.step = state["epoch"], state["batch"], state["step"]
+        self.epoch, self.step_in_epoch, self.step = state["epoch"], state["step_in_epoch"], state["step"]
 
 
 def create_stage(run: Run, number: int, start_weights: dict[str, Tensor] | None = None, step: int = 0) -> Stage:
@@ -122,7 +122,7 @@ def create_stage(run: Run, number: int, start_weights: dict[str, Tensor] | None 
         ema=copy.deepcopy(network).eval().requires_grad_(False) if config.ema is not None else None,
         optimizer=optim.build(network, config),
         scaler=torch.amp.GradScaler(device.type, enabled=run.precision == torch.float16),
-        depth_masks=DepthMasks(network, subset=recipe.speed.drop_path == "subset"),
+        drop_path_masks=DepthMasks(network, subset=recipe.speed.drop_path == "subset"),
         step=step,
         network=network,
     )

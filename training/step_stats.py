@@ -102,8 +102,9 @@ class Meter:
             self.step_done.record()
 
     def read(self, *, stop=None, save: bool = False) -> LogPoint:
-        """Means over steps and ranks, and a new beginning; this waits for the device and for the other ranks. stop: the
-        same in all ranks. save: whether this rank wants a checkpoint; only the main one may."""
+        """Sums over steps, of loss and norm means over ranks; what follows is summed anew. This waits for the device
+        and for the other ranks. stop: the same in all ranks. save: whether this rank wants a checkpoint; only the main
+        one may."""
         ends = torch.cat([(self.bad > 0)[None], self.bad.new_tensor([float(save), 1.0])])
         values = torch.cat([self.sums, self.counts, torch.stack([self.bad, self.longest]), self.first_bad, ends])
         summed = distributed.all_reduce_sum(values.double()).tolist()

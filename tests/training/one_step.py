@@ -13,5 +13,5 @@ def take_step(run, stage, images, labels) -> tuple[float, float]:
     optim.step(stage.optimizer, norm, clip_norm=stage.config.clip_norm, skip=never)
     if stage.ema is not None:
         optim.update_ema(stage.ema, stage.model, stage.config.ema, skip=never)
-    stage.batch, stage.step = stage.batch + 1, stage.step + 1
+    stage.step_in_epoch, stage.step = stage.step_in_epoch + 1, stage.step + 1
     return loss.item(), norm.item()

@@ -160,7 +160,7 @@ def test_a_bad_step_stops_the_run_with_the_state_before_it(bad, tmp_path, monkey
         train_imagenet.train_epoch(run, stage)
     assert "\n" not in str(said.value)
     saved = run.folder.load()
-    assert (saved["step"], saved["batch"], saved["epoch"]) == (bad, bad, 0)
+    assert (saved["step"], saved["step_in_epoch"], saved["epoch"]) == (bad, bad, 0)
     resumed = create_stage(run, 0)
     resumed.load_state_dict(saved)
     means = resumed.epoch_stats
@@ -194,7 +194,12 @@ def test_with_a_scaler_the_state_is_that_of_the_log_point_and_said_to_be(tmp_pat
     with pytest.raises(UserError, match=words):
         train_imagenet.train_epoch(run, stage)
     saved = run.folder.load()
-    assert (saved["step"], saved["batch"], saved["epoch_stats"]["steps"], saved["epoch_stats"]["bad"]) == (4, 4, 4, 1)
+    assert (saved["step"], saved["step_in_epoch"], saved["epoch_stats"]["steps"], saved["epoch_stats"]["bad"]) == (
+        4,
+        4,
+        4,
+        1,
+    )
 
 
 def test_bad_steps_are_left_out_and_counted(tmp_path, monkeypatch):
@@ -218,7 +223,7 @@ def test_bad_steps_are_left_out_and_counted(tmp_path, monkeypatch):
     by_hand = stage_of(run, batches)
     by_hand.model.train()
     for k, (images, labels) in enumerate(batches.batches):
-        by_hand.batch = k
+        by_hand.step_in_epoch = k
         if k not in {1, 2, 6}:
             optim.set_lr(by_hand.optimizer, steps[k // 4]["lr"])
             train_imagenet.forward_backward(run, by_hand, images, labels)
@@ -227,6 +232,29 @@ def test_bad_steps_are_left_out_and_counted(tmp_path, monkeypatch):
             optim.update_ema(by_hand.ema, by_hand.model, by_hand.config.ema, skip=never)
     one, other = weights_of(stage), weights_of(by_hand)
     assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_running_statistics_do_not_keep_what_a_bad_step_has_seen(tmp_path):
+    """One image that is not finite would stay in the running mean for ever. The steps are those without it."""
+    found = []
+    for steps in ((0, 1, 2), (0, 2)):  # the second of three is bad; and a run that never has it
+        run = run_of(tmp_path / str(len(steps)), **{"model.name": "resnet18"}, on_nonfinite="skip")
+        batches = Batches(run, 3)
+        batches.batches = [batches.batches[k] for k in steps]
+        stage = stage_of(run, batches)
+        bad = stage.train_loader.batches[1][0] if len(steps) == 3 else None
+
+        def spoil(module, inputs, stage=stage, bad=bad):
+            return (inputs[0] * float("inf"),) if bad is not None and stage.step_in_epoch == 1 else None
+
+        stage.model.register_forward_pre_hook(spoil)
+        train_imagenet.train_epoch(run, stage)
+        assert stage.epoch_stats.bad == len(steps) - 2
+        found.append({name: buffer.clone() for name, buffer in stage.model.named_buffers()})
+    assert all(value.isfinite().all() for value in found[0].values())
+    assert found[0]["bn1.num_batches_tracked"] == found[1]["bn1.num_batches_tracked"]
+    assert torch.allclose(found[0]["bn1.running_mean"], found[1]["bn1.running_mean"], atol=0.05)
+    assert not torch.equal(found[0]["bn1.running_mean"], torch.zeros(64))
 
 
 @pytest.mark.parametrize("most, ends", [(4, True), (5, False)])

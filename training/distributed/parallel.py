@@ -1,6 +1,6 @@
 """One model on several devices: DDP, where each holds all of it, or FSDP2, where each holds a part of every tensor.
 
-A stage is made, restored and saved whole; `distribute` comes between. Both ways sum the same gradients and give the
+A stage is made, restored and saved whole; `distribute` comes between. Both ways average the same gradients and give the
 same steps within rounding, and a checkpoint of one goes on under the other, on any number of ranks.
 """
 
@@ -60,7 +60,7 @@ def _part(value, parameter):
 
 @contextmanager
 def gradient_sync(network: nn.Module, *, on: bool):
-    """The forward and backward pass of one micro-batch; `on`, after the last one, sums gradients over the ranks."""
+    """The forward and backward pass of one micro-batch; `on`, after the last one, averages gradients over the ranks."""
     if isinstance(network, FSDPModule):
         network.set_requires_gradient_sync(on)
         yield

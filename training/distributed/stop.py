@@ -1,5 +1,5 @@
 """Stopping a run without losing a step: SIGUSR1, or SIGTERM as schedulers send it before they take a machine away, asks
-for it; after the step that is under way all ranks stop and leave a checkpoint.
+for it; all ranks stop after the same step, that under way or the next, and leave a checkpoint.
 
 A log point may be minutes away, so the ranks agree after each step: each starts a sum of one number on the hosts, and
 waits for the one that it started a step ago, which is there already. No device takes part.

@@ -20,6 +20,7 @@ from ffcv_ops.files import write_atomically
 FILE = "evaluations.json"
 _COLUMNS = ("data", "labels", "classes", "images", "px", "crop", "top-1 %", "top-5 %", "loss")
 _SETTINGS = ("weights", "data", "labels", "resolution", "crop", "flip", "precision")
+_FIELDS = {*_SETTINGS, "classes", "images", "top1", "top5", "loss"}  # by_class is younger than some files
 
 
 def table(rows: Sequence[dict]) -> str:
@@ -47,9 +48,12 @@ def read(folder: Path) -> list[dict]:
     if not path.exists():
         return []
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() >= _FIELDS for row in rows):
+            raise ValueError("a row lacks what an evaluation has")
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a list of evaluations ({error}); delete it") from error
+    return rows
 
 
 def others(folder: Path, rows: Sequence[dict]) -> list[dict]:

@@ -33,7 +33,7 @@ class RunLog:
         if left_out:
             self.say(f"warning: {path}: {left_out} damaged lines are left out")
         step = saved["step"] if saved else -1
-        kept = _up_to(before, step, within_epoch=bool(saved and saved["batch"]))
+        kept = _up_to(before, step, within_epoch=bool(saved and saved["step_in_epoch"]))
         with writing(folder):
             self.writer = RowWriter(path, kept)
             write_json(folder / "environment.json", environment(world), indent=1)

@@ -1,6 +1,6 @@
 """torch.compile for a stage: the blocks of the model one by one, all with the same code, and the mixing of a batch.
 
-A block takes a twelfth of the time to compile that the model takes, the twelve share it, and DDP still sums the
+A block takes a twelfth of the time to compile that the model takes, the twelve share it, and DDP still averages the
 gradients of one block while another is computed. Only another resolution compiles anew; evaluation is not compiled.
 """
 
@@ -42,7 +42,7 @@ def compile_stage(
     fault = ""
     try:
         with untouched(network):
-            trial = replace(stage, network=network)  # without DDP, which would sum the gradients
+            trial = replace(stage, network=network)  # without DDP, which would average the gradients
             forward_backward(run, trial, *random_batch(run, stage.config, size))
     except torch.OutOfMemoryError:
         raise  # says nothing about the platform

@@ -5,7 +5,7 @@
 
 A file gets its name only when it is safely on the disk, so a kill at any moment leaves the ones before it. A newest
 file that is damaged all the same (a bad disk, a cut copy) is put aside as x.damaged and the one before it is used.
-LogPoint is with `weights_only=True`: nothing in a file is executed.
+Reading is with `weights_only=True`: nothing in a file is executed.
 """
 
 import os

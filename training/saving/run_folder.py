@@ -29,7 +29,7 @@ from training.planning.plan import read_plan
 from training.saving import checkpoint, run_identity
 
 _FORMAT = 4
-_COUNTS = ("stage", "epoch", "batch", "step")
+_COUNTS = ("stage", "epoch", "step_in_epoch", "step")
 
 
 class RunFolder:
@@ -153,7 +153,7 @@ class RunFolder:
     def check_order(self, saved: dict) -> None:
         """UserError where a checkpoint is from within an epoch whose order would now be another."""
         pages = saved.get("shuffle_pages", self.pages)
-        if saved["batch"] and pages != self.pages:
+        if saved["step_in_epoch"] and pages != self.pages:
             advice = "that changes the order within the epoch under way; go on as before until the epoch's end"
             raise UserError(f"{self.path}: data.shuffle_pages {pages}, not {self.pages}: {advice}")
 

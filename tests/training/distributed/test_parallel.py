@@ -39,7 +39,7 @@ def train(how, optimizer, *, steps, mode="exact", piece=8, saved=None):
     means = []
     for k in steps:
         torch.manual_seed(k)
-        stage.epoch, stage.batch = 0, k
+        stage.epoch, stage.step_in_epoch = 0, k
         images, labels = (part[ranks.rank * share :][:share] for part in random_batch(run, stage.config, 32))
         loss, norm = take_step(run, stage, images, labels)
         means.append([(distributed.all_reduce_sum(torch.tensor(loss)) / ranks.world).item(), norm])
@@ -70,7 +70,7 @@ for optimizer in ("lamb", "adamw", "sgd"):
             found[f"{{optimizer}} {{how}} {{then}}"] = means + train(then, optimizer, steps=range(3, 6), saved=saved)[2]
         distributed.barrier()
 stage.val_loader = Uneven()
-found["evaluation"] = train_imagenet.evaluate_stage(run, stage)
+found["evaluation"] = train_imagenet.evaluate_stage(run, stage, is_last=False)
 if ranks.is_main:
     print(json.dumps(found), flush=True)
 distributed.destroy_process_group()

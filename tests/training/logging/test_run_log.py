@@ -23,7 +23,7 @@ def begin(tmp_path, monkeypatch):
     plans = [StagePlan(stage.name, 10, (1.0,) * stage.epochs, 1_281_167, 50_000, 1000) for stage in run.stages]
 
     def begin(step=None, first=True, batch=0):
-        saved = None if step is None else {"step": step, "batch": batch}
+        saved = None if step is None else {"step": step, "step_in_epoch": batch}
         return run_log.RunLog(folder.path, run, plans, is_main=first, world=3, saved=saved), now
 
     begin.folder, begin.stage = folder, run.stages[0]

@@ -46,7 +46,7 @@ def trained(run, steps=3):
         optim.step(stage.optimizer, norm, clip_norm=stage.config.clip_norm, skip=never)
         optim.update_ema(stage.ema, stage.model, 0.9, skip=never)
         stage.step += 1
-    stage.epoch, stage.batch = 1, 2
+    stage.epoch, stage.step_in_epoch = 1, 2
     return stage
 
 
@@ -59,7 +59,7 @@ def test_what_is_saved_comes_back(run):
     after = begun(run)
     after.load_state_dict(folder.load())
     assert after.epoch_stats == before.epoch_stats
-    assert (after.epoch, after.batch, after.step) == (1, 2, 3)
+    assert (after.epoch, after.step_in_epoch, after.step) == (1, 2, 3)
     for name in ("model", "ema", "optimizer"):
         one, other = (getattr(s, name).state_dict() for s in (before, after))
         assert flat(one) == flat(other)
@@ -93,8 +93,8 @@ def test_the_last_stages_weights_are_a_file_of_their_own(run):
 def test_a_checkpoint_of_another_version_or_run_is_refused_in_one_line(run):
     folder = RunFolder(run)
     folder.prepare(run, {})
-    good = {"format": 4, "stage": 0, "epoch": 0, "batch": 0, "step": 1}
-    for content in (good | {"format": 3}, good | {"epoch": -1}, good | {"batch": "0"}, {"format": 4}):
+    good = {"format": 4, "stage": 0, "epoch": 0, "step_in_epoch": 0, "step": 1}
+    for content in (good | {"format": 3}, good | {"epoch": -1}, good | {"step_in_epoch": "0"}, {"format": 4}):
         checkpoint.write(folder.checkpoints, 1, content, keep=1)
         with pytest.raises(UserError, match=r"000000001\.pt: not a checkpoint of this version") as caught:
             folder.load()
@@ -204,7 +204,7 @@ def test_a_checkpoint_belongs_to_one_run(run):
 @pytest.mark.parametrize("place", [{"epoch": 99}, {"stage": 7}])
 def test_a_checkpoint_from_beyond_the_recipe_is_refused(run, place):
     folder = RunFolder(run)
-    saved = {"run": identity(run), "step": 5, "stage": 0, "epoch": 1, "batch": 0} | place
+    saved = {"run": identity(run), "step": 5, "stage": 0, "epoch": 1, "step_in_epoch": 0} | place
     with pytest.raises(UserError, match=r"step 5 stands at stage .*, which this recipe does not have"):
         folder.check_checkpoint(saved, run, identity(run))
 
@@ -222,7 +222,7 @@ def test_the_order_within_an_epoch_stays(run, batch):
     """At an epoch's border it may change."""
     folder, state = RunFolder(run), trained(run)
     folder.prepare(run, {})
-    state.batch = batch
+    state.step_in_epoch = batch
     assert folder.save(state.state_dict(), {}, is_main=True) == ""
     other = RunFolder(dataclasses.replace(run, data=dataclasses.replace(run.data, shuffle_pages=7)))
     saved = folder.load()
