@@ -14,5 +14,6 @@ def least(name: str) -> Version:
 
 
 def test_timms_attention_takes_is_causal():
-    """With 1.0.25 every deit3 model ends in a TypeError: training/network/stochastic_depth.py calls its blocks' attention with it."""
+    """With 1.0.25 every deit3 model ends in a TypeError: training/network/stochastic_depth.py calls their attention
+    with it."""
     assert least("timm") >= Version("1.0.26")
