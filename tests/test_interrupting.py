@@ -63,7 +63,8 @@ def test_while_the_libraries_load(tmp_path):
     (tmp_path / "torch.py").write_text(
         f"import pathlib, time\npathlib.Path({str(tmp_path)!r}, 'loading').touch()\ntime.sleep(60)\n"
     )
-    code = f"import runpy, sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]\n"
+    words = ["train_imagenet.py", f"--cfg={ROOT}/recipes/smoke.yaml"]
+    code = f"import runpy, sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; sys.argv = {words!r}\n"
     code += "runpy.run_path('train_imagenet.py', run_name='__main__')"
     assert interrupted(["-c", code], (tmp_path / "loading").exists) == ("", "interrupted\n")
 
@@ -80,7 +81,7 @@ def test_converting(tmp_path):
     growing, journal = (tmp_path / "out" / f"x_train.{end}.partial" for end in ("beton", "journal"))
     said, errors = interrupted(words, growing.exists, cwd=tmp_path)
     assert said == ""
-    assert errors == "interrupted; nothing of out/x_train.beton is finished yet, the same command begins it anew\n"
+    assert errors == "interrupted; no images of out/x_train.beton are finished yet; the same command starts over\n"
     said, errors = interrupted(words, lambda: journal.exists() and journal.stat().st_size > 0, cwd=tmp_path)
     told = re.fullmatch(
         r"interrupted; ([\d,]+) of 12,000 images of out/x_train.beton are finished; run the same command again to"

@@ -125,7 +125,7 @@ ranks, stalled = distributed.init_process_group("cpu"), {stalled}
 
 
 class Loader:
-    decoder = bad = None
+    decoder = corrupt_samples = None
 
     def epoch(self, number, start=0):
         for batch in range(10**9):
