@@ -6,6 +6,7 @@ Requests come as JSON lines on standard input, answers go as JSON lines to stand
 goes to standard error. `LoaderProcess` is the other end.
 """
 
+import contextlib
 import json
 import os
 import select
@@ -53,7 +54,8 @@ class LoaderProcess:
 
     def close(self):
         """Ends the process and those that it started."""
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # of a request that a dead process did not take
+            self.process.stdin.close()
         try:
             self.process.wait(timeout=2)
         except subprocess.TimeoutExpired:
