@@ -100,7 +100,7 @@ def goes_on(folder):
     """A report, and a process that goes on after step 7 and logs one step more; the rows that the log then has."""
     page.render(collect(folder))
     recipe, plans = load_recipe(folder / "recipe.yaml"), read_plan(folder / "plan.json")
-    log = RunLog(folder, recipe, plans, is_main=True, world=1, saved={"step": 7, "batch": 2})
+    log = RunLog(folder, recipe, plans, is_main=True, world=1, saved={"step": 7, "step_in_epoch": 2})
     log.row(**ROW | {"stage": "second_48", "step": 8})
     log.close()
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
