@@ -39,15 +39,13 @@ class Worker:
         self.connection, child_end = context.Pipe()
         self.process = context.Process(target=_serve, args=(child_end, work), daemon=True)
         resource_tracker.ensure_running()  # or its start, within that of the process, would unblock the signal
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # what is started here never sees Ctrl-C
         try:
-            self.process.start()
+            with _interrupt_deferred():
+                self.process.start()
         except (EOFError, OSError):  # the fork server was killed
             raise UserError(
                 "a worker process died before its first image, perhaps for lack of memory; set data.workers lower"
             ) from None
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         child_end.close()
         self.tasks = collections.deque()
         self.listener = threading.Thread(target=self._listen, args=(answers,), daemon=True)
@@ -76,6 +74,26 @@ class Worker:
             duplicate.shutdown(socket.SHUT_RDWR)
         self.listener.join()
         self.connection.close()
+
+
+@contextlib.contextmanager
+def _interrupt_deferred():
+    """Ctrl-C waits for the end of the block, and no process that starts within sees it.
+
+    The mask is for those processes. It is not enough for this one: another thread may take the signal, and Python would
+    raise in the main thread, between a request to the fork server and its answer.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    is_main, interrupts = threading.current_thread() is threading.main_thread(), []
+    before = signal.signal(signal.SIGINT, lambda *_: interrupts.append(True)) if is_main else None
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if is_main:
+            signal.signal(signal.SIGINT, before)
+        if interrupts:
+            signal.raise_signal(signal.SIGINT)
 
 
 def next_answer(answers: queue.SimpleQueue, workers: Sequence[Worker]) -> tuple[range, list]:

@@ -7,14 +7,29 @@ that were tried on the bundled photographs; the best of the three counts.
     python -m tools.baseline data/photos_train.beton data/photos_val.beton --log runs/demo/log.jsonl
 """
 
+import argparse
 from pathlib import Path
+
+from config.parser import Parser
+from ffcv_ops.errors import UserError, exits_cleanly
+
+
+def parse(argv=None) -> argparse.Namespace:
+    """The command line."""
+    parser = Parser(prog="python -m tools.baseline", description=__doc__)
+    parser.add_argument("train", type=Path, help=".beton of the known images")
+    parser.add_argument("val", type=Path, help=".beton of the images to name")
+    parser.add_argument("--log", type=Path, help="log.jsonl of a run on the same data, for comparison")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":  # --help and mistakes are answered here: the imports below take seconds
+    exits_cleanly(parse)()
 
 import numpy as np
 from PIL import Image
 
-from config.parser import Parser
 from conversion import beton
-from ffcv_ops.errors import UserError, exits_cleanly
 from ffcv_ops.storage.index import describe
 from training.logging.records import read_rows
 
@@ -66,11 +81,7 @@ def _undo_light(rgb):
 
 @exits_cleanly
 def main(argv=None):
-    parser = Parser(prog="python -m tools.baseline", description=__doc__)
-    parser.add_argument("train", type=Path, help=".beton of the known images")
-    parser.add_argument("val", type=Path, help=".beton of the images to name")
-    parser.add_argument("--log", type=Path, help="log.jsonl of a run on the same data, for comparison")
-    options = parser.parse_args(argv)
+    options = parse(argv)
     for path in (options.train, options.val):
         describe(path)  # refuses in one line what is no .beton
     print(f"top-1 on {options.val}:")

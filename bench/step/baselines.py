@@ -109,7 +109,7 @@ class OurStep:
         skip = (~(loss.isfinite() & norm.isfinite())).float()
         optim.step(stage.optimizer, norm, clip_norm=stage.config.clip_norm, skip=skip)
         optim.update_ema(stage.ema, stage.model, stage.config.ema, skip=skip)
-        stage.batch, stage.step = stage.batch + 1, stage.step + 1
+        stage.step_in_epoch, stage.step = stage.step_in_epoch + 1, stage.step + 1
         self.mark("optimizer")
 
     def _forward(self, inputs):

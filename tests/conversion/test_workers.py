@@ -7,7 +7,9 @@ import os
 import re
 import signal
 import subprocess
+import threading
 import time
+from multiprocessing.context import ForkServerProcess
 
 import pytest
 
@@ -44,6 +46,28 @@ def test_bad_input_is_a_result():
 def test_an_error_of_ours_is_not_swallowed():
     with pytest.raises(ZeroDivisionError):
         list(encode_parallel([functools.partial(divmod, 1, 0)], operator.call, workers=1))
+
+
+@pytest.mark.timeout(60)
+def test_an_interrupt_waits_until_a_worker_is_started(monkeypatch):
+    """It is raised behind the start, not between a request to the fork server and its answer, whichever thread of the
+    process takes the signal: another one is there that does not mask it."""
+    whole, started = ForkServerProcess._Popen, []
+
+    def interrupted(process):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+        started.append(whole(process))
+        return started[0]
+
+    monkeypatch.setattr(ForkServerProcess, "_Popen", staticmethod(interrupted))
+    other = threading.Thread(target=time.sleep, args=(1,))
+    other.start()
+    with pytest.raises(KeyboardInterrupt):
+        list(encode_parallel([say(1)], operator.call, workers=1))
+    assert started
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    other.join()
 
 
 class Calls:
