@@ -25,7 +25,7 @@ demo:
 
 test:
 	@./setup.sh dev
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint:
 	@./setup.sh dev
