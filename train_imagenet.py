@@ -54,7 +54,7 @@ from training.evaluation.loop import evaluate
 from training.log_point import log_point, save_checkpoint
 from training.logging.environment import commit
 from training.logging.run_log import RunLog
-from training.losses import LOSSES
+from training.losses import loss_of
 from training.memory import compiling, micro_batch, out_of_memory
 from training.mixing import mix_params
 from training.network import weights
@@ -147,7 +147,7 @@ def forward_backward(run: Run, stage: Stage, images: Tensor, labels: Tensor) -> 
             torch.compiler.cudagraph_mark_step_begin()
         with gradient_sync(stage.network, on=start + size == n):  # averages over ranks, with the last micro-batch only
             with run.autocast():
-                loss = LOSSES[config.loss](stage.network(inputs), targets) * (size / n)  # size divides n
+                loss = loss_of(config, stage.network(inputs), targets) * (size / n)  # size divides n
             stage.scaler.scale(loss).backward()
         total += loss.detach()
     return total

@@ -1,7 +1,5 @@
-"""Pillow's antialiased bicubic `resize`, bit for bit, by the training pipeline's kernels, which take a fraction of its
-time."""
-
-import math
+"""Pillow's antialiased bicubic `resize`, horizontally first, bit for bit, in a fraction of its time: by the training
+pipeline's kernels."""
 
 import numpy as np
 
@@ -23,8 +21,7 @@ def resize(pixels, height, width, box_height, box_width, out):
     across = resample.Axis(0.0, box_width, Span(0, width), size_x, 0, False)
     rows = resample.fill_taps(down, resample.BICUBIC, work.vertical)
     columns = resample.fill_taps(across, resample.BICUBIC, work.horizontal)
-    vertical_first = resample.vertical_first(math.ceil(box_height), math.ceil(box_width), size_y, size_x)
     planes = np.empty((3, size_y, size_x), np.uint8)
-    wanted = resample.Resize(rows, columns, vertical_first)
-    resample.take_rows(wanted, pixels[rows.begin * width :], width, rows.begin, rows.end - rows.begin, work, planes)
+    touched = resample.Touched(rows, columns)
+    resample.take_rows(touched, pixels[rows.begin * width :], width, rows.begin, rows.end - rows.begin, work, planes)
     interleave(planes, out)

@@ -56,9 +56,14 @@ def read_image(file) -> Image.Image:
 
 
 def limited(image: Image.Image, *, max_side: int | None = None, min_side: int | None = None) -> np.ndarray:
-    """The pixels of an RGB image after an antialiased bicubic reduction to the size that `limited_size` says."""
+    """The pixels of an RGB image after an antialiased bicubic reduction to the size that `limited_size` says.
+
+    One axis at a time: left alone, Pillow 13 takes them in another order than the versions before it and our kernels.
+    """
     size = limited_size(*image.size, max_side=max_side, min_side=min_side)
-    return np.asarray(image if size == image.size else image.resize(size, Image.Resampling.BICUBIC))
+    if size != image.size:
+        image = image.resize((size[0], image.height), Image.Resampling.BICUBIC).resize(size, Image.Resampling.BICUBIC)
+    return np.asarray(image)
 
 
 def to_rgb(image):

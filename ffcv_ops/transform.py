@@ -90,7 +90,7 @@ def _axis(begin, length, ratio, side, full, offset, flip):
 
 @kernel
 def _plan_resize(view, flip, levels, source, interpolation, resampler):
-    """Fills the resampler's taps for a view of a sample, and returns the `Resize` that belongs to them."""
+    """Fills the resampler's taps for a view of a sample, and returns what of the source they touch."""
     full, image, scale = levels[0], levels[source.level], source.scale_num / decoder.UNSCALED
     down = _axis(
         view.box_top, view.box_height, image.height / full.height * scale, source.height,
@@ -102,9 +102,7 @@ def _plan_resize(view, flip, levels, source, interpolation, resampler):
     )  # fmt: skip
     rows = resample.fill_taps(down, interpolation, resampler.vertical)
     columns = resample.fill_taps(across, interpolation, resampler.horizontal)
-    box_height, box_width = down.limits.end - down.limits.begin, across.limits.end - across.limits.begin
-    vertical_first = resample.vertical_first(box_height, box_width, view.full_height, view.full_width)
-    return resample.Resize(rows, columns, vertical_first)
+    return resample.Touched(rows, columns)
 
 
 @kernel
@@ -121,27 +119,26 @@ def _read_raw(address, width, y, count, columns, pixels):
 
 
 @kernel
-def _decode_and_resize(handle, address, image, source, luma, resize, work):
+def _decode_and_resize(handle, address, image, source, luma, touched, work):
     """The stored bytes at `address` -> work.planes. Returns OK or CORRUPT.
 
-    image: the STORED_IMAGE. luma: whether gray is enough. resize: what the resampler needs of the decoded image.
+    image: the STORED_IMAGE. luma: whether gray is enough. touched: what the resampler needs of the decoded image.
     """
-    is_jpg, rows, status = image.mode == JPG, resize.rows, OK
+    is_jpg, rows, status = image.mode == JPG, touched.rows, OK
     if is_jpg:
         jpeg = decoder.Jpeg(address, image.size, image.height, image.width)
-        region = decoder.Region(source.scale_num, luma, rows, resize.columns)
+        region = decoder.Region(source.scale_num, luma, rows, touched.columns)
         status = decoder.begin(handle, jpeg, region, work.pixels)
     elif image.size != 3 * image.height * image.width:
         status = CORRUPT
-    at_once = rows.end - rows.begin if resize.vertical_first else decoder.ROWS_AT_ONCE
     y = rows.begin
     while y < rows.end and status == OK:
-        n = min(at_once, rows.end - y)
+        n = min(decoder.ROWS_AT_ONCE, rows.end - y)
         if is_jpg:
             status = decoder.rows(handle, work.pixels, source.width, n)
         else:
-            _read_raw(address, source.width, y, n, resize.columns, work.pixels)
-        resample.take_rows(resize, work.pixels, source.width, y, n, work.resampler, work.planes)
+            _read_raw(address, source.width, y, n, touched.columns, work.pixels)
+        resample.take_rows(touched, work.pixels, source.width, y, n, work.resampler, work.planes)
         y += n
     if is_jpg and status == OK:
         status = decoder.end(handle)  # a warning of libjpeg's shows only now
@@ -163,10 +160,10 @@ def _transform(handle, levels, params, key, work, out):
     if status != OK:
         return status
     # A flip costs nothing: it is in the horizontal taps.
-    resize = _plan_resize(view, flip, levels, source, params.interpolation, work.resampler)
+    touched = _plan_resize(view, flip, levels, source, params.interpolation, work.resampler)
     # JPEG's luma is not Pillow's gray of the decoded pixels, to a level or two: only where exactness is given up.
     luma = params.min_oversampling > 0.0 and calls.is_gray(params.chain, key)
-    status = _decode_and_resize(handle, address, image, source, luma, resize, work)
+    status = _decode_and_resize(handle, address, image, source, luma, touched, work)
     if status != OK:
         return status
     calls.apply(params.chain, work.planes, key, work.scratch)
@@ -178,9 +175,10 @@ def _transform(handle, levels, params, key, work, out):
 def _workspace(table, size, interpolation):
     """Memory for all samples of a table (STORED_IMAGE [samples, levels])."""
     heights, widths = table["height"], table["width"]
+    at_once = np.minimum(heights, decoder.ROWS_AT_ONCE) + 16  # sixteen rows more: the resampler reads tiles
     return Workspace(
         np.empty(table["size"].max(), np.uint8),
-        np.empty(((heights + 16) * widths).max() + 16, np.uint32),  # sixteen rows more: the resampler reads tiles
+        np.empty((at_once * widths).max() + 16, np.uint32),
         resample.workspace(max(heights.max(), widths.max()), size, size, interpolation),
         np.empty((3, size, size), np.uint8),
         np.empty(operations.scratch_size(size, size), np.uint8),

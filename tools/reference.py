@@ -32,11 +32,17 @@ def show(image: np.ndarray, params: TransformParams, loaded, *, resolution: int,
 def cropped(image: Image.Image, params: TransformParams, size: int, key: RandomKey) -> Image.Image:
     mode = _MODES[params.interpolation]
     if params.crop == crops.CENTER:
-        return F.center_crop(F.resize(image, int(size / params.ratio), mode), size)
+        return F.center_crop(resized(image, int(size / params.ratio), mode), size)
     width, height = image.size
     view = crops.locate(params.crop, height, width, size, params.scale_low, params.scale_high, params.ratio, key)
     if params.crop == crops.RRC:
         box = (view.box_top, view.box_left, view.box_height, view.box_width)
-        return F.resized_crop(image, *box, [size, size], mode)
-    padded = F.pad(F.resize(image, size, mode), crops.SRC_PADDING, padding_mode="reflect")
+        return resized(F.crop(image, *box), [size, size], mode)
+    padded = F.pad(resized(image, size, mode), crops.SRC_PADDING, padding_mode="reflect")
     return F.crop(padded, view.top + crops.SRC_PADDING, view.left + crops.SRC_PADDING, size, size)
+
+
+def resized(image, size, mode):
+    """torchvision's resize, one axis at a time: horizontally first, as every Pillow before 13 does by itself."""
+    width, height = F.resize(image, size, mode).size
+    return F.resize(F.resize(image, [image.height, width], mode), [height, width], mode)

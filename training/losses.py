@@ -3,11 +3,13 @@
 from torch import Tensor
 from torch.nn import functional as F
 
+from config.recipe import StageConfig
 
-def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Each class is a yes-or-no question and every target above 0 a full yes, however small its share of the mix.
-    Mean over samples and classes. Targets must not be smoothed: that would make every class a yes."""
-    return F.binary_cross_entropy_with_logits(logits.float(), (targets > 0).float())
+
+def binary_cross_entropy(logits: Tensor, targets: Tensor, threshold: float) -> Tensor:
+    """Each class is a yes-or-no question and every target above `threshold` a full yes: with 0, however small its share
+    of the mix. Mean over samples and classes. Targets must not be smoothed: that would make every class a yes."""
+    return F.binary_cross_entropy_with_logits(logits.float(), (targets > threshold).float())
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -15,4 +17,8 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), targets.float())
 
 
-LOSSES = {"bce": binary_cross_entropy, "ce": soft_cross_entropy}  # the words of `stage.loss`
+def loss_of(config: StageConfig, logits: Tensor, targets: Tensor) -> Tensor:
+    """The stage's (`stage.loss`)."""
+    if config.loss == "bce":
+        return binary_cross_entropy(logits, targets, config.bce_threshold)
+    return soft_cross_entropy(logits, targets)

@@ -31,9 +31,9 @@ class MixParams(NamedTuple):
 
 
 def draw(seed: int, step: int, chunk: int, *, mixup: float, cutmix: float, resolution: int) -> MixParams:
-    """timm's distribution: with both alphas above 0 each of the two has probability 1/2; lam ~ Beta(alpha, alpha). The
-    box is a square of area 1 - lam around a uniform center, clipped to the image, and lam then follows from what is
-    left of it."""
+    """The distribution of timm 0.3.2, which the official code pins: with both alphas above 0 each of the two has
+    probability 1/2; lam ~ Beta(alpha, alpha). The box is a square of area 1 - lam around a uniform center. An odd side
+    loses a pixel (not so in timm 1.0), the image clips the box, and lam then follows from what is left of it."""
     key = RandomKey(seed, step * _CHUNKS + chunk)
     is_cutmix = cutmix > 0 and (mixup == 0 or rng.uniform(key, rng.MIX) < 0.5)
     alpha = cutmix if is_cutmix else mixup
@@ -51,7 +51,7 @@ def draw(seed: int, step: int, chunk: int, *, mixup: float, cutmix: float, resol
 
 
 def _interval(side, center, resolution):
-    return max(center - side // 2, 0), min(center + (side + 1) // 2, resolution)
+    return max(center - side // 2, 0), min(center + side // 2, resolution)
 
 
 def mix_params(

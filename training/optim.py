@@ -53,7 +53,7 @@ def _adamw(groups, config):
 
 
 def _sgd(groups, config):
-    return Sgd(groups, lr=config.lr, momentum=config.momentum, fused=True)
+    return Sgd(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
 
 
 OPTIMIZERS = {"lamb": Kind(_lamb, 2), "adamw": Kind(_adamw, 2), "sgd": Kind(_sgd, 1)}
@@ -157,7 +157,7 @@ class Sgd(torch.optim.SGD):
                 momentum=group["momentum"],
                 weight_decay=group["weight_decay"],
                 dampening=0.0,
-                nesterov=False,
+                nesterov=group["nesterov"],
                 maximize=False,
             )
 

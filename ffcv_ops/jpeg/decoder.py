@@ -8,10 +8,10 @@ FFCV asks for the fast DCT.) A pixel is one uint32 (R in the lowest byte, X unus
     rows(handle, pixels, stride, count)     # as often as it takes; ROWS_AT_ONCE rows at least, but for the last ones
     end(handle)
 
-pixels: uint32, large enough for the whole scaled image. `rows` puts the next `count` rows of the region into its first
-rows of `stride` = scaled(width) pixels, each column at its own place. CORRUPT: the stream is damaged, ends early, or is
-not an image of that size. libjpeg's warnings count as damage: behind one, part of the image is gray or stale. Damage
-below the region goes unnoticed: it is not seen either.
+pixels: uint32, room for ROWS_AT_ONCE rows of the scaled image, or for all that it has. `rows` puts the next `count`
+rows of the region into its first rows of `stride` = scaled(width) pixels, each column at its own place. CORRUPT: the
+stream is damaged, ends early, or is not an image of that size. libjpeg's warnings count as damage: behind one, part of
+the image is gray or stale. Damage below the region goes unnoticed: it is not seen either.
 
 There are two ways to the same pixels. The `region` functions are C of ours over libjpeg's API (native.py); they do the
 work of a box only, and hand out a few rows at a time. The `whole` ones are the TurboJPEG library, for machines on which

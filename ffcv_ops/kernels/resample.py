@@ -1,16 +1,17 @@
-"""Antialiased resampling, bit for bit Pillow's `resize` (BICUBIC, BILINEAR).
+"""Antialiased resampling, bit for bit the `resize` (BICUBIC, BILINEAR) of the Pillow that the paper trained with.
 
-Pillow's arithmetic: one pass along each axis with rounding and clipping to uint8 in between, the horizontal one first
-(since version 13, now and then the vertical one); weights are float64, normalized, then fixed point with 22 fractional
-bits. Only the summation order inside a pixel is free, and integers do not mind. What is different is the layout: a
-weighted sum of whole lines needs no shuffling inside the sum. The vertical pass has such lines, the rows. For the
+Pillow's arithmetic: one pass along each axis with rounding and clipping to uint8 in between, the horizontal one first;
+weights are float64, normalized, then fixed point with 22 fractional bits. (Pillow 13 does the vertical pass first where
+that removes more than twice as much: a last bit differs now and then. One axis at a time, every Pillow agrees.) Only
+the summation order inside a pixel is free, and integers do not mind. What is different is the layout: a weighted sum of
+whole lines needs no shuffling inside the sum. The vertical pass has such lines, the rows. For the
 horizontal pass sixteen rows at a time are transposed, so that a line holds one column of them; this tile stays in the
 first-level cache. In: RGBX pixels. Out: three planes.
 
     work = workspace(longest, height, width, interpolation)     # once for many images
     rows = fill_taps(axis_of_rows, interpolation, work.vertical)
     columns = fill_taps(axis_of_columns, interpolation, work.horizontal)
-    take_rows(Resize(rows, columns, vertical_first(...)), pixels, ..., work, planes)    # until all rows have come
+    take_rows(Touched(rows, columns), pixels, ..., work, planes)    # until all rows have come
 """
 
 import math
@@ -61,12 +62,11 @@ class Workspace(NamedTuple):
     scratch: np.ndarray  # uint8
 
 
-class Resize(NamedTuple):
-    """What of the source is needed, and whether the vertical pass comes before the horizontal one."""
+class Touched(NamedTuple):
+    """What of the source a resize depends on: what `fill_taps` returns for either axis."""
 
     rows: Span
     columns: Span
-    vertical_first: bool
 
 
 @kernel
@@ -130,12 +130,6 @@ def fill_taps(axis, interpolation, taps):
 
 
 @kernel
-def vertical_first(box_height, box_width, full_height, full_width):
-    """Whether Pillow (13) does the vertical pass first: where it removes more than twice what the other one does."""
-    return box_height - full_height > 2 * max(box_width - full_width, 0)
-
-
-@kernel
 def _round_up(n, unit):
     """n, rounded up to a multiple of `unit`."""
     return (n + unit - 1) // unit * unit
@@ -194,32 +188,24 @@ def _split(rows, pitch, planes):
 
 
 @kernel
-def take_rows(resize, pixels, width, y, height, work, planes):
+def take_rows(touched, pixels, width, y, height, work, planes):
     """Resamples an image that comes in parts. With the last row, `planes` (uint8 [3, size_y, size_x]) is the result.
 
-    resize: `Resize`, whose rows the parts cover. pixels: uint32 RGBX, rows y to y + height of the image, `width` pixels
+    touched: its rows are what the parts cover. pixels: uint32 RGBX, rows y to y + height of the image, `width` pixels
     each, with room for sixteen rows and pixels more; what is there does not matter. All parts but the last have a
-    multiple of sixteen rows; where the vertical pass comes first, there is one part. work: the `Workspace` with the
-    taps of both axes, the same for all parts.
+    multiple of sixteen rows. work: the `Workspace` with the taps of both axes, the same for all parts.
     """
-    rows, columns, _ = resize
+    rows, columns = touched
     size_y, size_x = planes.shape[1], planes.shape[2]
     seen, pitch = columns.end - columns.begin, _row_bytes(size_x)
     tile = work.scratch.ctypes.data
-    between = tile + lanes.LINE * (_round_up(seen, TILE) + _round_up(size_x, TILE))  # what the first pass leaves
-    source, stride = pixels.ctypes.data + 4 * columns.begin, 4 * width
-    if resize.vertical_first:
-        row_size = _round_up(4 * seen, lanes.LINE)
-        # 64: the horizontal pass reads whole tiles, beyond the last row's end
-        finished = between + _round_up(size_y, TILE) * row_size + 64
-        _vertical(source, stride, rows.begin, row_size, work.vertical, between)
-        _horizontal(between, row_size, size_y, columns, work.horizontal, tile, finished)
-    else:
-        finished = between + _round_up(rows.end - rows.begin, TILE) * pitch
-        _horizontal(source, stride, height, columns, work.horizontal, tile, between + (y - rows.begin) * pitch)
-        if y + height < rows.end:
-            return
-        _vertical(between, pitch, rows.begin, pitch, work.vertical, finished)
+    between = tile + lanes.LINE * (_round_up(seen, TILE) + _round_up(size_x, TILE))  # what the horizontal pass leaves
+    source, narrow = pixels.ctypes.data + 4 * columns.begin, between + (y - rows.begin) * pitch
+    _horizontal(source, 4 * width, height, columns, work.horizontal, tile, narrow)
+    if y + height < rows.end:
+        return
+    finished = between + _round_up(rows.end - rows.begin, TILE) * pitch
+    _vertical(between, pitch, rows.begin, pitch, work.vertical, finished)
     _split(lanes.values(finished, size_y * pitch), pitch, planes)
 
 
@@ -227,9 +213,7 @@ def take_rows(resize, pixels, width, y, height, work, planes):
 def workspace(longest, size_y, size_x, interpolation):
     """A `Workspace` for results of size_y x size_x from images with sides of up to `longest`."""
     side, height, width = _round_up(longest, TILE), _round_up(size_y, TILE), _round_up(size_x, TILE)
-    horizontal_first = (side + height) * _row_bytes(width)
-    after_vertical = height * (_round_up(4 * side, lanes.LINE) + _row_bytes(width)) + 64
-    scratch = np.empty(lanes.LINE * (side + width) + max(horizontal_first, after_vertical), np.uint8)
+    scratch = np.empty(lanes.LINE * (side + width) + (side + height) * _row_bytes(width), np.uint8)
     return Workspace(_taps(longest, size_y, interpolation), _taps(longest, size_x, interpolation), scratch)
 
 

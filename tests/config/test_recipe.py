@@ -21,8 +21,9 @@ model.name model.layer_scale model.classes model.blur_pool
 stage.name stage.data stage.resolution stage.ramp stage.epochs stage.batch stage.crop stage.rrc_scale
 stage.interpolation stage.min_oversampling stage.flip stage.augment stage.jitter
 stage.erasing stage.erasing_mode stage.repeats stage.mixup stage.cutmix stage.mix_chunk stage.smoothing stage.loss
+stage.bce_threshold
 stage.drop_path stage.optimizer stage.lr stage.min_lr stage.warmup_epochs stage.warmup_lr stage.schedule
-stage.weight_decay stage.betas stage.eps stage.momentum stage.clip_norm stage.ema stage.start stage.head
+stage.weight_decay stage.betas stage.eps stage.momentum stage.nesterov stage.clip_norm stage.ema stage.start stage.head
 stage.eval_resolution stage.eval_crop stage.eval_flip
 speed.device speed.precision speed.compile speed.cuda_graphs speed.drop_path speed.parallel speed.micro_batch
 speed.channels_last
@@ -68,7 +69,8 @@ def test_the_papers_vit_s_in_400_epochs():
         "min_oversampling": None, "erasing": 0, "erasing_mode": "pixel",
         "mixup": 0.8, "cutmix": 1.0, "drop_path": 0,
         "min_lr": 1e-5, "warmup_epochs": 5, "warmup_lr": 1e-6, "schedule": "epoch", "betas": (0.9, 0.999),
-        "eps": 1e-8, "momentum": 0.9, "ema": 0.99996, "start": "last", "head": "keep",
+        "bce_threshold": 0, "eps": 1e-8, "momentum": 0.9, "nesterov": False, "ema": 0.99996, "start": "last",
+        "head": "keep",
         "eval_resolution": None, "eval_crop": 1.0, "eval_flip": False,
     }  # fmt: skip
     assert pretrain == shared | {
@@ -143,9 +145,11 @@ def test_stages_that_share_nothing_are_rendered_too(write):
         "name": "b", "data": "finetune", "resolution": 64, "ramp": (32, 1, 2), "epochs": 3, "batch": 8, "crop": "src",
         "rrc_scale": (0.5, 0.6), "interpolation": "bilinear", "min_oversampling": 1.2, "flip": 0.1, "augment": "none",
         "jitter": None, "erasing": 0.5, "erasing_mode": "const",
-        "repeats": 1, "mixup": 0.1, "cutmix": 0.1, "mix_chunk": 4, "smoothing": 0.2, "loss": "ce", "drop_path": 0.1,
+        "repeats": 1, "mixup": 0.1, "cutmix": 0.1, "mix_chunk": 4, "smoothing": 0.2, "loss": "ce",
+        "bce_threshold": 0.2, "drop_path": 0.1,
         "optimizer": "sgd", "lr": 1.5, "min_lr": 0.1, "warmup_epochs": 1, "warmup_lr": 0.1, "schedule": "step",
-        "weight_decay": 0.0, "betas": (0.1, 0.2), "eps": 1e-6, "momentum": 0.1, "clip_norm": None, "ema": None,
+        "weight_decay": 0.0, "betas": (0.1, 0.2), "eps": 1e-6, "momentum": 0.1, "nesterov": True,
+        "clip_norm": None, "ema": None,
         "start": "ema", "head": "new", "eval_resolution": 96, "eval_crop": 0.875, "eval_flip": True,
     }  # fmt: skip
     run = load_recipe(BASE_RECIPE)

@@ -12,30 +12,29 @@ from ffcv_ops.rng import RandomKey
 from ffcv_ops.stored_images import JPG, RAW, STORED_IMAGE
 from ffcv_ops.transform import TransformParams, source_of, transform_image
 
-BICUBIC = Image.Resampling.BICUBIC
 SEED, SIZE = 11, 96
 
 
-def pillow_crop(image, plan, draw):
+def pillow_crop(image, plan, draw, resize):
     if plan.crop == crops.RRC:
         v = crops.random_resized_crop(
             image.height, image.width, SIZE, plan.scale_low, plan.scale_high, RandomKey(SEED, draw)
         )
         box = (v.box_left, v.box_top, v.box_left + v.box_width, v.box_top + v.box_height)
-        return image.crop(box).resize((SIZE, SIZE), BICUBIC)
+        return resize(image.crop(box), (SIZE, SIZE))
     if plan.crop == crops.SRC:
         v = crops.simple_random_crop(image.height, image.width, SIZE, RandomKey(SEED, draw))
-        full = np.asarray(image.resize((v.full_width, v.full_height), BICUBIC))
+        full = np.asarray(resize(image, (v.full_width, v.full_height)))
         padded = np.pad(full, ((4, 4), (4, 4), (0, 0)), mode="reflect")
         return Image.fromarray(padded[v.top + 4 : v.top + 4 + SIZE, v.left + 4 : v.left + 4 + SIZE])
     v = crops.center_crop(image.height, image.width, SIZE, plan.ratio)
-    return image.resize((v.full_width, v.full_height), BICUBIC).crop((v.left, v.top, v.left + SIZE, v.top + SIZE))
+    return resize(image, (v.full_width, v.full_height)).crop((v.left, v.top, v.left + SIZE, v.top + SIZE))
 
 
-def pillow_transform(array, plan, text, draw, pillow_zoo):
+def pillow_transform(array, plan, text, draw, pillow_zoo, pillow_resize):
     """Crop, flip, policy, color jitter, erasing: the order of the official augment.py and of timm."""
     key = RandomKey(SEED, draw)
-    image = pillow_crop(Image.fromarray(array), plan, draw)
+    image = pillow_crop(Image.fromarray(array), plan, draw, pillow_resize)
     if rng.uniform(key, rng.FLIP) < plan.flip:
         image = ImageOps.mirror(image)
     planes = None
@@ -80,12 +79,12 @@ def augmented(plan, text):
 
 
 @pytest.mark.parametrize("plan, text", PLANS.values(), ids=PLANS.keys())
-def test_equal_to_the_transform_made_of_pillow_calls(photos, pillow_zoo, plan, text):
+def test_equal_to_the_transform_made_of_pillow_calls(photos, pillow_zoo, pillow_resize, plan, text):
     params = augmented(plan, text)
     for draw in range(24):
         for name, image in photos.items():
             ours = transform_image(image, params, resolution=SIZE, key=RandomKey(SEED, draw))
-            expected = pillow_transform(image, plan, text, draw, pillow_zoo)
+            expected = pillow_transform(image, plan, text, draw, pillow_zoo, pillow_resize)
             np.testing.assert_array_equal(ours, expected, f"{name}, {draw}")
 
 
@@ -115,10 +114,10 @@ def test_flip_frequency(photos):
     assert abs(flips - 500) < 4 * np.sqrt(2000 * 0.25 * 0.75)
 
 
-def test_interpolation_is_a_choice(photos):
+def test_interpolation_is_a_choice(photos, pillow_resize):
     image = photos["china"]
     plan = TransformParams(crop=crops.CENTER, interpolation=resample.BILINEAR)
-    resized = Image.fromarray(image).resize((143, 96), Image.Resampling.BILINEAR)
+    resized = pillow_resize(Image.fromarray(image), (143, 96), Image.Resampling.BILINEAR)
     ours = transform_image(image, plan, resolution=SIZE, key=RandomKey(0, 0))
     np.testing.assert_array_equal(ours, np.asarray(resized)[:, 24:120])
 

@@ -1,6 +1,7 @@
 """References: timm's losses, and sums by hand."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,9 +25,10 @@ def targets():
     return mixed
 
 
-def test_binary_cross_entropy_is_timms(logits, targets):
-    expected = BinaryCrossEntropy(smoothing=0.0, target_threshold=0.0)(logits, targets)
-    assert torch.allclose(losses.binary_cross_entropy(logits, targets), expected, rtol=1e-6)
+@pytest.mark.parametrize("threshold", [0.0, 0.1, 0.2, 0.95])  # targets are .1, .9 and 1: above, not from it on
+def test_binary_cross_entropy_is_timms(logits, targets, threshold):
+    expected = BinaryCrossEntropy(smoothing=0.0, target_threshold=threshold)(logits, targets)
+    assert torch.allclose(losses.binary_cross_entropy(logits, targets, threshold), expected, rtol=1e-6)
 
 
 def test_binary_cross_entropy_by_hand(logits, targets):
@@ -35,11 +37,12 @@ def test_binary_cross_entropy_by_hand(logits, targets):
         for kind in range(11):
             probability = 1 / (1 + math.exp(-float(logits[sample, kind])))
             total -= math.log(probability if targets[sample, kind] > 0 else 1 - probability)
-    assert float(losses.binary_cross_entropy(logits, targets)) == pytest.approx(total / 66, rel=1e-5)
+    assert float(losses.binary_cross_entropy(logits, targets, 0.0)) == pytest.approx(total / 66, rel=1e-5)
 
 
 def test_any_share_of_the_mix_is_a_full_positive(logits, targets):
-    assert torch.equal(losses.binary_cross_entropy(logits, targets), losses.binary_cross_entropy(logits, targets / 50))
+    whole, part = (losses.binary_cross_entropy(logits, given, 0.0) for given in (targets, targets / 50))
+    assert torch.equal(whole, part)
 
 
 def test_soft_cross_entropy_is_timms(logits, targets):
@@ -57,8 +60,18 @@ def test_soft_cross_entropy_by_hand(logits, targets):
 
 @pytest.mark.parametrize("name", ["bce", "ce"])
 def test_float32_inside_autocast(name, logits, targets):
-    low = logits.bfloat16()
+    low, config = logits.bfloat16(), SimpleNamespace(loss=name, bce_threshold=0.2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = losses.LOSSES[name](low, targets)
+        loss = losses.loss_of(config, low, targets)
     assert loss.dtype == torch.float32
-    assert torch.equal(loss, losses.LOSSES[name](low.float(), targets))
+    assert torch.equal(loss, losses.loss_of(config, low.float(), targets))
+
+
+def test_a_stage_has_the_loss_of_its_recipe(logits, targets):
+    found = [
+        losses.loss_of(SimpleNamespace(loss=name, bce_threshold=threshold), logits, targets)
+        for name, threshold in (("ce", 0.2), ("bce", 0.2), ("bce", 0.0))
+    ]
+    assert torch.equal(found[0], losses.soft_cross_entropy(logits, targets))
+    assert torch.equal(found[1], losses.binary_cross_entropy(logits, targets, 0.2))
+    assert not torch.equal(found[1], found[2])

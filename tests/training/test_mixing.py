@@ -1,4 +1,5 @@
-"""References: timm's Mixup given our random numbers, SciPy's beta distribution, torchvision's normalize."""
+"""References: timm's Mixup given our random numbers and the boxes of version 0.3.2, SciPy's beta distribution,
+torchvision's normalize."""
 
 import numpy as np
 import pytest
@@ -19,6 +20,21 @@ class Stage:
     mixup = 0.8
     cutmix = 1.0
     mix_chunk = 16
+
+
+def box_of_the_official_runs(shape, lam, margin=0.0, count=None):
+    """timm 0.3.2: a half of int(side), rounded down, on either side of the center. In timm 1.0 the half that follows is
+    rounded up."""
+    ends = []
+    for side, center in ((side, timm_mixup.np.random.randint(0, side, size=count)) for side in shape[-2:]):
+        half = int(side * np.sqrt(1 - lam)) // 2
+        ends += [np.clip(center - half, 0, side), np.clip(center + half, 0, side)]
+    return tuple(ends)
+
+
+@pytest.fixture(autouse=True)
+def timm_of_the_official_runs(monkeypatch):
+    monkeypatch.setattr(timm_mixup, "rand_bbox", box_of_the_official_runs)
 
 
 def batch(count, size=40, seed=0):
@@ -145,6 +161,7 @@ def test_boxes_have_the_law_of_timms():
     heights, widths = ours[:, 3] - ours[:, 2], ours[:, 5] - ours[:, 4]
     unclipped = (ours[:, 2:] > 0).all(1) & (ours[:, 2:] < 64).all(1)
     assert (heights == widths)[unclipped].all()
+    assert (heights[unclipped] % 2 == 0).all()
     centres = (ours[:, 2] + ours[:, 3])[unclipped], (ours[:, 4] + ours[:, 5])[unclipped]
     assert stats.spearmanr(*centres).pvalue > 0.01
 

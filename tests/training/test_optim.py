@@ -1,7 +1,9 @@
 """References: LAMB transcribed to float64 NumPy, timm's Lamb and parameter groups, plain gradient descent by hand."""
 
 import copy
+import inspect
 import io
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,9 +14,11 @@ from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from config.recipe import load_recipe
 from training import optim
 from training.network import model
 
+RECIPES = Path(__file__).parents[2] / "recipes"
 LAMB = {"lr": 4e-3, "betas": (0.9, 0.999), "eps": 1e-8}
 
 
@@ -35,7 +39,7 @@ def give_gradients(network, step, size):
 
 
 def stage(**keys):
-    base = {"weight_decay": 0.05, "momentum": 0.9, "clip_norm": 1.0, "optimizer": "lamb"}
+    base = {"weight_decay": 0.05, "momentum": 0.9, "nesterov": False, "clip_norm": 1.0, "optimizer": "lamb"}
     return SimpleNamespace(**(base | LAMB | keys))
 
 
@@ -74,6 +78,18 @@ def test_groups_are_timms_and_hold_every_parameter_once(name):
         assert {id(p) for p in group["params"]} == {id(p) for p in expected[group["weight_decay"]]}
     held = [id(p) for group in groups for p in group["params"]]
     assert sorted(held) == sorted(id(p) for p in network.parameters())
+
+
+def test_ffcvs_filter_decays_nine_more_vectors_of_a_resnet():
+    """What the heads of rn50_ffcv_*.yaml say: FFCV keeps decay from what has "bn" in its name, and only from that."""
+    with torch.device("meta"):
+        network = model.create("resnet50", resolution=32, classes=10, drop_path=0.0, layer_scale=None)
+    ours = {id(p) for p in optim.parameter_groups(network, 1e-4)[0]["params"]}
+    theirs = {name for name, _ in network.named_parameters() if "bn" not in name}
+    further = [name for name, p in network.named_parameters() if name in theirs and id(p) not in ours]
+    assert len(ours) + 9 == len(theirs)
+    assert sorted(name.partition(".downsample.1.")[1] for name in further) == [""] + 8 * [".downsample.1."]
+    assert "fc.bias" in further
 
 
 def test_frozen_parameters_are_left_out():
@@ -130,6 +146,12 @@ def test_lamb_is_the_formula(steps, size, clip_norm, decay):
     for (name, parameter), value, origin in zip(network.named_parameters(), expected, start, strict=True):
         assert np.abs(parameter.detach().numpy() - value).max() < 1e-6, name
         assert np.abs(value - origin).max() > 2e-5, name
+
+
+@pytest.mark.parametrize("name", ["rn50_a2", "rn50_a3"])
+def test_resnets_strike_back_with_timms_eps(name):
+    (stage,) = load_recipe(RECIPES / f"{name}.yaml").stages
+    assert stage.eps == inspect.signature(timm.optim.Lamb).parameters["eps"].default
 
 
 def test_lamb_is_timms_where_both_are_defined_alike():
@@ -235,7 +257,7 @@ def test_build_hands_the_stages_keys_to_its_optimizer():
     sgd = optim.build(network, stage(optimizer="sgd", momentum=0.4, lr=0.1))
     assert (type(lamb), lamb.clip_norm, lamb.defaults["eps"]) == (optim.Lamb, 0.7, 1e-6)
     assert (type(adamw), adamw.defaults["betas"], adamw.defaults["eps"]) == (torch.optim.AdamW, (0.8, 0.95), 1e-8)
-    assert (type(sgd), sgd.defaults["momentum"], sgd.defaults["nesterov"]) == (optim.Sgd, 0.4, False)
+    assert (type(sgd), sgd.defaults["momentum"]) == (optim.Sgd, 0.4)
     for optimizer in (lamb, adamw, sgd):
         assert [group["weight_decay"] for group in optimizer.param_groups] == [0.05, 0.0]
         optim.set_lr(optimizer, 0.123)
@@ -332,6 +354,28 @@ def test_clipped_steps_are_those_of_torchs_plain_loops(name, size):
     for one, other, start in zip(ours.parameters(), theirs.parameters(), small_vit().parameters(), strict=True):
         assert torch.allclose(one, other, atol=2e-6, rtol=0)
         assert not torch.equal(one, start)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_momentum_is_torchs_in_float64(nesterov):
+    """Five steps of torch.optim.SGD, gradients and weights in double precision; the other kind of momentum is away from
+    it by far more than rounding."""
+    ours, theirs, other = small_vit(), small_vit().double(), small_vit().double()
+    optimizer = optim.build(ours, stage(optimizer="sgd", nesterov=nesterov))
+    references = [
+        (network, torch.optim.SGD(optim.parameter_groups(network, 0.05), lr=4e-3, momentum=0.9, nesterov=kind))
+        for network, kind in ((theirs, nesterov), (other, not nesterov))
+    ]
+    for step in range(5):
+        give_gradients(ours, step, size=20.0)
+        for network, reference in references:
+            for parameter, one in zip(network.parameters(), ours.parameters(), strict=True):
+                parameter.grad = one.grad.double()
+            reference.step()
+        update(optimizer, clip_norm=None)
+    weights = [torch.cat([p.detach().double().flatten() for p in n.parameters()]) for n in (ours, theirs, other)]
+    assert (weights[0] - weights[1]).abs().max() < 1e-6
+    assert (weights[0] - weights[2]).abs().max() > 1e-3
 
 
 # --- the average ---------------------------------------------------------------------------------------------------
