@@ -62,6 +62,7 @@ def _class_folders(folder: Path, left_out: LeftOut) -> list[str]:
 
 
 def _require_same(train, val, root):
+    synsets.refuse_two_forms([*train, *val], str(root))
     missing, unknown = sorted(set(train) - set(val)), sorted(set(val) - set(train))
     if missing or unknown:
         pairs = (("val/", missing), ("train/", unknown))

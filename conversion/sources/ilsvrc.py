@@ -20,6 +20,7 @@ from conversion.sources import synsets, tars
 from conversion.sources.selection import LeftOut, junk_folder
 from conversion.sources.source import Prefixed, Source, Spans, Split, Strings, first_few, in_one_line, joined
 from ffcv_ops.errors import UserError, one_line
+from ffcv_ops.files import open_regular, read_regular
 
 TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
 TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
@@ -149,9 +150,9 @@ def _devkit_file(root, name) -> bytes:
     """The file in the folder, in an unpacked devkit, or in the devkit's archive."""
     for place in (root / name, root / DEVKIT.removesuffix(".tar.gz") / "data" / name):
         if place.exists():
-            return place.read_bytes()
+            return read_regular(place, MAX_DEVKIT_FILE)
     try:
-        with tarfile.open(root / DEVKIT) as archive:
+        with open_regular(root / DEVKIT) as file, tarfile.open(fileobj=file) as archive:
             for entry in archive:
                 if entry.isreg() and entry.name.endswith(f"/data/{name}") and entry.size <= MAX_DEVKIT_FILE:
                     return archive.extractfile(entry).read()

@@ -18,6 +18,7 @@ from conversion.sources import synsets
 from conversion.sources.source import Lazy, Source, Split, Strings, first_few, in_one_line
 from conversion.sources.webdataset import refuse_missing, split_of
 from ffcv_ops.errors import UserError, one_line
+from ffcv_ops.files import open_regular
 
 LABELS = ("label", "labels", "fine_label")  # the column that `auto` takes where there are several
 
@@ -94,6 +95,7 @@ def _opened(path):
     except ImportError:
         raise UserError("Parquet files need pyarrow; pip install pyarrow") from None
     try:
+        open_regular(path).close()  # or Arrow would wait for a pipe
         with pyarrow.parquet.ParquetFile(path) as file:
             yield file
     except (OSError, pyarrow.ArrowException) as error:

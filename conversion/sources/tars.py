@@ -19,7 +19,8 @@ from conversion import formats
 from conversion.encode import ReadError
 from conversion.progress import progress
 from conversion.sources.selection import NO_IMAGE, LeftOut, has_image_name, junk_folder
-from ffcv_ops.errors import UserError, one_line
+from ffcv_ops.errors import UserError, one_line, reading
+from ffcv_ops.files import open_regular
 
 BLOCK = tarfile.BLOCKSIZE
 MAX_HEADER = 2**20  # bytes of one long name or one set of pax records
@@ -52,10 +53,8 @@ class _Headers(io.FileIO):
 
 
 def whole(path) -> Region:
-    try:
-        return Region(str(path), 0, os.stat(path).st_size)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    with reading(path), open_regular(path) as file:
+        return Region(str(path), 0, os.fstat(file.fileno()).st_size)
 
 
 def members(region: Region) -> Iterator[Member]:

@@ -9,6 +9,7 @@ or what `_info.json` of timm's data sets lists; others are train.
 
 import functools
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from conversion.sources import synsets, tars
 from conversion.sources.selection import FURTHER, WITHOUT_IMAGE, LeftOut, has_image_name, junk_folder
 from conversion.sources.source import Prefixed, Source, Spans, Split, Strings, first_few, in_one_line, joined
 from ffcv_ops.errors import UserError, one_line
+from ffcv_ops.files import read_regular
 
 INFO = "_info.json"
 WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -81,7 +83,7 @@ def refuse_missing(paths: list[Path]):
 
 def _shards(place: Path, label):
     """({split: paths}, {path: samples that it must have})."""
-    if place.is_dir() and (place / INFO).exists():
+    if os.path.lexists(place / INFO):
         return _listed(place, label)
     found = tars.tar_paths(place) if place.is_dir() else sorted(place.parent.glob(place.name))
     if not found:
@@ -97,7 +99,7 @@ def _shards(place: Path, label):
 def _listed(folder, label):
     """What _info.json says: {"splits": {name: {"filenames": [...], "shard_lengths": [...], "alt_label": "..."}}}."""
     try:
-        splits = json.loads((folder / INFO).read_bytes())["splits"]
+        splits = json.loads(read_regular(folder / INFO))["splits"]
         chosen = {name: split for name, split in splits.items() if split.get("alt_label") == label} or {
             name: split for name, split in splits.items() if not split.get("alt_label")
         }

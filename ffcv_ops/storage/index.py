@@ -79,8 +79,7 @@ def open_index(path: Path | str) -> Index:
     metadata = np.empty(sum(head.samples for head in heads), first.sample_type)
     images = sum(head.images for head in heads)
     places, sizes = np.empty(images, np.uint64), np.empty(images, np.uint32)
-    has_checksums = all([beton_file.checksum_file(head).exists() for head in heads])
-    checksums = np.empty(images, np.uint64) if has_checksums else None
+    checksums = np.empty(images, np.uint64) if all(head.checksums for head in heads) else None
     files, start, sample, image = [], 0, 0, 0
     for head in heads:
         own_samples, own_images = slice(sample, sample + head.samples), slice(image, image + head.images)
@@ -88,8 +87,9 @@ def open_index(path: Path | str) -> Index:
         table = beton_file.read_tables(head, records)
         validate.check(head, records, table)
         places[own_images], sizes[own_images] = table["ptr"] + np.uint64(start), table["size"]
+        own_checksums = beton_file.read_checksums(head)
         if checksums is not None:
-            checksums[own_images] = beton_file.read_checksums(head)
+            checksums[own_images] = own_checksums
         for field, name in zip(head.handlers.values(), metadata.dtype.names, strict=True):
             if isinstance(field, RGBImageField):
                 records[name]["data_ptr"] += np.uint64(start)
