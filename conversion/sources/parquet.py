@@ -59,7 +59,7 @@ def parquet(place: str, classes: str, label: str) -> Source:
         del splits[name]
     if not splits:
         raise UserError(f"{place}: no split has labels")
-    count = 1 + max(int(split.labels.max()) for split in splits.values())
+    count = synsets.count_of(splits.values(), place)
     if known and count > len(known):
         raise UserError(f"{place} has the label {count - 1}, but names for {len(known)} classes")
     numbered = synsets.named(count, known, classes, place)
@@ -106,6 +106,8 @@ def _columns(path, label):
     """(image column, label column, class names or None) by the first file's schema."""
     with _opened(path) as file:
         schema = file.schema_arrow
+    if len(set(schema.names)) < len(schema.names):
+        raise UserError(f"{path} has several columns of one name")
     named = _class_names(schema, path)
     images = [name for name in schema.names if _holds_images(schema.field(name).type)]
     if len(images) != 1:
@@ -126,11 +128,14 @@ def _class_names(schema, path) -> dict[str, list[str]]:
     """Of each column that has some, by Hugging Face's description of the columns."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {
-            column: list(map(str, feature["names"]))
+        names = {
+            column: feature["names"]
             for column, feature in features.items()
             if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
         }
+        if not all(isinstance(one, list) and all(type(name) in (str, int) for name in one) for one in names.values()):
+            raise ValueError("no list of names")
+        return {column: list(map(str, one)) for column, one in names.items()}
     except KeyError:
         return {}
     except (ValueError, TypeError, AttributeError, RecursionError):
@@ -138,7 +143,13 @@ def _class_names(schema, path) -> dict[str, list[str]]:
 
 
 def _holds_images(kind):
-    return str(kind).startswith("struct") and kind.get_field_index("bytes") >= 0
+    return _has_child(kind, "bytes", ("binary", "large_binary"))
+
+
+def _has_child(kind, name, types):
+    """Whether it is a struct with one child of this name, of one of these types."""
+    place = kind.get_field_index(name) if str(kind).startswith("struct<") else -1
+    return place >= 0 and str(kind.field(place).type) in types
 
 
 def _split(paths, image, label) -> Split | None:
@@ -164,7 +175,7 @@ def _split(paths, image, label) -> Split | None:
 
 
 def _has_path(file, image):
-    return file.schema_arrow.field(image).type.get_field_index("path") >= 0
+    return _has_child(file.schema_arrow.field(image).type, "path", ("string", "large_string"))
 
 
 def _names(path, table, image):

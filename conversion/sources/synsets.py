@@ -5,13 +5,14 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from conversion.sources.source import first_few
-from ffcv_ops.errors import UserError
+from conversion.sources.source import Split, first_few
+from ffcv_ops.errors import UserError, one_line
 from ffcv_ops.files import read_regular
+from ffcv_ops.storage.info import MOST_CLASSES
 
 AUTO, SORTED, NUMERIC, WINTER21 = "auto", "sorted", "numeric", "winter21"
 BY_NAME = (AUTO, SORTED, NUMERIC)  # the names that are there decide, and no list
-MAX_NUMBER = 10**6  # classes that are called by numbers
+MAX_NUMBER = MOST_CLASSES - 1
 LISTS = {  # timm's file -> what data.classes calls it
     "imagenet1k": "imagenet_synsets.txt",
     "imagenet12k": "imagenet12k_synsets.txt",
@@ -109,6 +110,21 @@ def _refuse_unknown(found, classes, place, name):
     unknown = sorted(set(found) - set(classes))
     if unknown:
         raise UserError(f"{place} has classes that are not in {name}: {first_few(unknown)}")
+
+
+def count_of(splits: Iterable[Split], place: str) -> int:
+    """How many classes the numbers of the splits need: one more than the largest. A `UserError` where that is out of
+    all proportion, and a model would need a head of so many outputs."""
+    largest = -1
+    for split in splits:
+        at = int(split.labels.argmax())
+        largest = max(largest, int(split.labels[at]))
+        if largest > MAX_NUMBER:
+            raise UserError(
+                f"{place}: {one_line(split.names[at])} has the label {largest:,}, where {MAX_NUMBER:,} is the most; is"
+                " that the number of a class?"
+            )
+    return largest + 1
 
 
 def named(count: int, known: Sequence[str] | None, wanted: str, place: str) -> tuple[str, ...]:

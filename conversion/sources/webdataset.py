@@ -35,9 +35,9 @@ def webdataset(place: str, classes: str, label: str, workers: int) -> Source:
     paths, expected = _shards(Path(place).absolute(), label)
     read = {name: _split(name, paths[name], expected, label, workers) for name in paths}
     splits = {name: split for name, (split, _) in read.items()}
-    labels = np.concatenate([split.labels for split in splits.values()])
+    count, labels = synsets.count_of(splits.values(), place), np.concatenate([s.labels for s in splits.values()])
     known = _class_names(labels, np.concatenate([synsets_of for _, synsets_of in read.values()]))
-    numbered = synsets.named(1 + int(labels.max()), known, classes, place)
+    numbered = synsets.named(count, known, classes, place)
     for number, (name, synset) in enumerate(zip(numbered, known or (), strict=False)):
         if synset != name and synset in numbered:
             raise UserError(
@@ -110,13 +110,16 @@ def _listed(folder, label):
             for split in chosen.values()
             for file, length in zip(split["filenames"], split["shard_lengths"], strict=True)
         }
-        inside = all(Path(file).name == file for names in files.values() for file in names)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        listed = [file for names in files.values() for file in names]
+        inside = all(Path(file).name == file for file in listed)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(
             f"{folder / INFO} cannot be used: {one_line(repr(error))}; without it file names tell"
         ) from None
     if not inside or not files:
         raise UserError(f"{folder / INFO} must name files of its own folder")
+    if len(lengths) < len(listed):
+        raise UserError(f"{folder / INFO} names a file twice")
     missing = [path.name for path in lengths if not path.exists()]
     if missing:
         raise UserError(f"{folder} lacks {first_few(missing)} of the {len(lengths):,} shards in {INFO}; get them")

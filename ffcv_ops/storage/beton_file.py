@@ -78,6 +78,8 @@ def _read_sidecar(path: Path) -> tuple[dict, tuple[str, ...] | None]:
         return {}, None
     try:
         said = json.loads(read_regular(described))
+        if not isinstance(said["classes"], list):
+            raise TypeError("classes is no list")
         return said, tuple(str(name).encode("utf-8", "backslashreplace").decode() for name in said["classes"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(

@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ffcv_ops.errors import UserError
 from ffcv_ops.stock import RGBImageField
-from ffcv_ops.storage import beton_file, validate
+from ffcv_ops.storage import beton_file, sources, validate
 from ffcv_ops.storage.fingerprint import fingerprint
-from ffcv_ops.storage.info import DatasetInfo
+from ffcv_ops.storage.info import MOST_CLASSES, DatasetInfo
 from ffcv_ops.storage.shards import check_shards, files_of
 
 
@@ -50,8 +51,13 @@ def describe(path: Path | str) -> DatasetInfo:
     index = open_index(path)
     labels, images = column(index, "label"), column(index, "image")["data_ptr"]
     classes = max(int(labels.max()) + 1, len(index.class_names or ()))
-    content = fingerprint(index, labels, images)
-    return DatasetInfo(index.path, len(index.metadata), classes, index.class_names, levels_of(index), content)
+    if classes > MOST_CLASSES:
+        sample = int(labels.argmax())
+        name = sources.named(sample, sources.source_of(index, sample))
+        raise UserError(f"{path}: {name} has the label {labels[sample]:,}; {MOST_CLASSES:,} classes are the most")
+    content, empty = fingerprint(index, labels, images), classes - len(np.unique(labels))
+    info = DatasetInfo(index.path, len(index.metadata), classes, index.class_names, levels_of(index), content)
+    return info._replace(empty=empty, checksums=index.checksums is not None)
 
 
 def column(index: Index, field: str) -> np.ndarray:

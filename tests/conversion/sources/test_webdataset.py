@@ -129,8 +129,8 @@ def test_info_lists_the_shards(folder):
     assert list(source.splits) == ["train", "val"] and len(source.splits["train"].labels) == 6
 
 
-def listing(*names):
-    one = {"filenames": ["in1k-train-0000.tar"], "shard_lengths": [3]}
+def listing(*names, length=3):
+    one = {"filenames": ["in1k-train-0000.tar"], "shard_lengths": [length]}
     return json.dumps({"splits": dict.fromkeys(names, one)})
 
 
@@ -144,6 +144,10 @@ ELSEWHERE = '{"splits": {"train": {"filenames": ["/etc/x.tar"], "shard_lengths":
         ("in1k-train-0001.tar", "in1k-train-0000.tar", "0001.tar has 3 samples, _info.json says 2"),
         ("_info.json", "{", "_info.json cannot be used"),
         ("_info.json", '{"splits": [1]}', "_info.json cannot be used"),
+        ("_info.json", "[" * 10**5, "_info.json cannot be used"),
+        ("_info.json", listing("train", length=1e999), "_info.json cannot be used"),
+        ("_info.json", listing("train", length=None), "_info.json cannot be used"),
+        ("_info.json", listing("train", "val"), "_info.json names a file twice"),
         ("_info.json", ELSEWHERE, "must name files of its own folder"),
         ("_info.json", listing("train", "train-extra"), "train and train-extra are both train; take one of them out"),
         ("_info.json", listing("train", "extra"), "the split extra is neither train, val nor test; take it out there"),
