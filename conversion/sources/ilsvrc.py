@@ -8,7 +8,9 @@ ImageNet-21k is a tar of class tars too, or a folder of them. Order, names and l
 give after the usual unpacking to train/<synset>/ and val/<synset>/.
 """
 
+import functools
 import io
+import os
 import sys
 import tarfile
 from pathlib import Path
@@ -18,7 +20,7 @@ import numpy as np
 from conversion import formats
 from conversion.sources import synsets, tars
 from conversion.sources.selection import LeftOut, junk_folder
-from conversion.sources.source import Prefixed, Source, Spans, Split, Strings, first_few, in_one_line, joined
+from conversion.sources.source import Prefixed, Source, Spans, Split, Strings, first_few, in_one_line, joined, stamps
 from ffcv_ops.errors import UserError, one_line
 from ffcv_ops.files import open_regular, read_regular
 
@@ -33,9 +35,9 @@ def ilsvrc(root: str, classes: str, workers: int) -> Source:
     root = Path(root).absolute()
     train, numbered = _of_class_tars(root / TRAIN, _inner(root / TRAIN), classes, workers)
     splits = {"train": train}
-    if (root / VAL).exists():
+    if os.path.lexists(root / VAL):
         splits["val"] = _validation(root, numbered)
-    return Source(str(root), numbered, splits, tars.read_bytes)
+    return Source(str(root), numbered, splits, _reading([root / TRAIN, root / VAL][: len(splits)]))
 
 
 def class_tars(path: str, classes: str, workers: int) -> Source:
@@ -48,7 +50,11 @@ def class_tars(path: str, classes: str, workers: int) -> Source:
             " data.classes=numeric or data.classes=sorted"
         )
     train, numbered = _of_class_tars(path, regions, classes, workers)
-    return Source(str(path), numbered, {"train": train}, tars.read_bytes)
+    return Source(str(path), numbered, {"train": train}, _reading({region.path for region in regions.values()}))
+
+
+def _reading(paths):
+    return functools.partial(tars.read_bytes, known=stamps(paths))
 
 
 def _inner(path: Path) -> dict[str, tars.Region]:

@@ -9,13 +9,14 @@ import contextlib
 import functools
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from conversion.encode import ReadError
 from conversion.sources import synsets
-from conversion.sources.source import Lazy, Source, Split, Strings, first_few, in_one_line
+from conversion.sources.source import Lazy, Source, Split, Strings, first_few, in_one_line, require_unchanged, stamps
 from conversion.sources.webdataset import refuse_missing, split_of
 from ffcv_ops.errors import UserError, one_line
 from ffcv_ops.files import open_regular
@@ -46,6 +47,7 @@ def parquet(place: str, classes: str, label: str) -> Source:
         raise UserError(f"{place} holds no .parquet files")
     if Path(place).is_dir():
         refuse_missing(paths)
+    known_stamps = stamps(paths)
     image, label, known = columns = _columns(paths[0], label)
     for path in paths[1:]:
         if _columns(path, label) != columns:
@@ -63,7 +65,7 @@ def parquet(place: str, classes: str, label: str) -> Source:
     if known and count > len(known):
         raise UserError(f"{place} has the label {count - 1}, but names for {len(known)} classes")
     numbered = synsets.named(count, known, classes, place)
-    return Source(str(paths[0].parent), numbered, splits, read_row)
+    return Source(str(paths[0].parent), numbered, splits, functools.partial(read_row, known=known_stamps))
 
 
 def parquet_paths(place: Path) -> list[Path]:
@@ -72,9 +74,10 @@ def parquet_paths(place: Path) -> list[Path]:
     return sorted(place.glob("*.parquet")) or sorted((place / "data").glob("*.parquet"))
 
 
-def read_row(item) -> bytes:
-    """The image file in (path, column, row group, row)."""
+def read_row(item, known: Mapping[str, tuple[int, int]]) -> bytes:
+    """The image file in (path, column, row group, row); a `ReadError` where the file has not its `known` stamp."""
     path, column, group, row = item
+    require_unchanged(path, known)
     image = _row_group(path, column, group)[row].as_py()
     if image is None or image["bytes"] is None:
         raise UserError("has no bytes here, only a path; store the data set with its images inside")

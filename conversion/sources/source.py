@@ -6,10 +6,12 @@ A sample of a tar file takes 32 bytes here, and its name: place, size, label, an
 import os
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from conversion.encode import ReadError
 from ffcv_ops.errors import UserError, one_line
 from ffcv_ops.files import Irregular, open_regular
 
@@ -36,6 +38,18 @@ def read_file(item: str, root: str = "") -> bytes:
             return file.read()
     except Irregular as fault:
         raise UserError(fault.reason) from None  # whoever reports it adds the path
+
+
+def stamps(paths: Iterable[Path | str]) -> dict[str, tuple[int, int]]:
+    """Of each file what changes when it is replaced or written to: length and time of change (ns)."""
+    found = ((str(path), os.stat(path)) for path in paths)
+    return {path: (status.st_size, status.st_mtime_ns) for path, status in found}
+
+
+def require_unchanged(path: str, known: Mapping[str, tuple[int, int]]):
+    """A `ReadError` where a file of which there is a stamp is no longer what its labels were read from."""
+    if path in known and stamps([path])[path] != known[path]:
+        raise ReadError(f"{path} was written to or replaced since its labels were read; run the same command again")
 
 
 class Source(NamedTuple):

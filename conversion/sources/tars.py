@@ -11,7 +11,8 @@ import multiprocessing
 import os
 import signal
 import tarfile
-from collections.abc import Iterator
+import types
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from conversion import formats
 from conversion.encode import ReadError
 from conversion.progress import progress
 from conversion.sources.selection import NO_IMAGE, LeftOut, has_image_name, junk_folder
+from conversion.sources.source import require_unchanged
 from ffcv_ops.errors import UserError, one_line, reading
 from ffcv_ops.files import open_regular
 
@@ -89,10 +91,12 @@ def _members(file, region):
         raise tarfile.ReadError(f"no header and no end mark at byte {archive.offset:,}")
 
 
-def read_bytes(span: tuple[str, int, int]) -> bytes:
-    """The `size` bytes at `offset` of the file `path`. A `ReadError` where there are not so many."""
+def read_bytes(span: tuple[str, int, int], known: Mapping[str, tuple[int, int]] = types.MappingProxyType({})) -> bytes:
+    """The `size` bytes at `offset` of the file `path`. A `ReadError` where there are not so many, or where the file no
+    longer has the stamp that is `known` of it (source.py)."""
     path, offset, size = span
     try:
+        require_unchanged(path, known)
         data = os.pread(_open(path).fileno(), size, offset)
     except OSError as error:
         raise ReadError(f"{path} cannot be read: {error.strerror}") from None

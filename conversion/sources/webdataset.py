@@ -8,6 +8,7 @@ or what `_info.json` of timm's data sets lists; others are train.
 """
 
 import functools
+import itertools
 import json
 import os
 import re
@@ -19,7 +20,7 @@ import numpy as np
 from conversion import formats
 from conversion.sources import synsets, tars
 from conversion.sources.selection import FURTHER, WITHOUT_IMAGE, LeftOut, has_image_name, junk_folder
-from conversion.sources.source import Prefixed, Source, Spans, Split, Strings, first_few, in_one_line, joined
+from conversion.sources.source import Prefixed, Source, Spans, Split, Strings, first_few, in_one_line, joined, stamps
 from ffcv_ops.errors import UserError, one_line
 from ffcv_ops.files import read_regular
 
@@ -33,6 +34,7 @@ def webdataset(place: str, classes: str, label: str, workers: int) -> Source:
     """place: a folder of shards, one shard, or a pattern with `*`. label: the field of key.json; or .txt, the ending of
     the member that holds the number; or auto: the number in key.cls, else `label` in key.json."""
     paths, expected = _shards(Path(place).absolute(), label)
+    known_stamps = stamps(itertools.chain(*paths.values()))
     read = {name: _split(name, paths[name], expected, label, workers) for name in paths}
     splits = {name: split for name, (split, _) in read.items()}
     count, labels = synsets.count_of(splits.values(), place), np.concatenate([s.labels for s in splits.values()])
@@ -45,7 +47,7 @@ def webdataset(place: str, classes: str, label: str, workers: int) -> Source:
                 " there; the labels follow another list"
             )
     folder = next(iter(paths.values()))[0].parent
-    return Source(str(folder), numbered, splits, tars.read_bytes)
+    return Source(str(folder), numbered, splits, functools.partial(tars.read_bytes, known=known_stamps))
 
 
 def _class_names(labels, synsets_of) -> list[str] | None:

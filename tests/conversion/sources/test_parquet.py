@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from conversion.encode import ReadError
 from conversion.sources import open_source
 from ffcv_ops.errors import UserError
 
@@ -138,6 +139,16 @@ def test_damaged_data_name_the_file(tmp_path, jpeg):
     (tmp_path / "0.parquet").write_bytes(content)
     with pytest.raises(UserError, match=r"0.parquet cannot be read"):
         source.read(source.splits["train"].items[0])
+
+
+def test_a_file_that_changes_under_the_conversion(folder, jpeg):
+    """The labels would be those of other images."""
+    source = open_source(str(folder))
+    path = folder / "data" / "train-00001-of-00002.parquet"
+    write(path, [(jpeg(k), None) for k in range(8, 5, -1)], [1, 2, 2])
+    assert source.read(source.splits["train"].items[0]) == jpeg(0)
+    with pytest.raises(ReadError, match=rf"{path} was written to or replaced since its labels were read"):
+        source.read(source.splits["train"].items[5])
 
 
 def test_an_image_that_is_only_a_path(tmp_path, jpeg):

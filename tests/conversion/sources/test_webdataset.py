@@ -1,11 +1,13 @@
 """WebDataset shards against a plain reading of the same archives."""
 
 import json
+import os
 import tarfile
 
 import numpy as np
 import pytest
 
+from conversion.encode import ReadError
 from conversion.sources import open_source
 from conversion.sources.synsets import class_list
 from conversion.sources.webdataset import split_of
@@ -193,6 +195,17 @@ def test_shards_that_cannot_be_used(tmp_path, packed, members, message):
     with pytest.raises(UserError, match=message) as caught:
         open_source(str(tmp_path / "*.tar"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_shard_that_changes_under_the_conversion(folder):
+    """Another one in its place, or the same one written anew."""
+    source = open_source(str(folder))
+    items = source.splits["train"].items
+    first, _, _ = items[0]
+    os.utime(first, ns=(0, 0))
+    with pytest.raises(ReadError, match=rf"{first} was written to or replaced since its labels were read"):
+        source.read(items[0])
+    assert source.read(items[len(items) - 1])
 
 
 def test_hostile_keys_are_names_only(tmp_path, jpeg, packed):
