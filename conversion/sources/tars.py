@@ -152,8 +152,4 @@ def _count(result, advance):
 
 def tar_paths(folder: Path) -> list[Path]:
     """The tar files of a folder, without macOS's ._x.tar."""
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() == ".tar" and not path.name.startswith("._") and path.is_file()
-    )
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() == ".tar" and not path.name.startswith("._"))

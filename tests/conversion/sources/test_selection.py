@@ -89,6 +89,17 @@ def test_pipes_and_line_breaks(tmp_path, jpeg):
         (tmp_path / "train/cat" / name).unlink()
 
 
+@pytest.mark.parametrize("place", ["val", "1.tar", "0.tar"])
+def test_a_link_to_nowhere_is_not_left_out(tmp_path, jpeg, packed, place):
+    if place == "val":
+        written(tmp_path, {"train/cat/a.jpg": jpeg(0)})
+    else:
+        shards(tmp_path, packed, {name: {"a.jpg": jpeg(0), "a.cls": b"0"} for name in {"0.tar", "1.tar"} - {place}})
+    (tmp_path / place).symlink_to("gone")
+    with pytest.raises(UserError, match=f"{place} is (a link to gone, which is not there|not a folder, and no link)"):
+        open_source(str(tmp_path))
+
+
 def test_classes_that_are_numbers(tmp_path, jpeg):
     written(tmp_path, {f"train/{k}/a.jpg": jpeg(0) for k in range(12)})
     with pytest.raises(

@@ -87,7 +87,7 @@ def test_one_name_in_two_unicode_forms(tmp_path, jpeg):
             for split in splits:
                 (place / split / name).mkdir(parents=True)
                 (place / split / name / "a.jpg").write_bytes(jpeg(0))
-        with pytest.raises(UserError, match=r"two Unicode forms, 'caf\\xe9' and 'cafe\\u0301'; rename one"):
+        with pytest.raises(UserError, match=r"two Unicode forms, 'caf.* and 'caf.*; rename one"):
             open_source(str(place))
     (tmp_path / "list.txt").write_text("cafe\u0301\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"and data.classes=.* one class is written in two Unicode forms"):
