@@ -43,7 +43,7 @@ from ffcv_ops.jpeg import native
 from ffcv_ops.loader import eval_loader, train_loader
 from ffcv_ops.warm_up import prepare_kernels
 from training import distributed, optim, schedule
-from training.datasets import open_sets, planned_sets
+from training.datasets import open_sets, planned_sets, remarks
 from training.distributed import parallel, stop
 from training.distributed.parallel import gradient_sync
 from training.distributed.watchdog import Watchdog
@@ -316,7 +316,8 @@ def open_run(run: Run, stack: ExitStack, *, init: str | None, start_at: int) -> 
     plans = estimate.training_plan(recipe, run.datasets, first) if is_main else []
     log = RunLog(folder.path, recipe, plans, is_main=is_main, world=run.ranks.world, saved=checkpoint)
     stack.callback(log.close)
-    log.say(native.describe())
+    for text in (native.describe(), *remarks(run.datasets)):
+        log.say(text)
     if identity["code"] != code:
         log.say(f"{folder.path}: this run began with the code of {identity['code']}, and goes on with that of {code}")
     return replace(run, log=log, identity=identity), checkpoint, start_weights

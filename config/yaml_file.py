@@ -1,12 +1,14 @@
 """YAML files of sections, read strictly: every scalar stays text, so that config/options.py decides what it means."""
 
 import typing
-from pathlib import Path
 
 import yaml
 
 from config.text import printable
 from ffcv_ops.errors import UserError
+from ffcv_ops.files import read_regular
+
+MOST_BYTES = 2**22  # of a recipe
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -36,9 +38,7 @@ class _StrictLoader(yaml.SafeLoader):
 def read_yaml(path) -> dict:
     """The mapping in a YAML file: text, lists and mappings of text."""
     try:
-        content = yaml.load(Path(path).read_bytes(), _StrictLoader)
-    except OSError as error:
-        raise UserError(f"{printable(path)} cannot be read: {error.strerror}") from None
+        content = yaml.load(read_regular(path, MOST_BYTES), _StrictLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""

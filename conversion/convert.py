@@ -98,6 +98,8 @@ def convert(
         _cleanup(path, marker, len(shards), last) as complete,
     ):
         refuse_other_shards(path, len(shards))
+        if folders := [file for shard in shards for end in ENDS if (file := beside(shard.path, end)).is_dir()]:
+            raise UserError(f"{folders[0]} is a folder, where a file is to be written; move it away")
         identity = identity_of(source, split_name, len(shards), settings)
         settings = {"conversion": identity["id"], "settings": {"on_error": options.on_error, **settings}}
         task = _Task(source, split_name, encode, options, settings)

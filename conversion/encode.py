@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import io
+import warnings
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -152,7 +153,9 @@ def _limited_jpeg(buffer, pixels, frame, scale_num, *, max_side, min_side):
 
 def encode_all(encode, items) -> list[tuple[Encoded, ...] | Refused]:
     """What `encode` makes of each item."""
-    return [_encode_or_refuse(encode, item) for item in items]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's are about damaged metadata, and do not name the file
+        return [_encode_or_refuse(encode, item) for item in items]
 
 
 def _encode_or_refuse(encode, item):

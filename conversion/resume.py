@@ -24,7 +24,7 @@ from conversion.encode import Refused, encode_all
 from conversion.shard_writer import ShardWriter
 from conversion.shards import Shard, beside, partial_files
 from ffcv_ops.errors import UserError, one_line
-from ffcv_ops.files import locked
+from ffcv_ops.files import locked, read_regular
 
 NAMES_AT_ONCE = 1024
 WRITER = 3  # another number when the same settings give other bytes, or the journal has another form
@@ -130,14 +130,14 @@ def is_complete(shard: Shard, identity: dict, split, encode) -> bool:
 
 def _has_its_files(shard, identity):
     try:
-        sidecar = json.loads(beside(shard.path, ".json").read_text(encoding="utf-8"))
+        sidecar = json.loads(read_regular(beside(shard.path, ".json")))
         return (
             not beside(shard.path, ".beton.partial").exists()
             and sidecar["conversion"] == identity["id"]
             and shard.path.stat().st_size == sidecar["bytes"]
             and beton.index_checksum(shard.path) == sidecar["index_xxh64"]
         )
-    except (OSError, ValueError, KeyError):
+    except (OSError, UserError, ValueError, KeyError):
         return False
 
 

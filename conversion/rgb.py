@@ -4,15 +4,14 @@ Pillow decodes. A file that is cut short, no image, too large or without a defin
 the caller adds the path. Of several frames the first is taken; color profiles are not applied (ImageNet's practice).
 """
 
-import warnings
-
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, TiffTags
+from PIL import ExifTags, Image, ImageFile, PngImagePlugin, TiffTags
 
 from conversion import formats
 from ffcv_ops.errors import UserError, one_line
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**28  # bytes of text; Pillow refuses more than 1 MiB
 MAX_PIXELS = 100_000_000  # 300 MB as RGB: a file of a few kB can claim to be larger than memory
 MAX_SIDE = 65_500  # libjpeg's limit; the .beton's uint16 sides end at 65,535
 BACKGROUND = "white"  # what shows through transparent pixels
@@ -40,19 +39,30 @@ def read_image(file) -> Image.Image:
 
     Whatever Pillow's many decoders raise on a damaged file becomes `UserError`; running out of memory does not.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they are about damaged metadata, and do not name the file
-        try:
-            with Image.open(file, formats=formats.FORMATS) as image:
-                width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise UserError(f"{width} x {height} pixels are more than the {MAX_PIXELS:,} of one image")
-                image.load()
-                return upright(to_rgb(image), image)
-        except (UserError, MemoryError):
-            raise
-        except Exception as error:
-            raise UserError(_reason(error)) from None
+    try:
+        with Image.open(file, formats=formats.FORMATS) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise UserError(f"{width} x {height} pixels are more than the {MAX_PIXELS:,} of one image")
+            if fault := _decoded_wrongly(image):
+                raise UserError(f"{fault}, which Pillow decodes to other pixels; store it in another way")
+            image.load()
+            return upright(to_rgb(image), image)
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        raise UserError(_reason(error)) from None
+
+
+def _decoded_wrongly(image) -> str | None:
+    """What kind of image this opened one is, where Pillow shows other pixels than it means, without a word."""
+    if image.format == "PNG" and "transparency" in image.info and image.tile[0].args == "RGB;16B":
+        return "has 16-bit colors of which one is transparent"
+    if _tiff_tag(image, "PlanarConfiguration", 1) == 2:
+        is_eight_bit = {*_tiff_tag(image, "BitsPerSample", (1,))} == {8}
+        if not is_eight_bit or _is_white_zero(image) or image.mode in ("LA", "La", "PA"):
+            return "has channels one behind the other, and not just gray or color of 8 bits"
+    return None
 
 
 def limited(image: Image.Image, *, max_side: int | None = None, min_side: int | None = None) -> np.ndarray:
@@ -73,6 +83,7 @@ def to_rgb(image):
         return Image.fromarray(255 - gray if _is_white_zero(image) else gray).convert("RGB")
     if image.has_transparency_data:
         below = Image.new("RGBA", image.size, BACKGROUND)
+        image = image.convert("LA") if image.mode == "La" else image  # from where alone there is a way to RGBA
         return Image.alpha_composite(below, image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
 

@@ -37,6 +37,15 @@ def writing(path):
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
+@contextlib.contextmanager
+def reading(path):
+    """What is inside reads from `path`; what the system refuses is a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
 def interruptible():
     """Before and after a command line's `main`, Ctrl-C ends the process with one line. Called before the imports, which
     take seconds and have nothing to put in order."""

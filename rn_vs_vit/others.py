@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from ffcv_ops.errors import UserError
-from ffcv_ops.files import write_atomically
+from ffcv_ops.files import read_regular, write_atomically
 from ffcv_ops.storage.index import describe
 from rn_vs_vit.grid import Cell
 from training import distributed
@@ -22,7 +22,7 @@ from training.run import Run, precision
 def read(cell: Cell) -> dict[str, float]:
     """{"ReaL": top-1, "V2": top-1}, shares, as far as they are there."""
     path = cell.folder / "others.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    return json.loads(read_regular(path)) if path.exists() else {}
 
 
 def evaluate(cell: Cell, *, v2: str | None, real: bool) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from config.recipe import render_recipe
 from config.schema import DataConfig
 from config.text import markdown_table
+from ffcv_ops.files import read_regular
 from ffcv_ops.storage.beton_file import sidecar
 from ffcv_ops.storage.info import exists
 from ffcv_ops.storage.shards import files_of
@@ -93,7 +94,7 @@ def _data(recipe):
     for value in dataclasses.asdict(recipe.data).values():
         if isinstance(value, str) and value.endswith(".beton"):
             files = [sidecar(file) for file in files_of(value)] if exists(value) else []
-            shards = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()] or [{}]
+            shards = [json.loads(read_regular(file)) for file in files if file.exists()] or [{}]
             settings = shards[0].get("settings", {})
             stored = ", ".join(f"{key} {settings[key]}" for key in ("mode", "quality", "max_side") if key in settings)
             counts = (sum(shard.get("samples", 0) for shard in shards), len(shards[0].get("classes", ())))

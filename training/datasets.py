@@ -3,6 +3,7 @@
 In: a run. Out: {the word of `stage.data`: DataSet}.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,6 +58,17 @@ def assumed(path: Path | str) -> DatasetInfo:
     """What a .beton of this name would hold: the public data set, or as much as ImageNet-1k."""
     images, classes = PUBLIC.get(Path(path).stem.rpartition("_")[0], PUBLIC["imagenet"])
     return DatasetInfo(Path(path), images, classes, None)
+
+
+def remarks(sets: dict[str, DataSet]) -> Iterator[str]:
+    """What is odd about the data of a run, a line each: files without checksums, and mostly empty classes."""
+    parts = {info.path: info for part in sets.values() for info in (part.train, part.val)}
+    for path, info in parts.items():
+        if not info.checksums:
+            yield f"{path}: no checksums lie beside it (x.json, x.xxh64), so damaged pixels and labels are not noticed"
+    for part in sets.values():
+        if 2 * part.train.empty > part.train.classes:
+            yield f"{part.train.path}: {part.train.empty:,} of {part.train.classes:,} classes have no images"
 
 
 def _words(recipe, first=0):

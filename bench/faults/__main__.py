@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench import machine, report
-from bench.faults import betons, kills, memory, removals, writer
+from bench.faults import betons, changed_files, kills, memory, odd_files, odd_sources, removals, writer
 from bench.faults.suite import FAILURES, OUTCOMES, Fault, Figure
 from bench.processes import ROOT, Server
 from bench.report import chosen, say
@@ -48,6 +48,14 @@ GROUPS = {
     ),
     "betons": Group("damaged .beton files: no wrong sample", betons.run),
     "kills": Group("a run killed: at most one checkpoint interval redone, the same bits in the end", kills.run),
+    "files": Group(
+        "pipes, folders, devices, holes and dead links where a file is expected: named, never waited for", odd_files.run
+    ),
+    "shapes": Group("Parquet, _info.json, labels and class names of odd shapes: refused", odd_sources.run),
+    "changes": Group(
+        "a .beton rewritten with its times put back, between starts, under a run, behind a link: no wrong sample",
+        changed_files.run,
+    ),
     "removals": Group("files removed and a disk filled, before, between and under runs", removals.run),
     "memory": Group("200 epochs, left early or read to the end: no memory, thread or file kept", memory.run),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Eighty conversions that are killed or interrupted at random moments.
+"""Ninety conversions that are killed or interrupted at random moments.
 
 Afterwards nothing may be under the final name but what was there before, no process and no shared memory may be left,
 and the same command must end with the bytes of a conversion that nothing disturbed.
@@ -22,7 +22,7 @@ from bench.processes import Process, Server
 LIMIT = 30  # seconds until a disturbed conversion has ended, and again until its restart has
 ORPHANS = 10  # seconds after which none of its processes may be left
 IMAGES = 240  # about a second's work
-KINDS = {"SIGKILL": 25, "SIGKILL of a worker": 20, "Ctrl-C": 20, "SIGTERM": 15}
+KINDS = {"SIGKILL": 25, "SIGKILL of a worker": 20, "Ctrl-C": 20, "five Ctrl-C": 10, "SIGTERM": 15}
 OLDER = b"an older file\n" * 100
 
 
@@ -96,8 +96,11 @@ def _same(target: Path, sound: Path) -> bool:
 
 
 def _strike(process: Process, kind: str, chance: random.Random):
-    if kind == "Ctrl-C":
-        os.killpg(process.pid, signal.SIGINT)
+    if kind.endswith("Ctrl-C"):
+        for _ in range(5 if kind.startswith("five") else 1):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGINT)
+            time.sleep(0.02)
     elif kind == "SIGKILL of a worker":
         workers = []
         while not workers and process.poll() is None:

@@ -63,7 +63,7 @@ def _kind_of(place: str) -> str:
     if place.endswith(".parquet") or (path.is_dir() and parquet.parquet_paths(path)):
         return "Parquet"
     tar_files = tars.tar_paths(path) if path.is_dir() else sorted(path.absolute().parent.glob(path.name))
-    if tar_files and tar_files[0].is_file():
+    if tar_files and not tar_files[0].is_dir():
         return "class tars" if _of_classes(path, tar_files) else "WebDataset"
     if not path.is_dir():
         raise UserError(

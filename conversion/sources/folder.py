@@ -32,6 +32,8 @@ def image_folder(root: str, classes: str = synsets.AUTO) -> Source:
         raise UserError(f"{root} is not a folder; data.source must be one with train/<class>/<images>")
     if not (root / "train").is_dir():
         raise UserError(f"{root} has no folder train/; data.source must be one with train/<class>/<images>")
+    if os.path.lexists(root / "val") and not (root / "val").is_dir():
+        raise UserError(f"{root / 'val'} is not a folder, and no link to one; take it away, or mend it")
     left_out = {name: LeftOut() for name in ("train", "val") if (root / name).is_dir()}
     folders = {name: _class_folders(root / name, left_out[name]) for name in left_out}
     numbered = synsets.ordered(folders["train"], classes, str(root / "train"))
@@ -62,6 +64,7 @@ def _class_folders(folder: Path, left_out: LeftOut) -> list[str]:
 
 
 def _require_same(train, val, root):
+    synsets.refuse_two_forms([*train, *val], str(root))
     missing, unknown = sorted(set(train) - set(val)), sorted(set(val) - set(train))
     if missing or unknown:
         pairs = (("val/", missing), ("train/", unknown))

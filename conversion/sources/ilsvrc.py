@@ -8,7 +8,9 @@ ImageNet-21k is a tar of class tars too, or a folder of them. Order, names and l
 give after the usual unpacking to train/<synset>/ and val/<synset>/.
 """
 
+import functools
 import io
+import os
 import sys
 import tarfile
 from pathlib import Path
@@ -18,8 +20,9 @@ import numpy as np
 from conversion import formats
 from conversion.sources import synsets, tars
 from conversion.sources.selection import LeftOut, junk_folder
-from conversion.sources.source import Prefixed, Source, Spans, Split, Strings, first_few, in_one_line, joined
+from conversion.sources.source import Prefixed, Source, Spans, Split, Strings, first_few, in_one_line, joined, stamps
 from ffcv_ops.errors import UserError, one_line
+from ffcv_ops.files import open_regular, read_regular
 
 TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
 TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
@@ -32,9 +35,9 @@ def ilsvrc(root: str, classes: str, workers: int) -> Source:
     root = Path(root).absolute()
     train, numbered = _of_class_tars(root / TRAIN, _inner(root / TRAIN), classes, workers)
     splits = {"train": train}
-    if (root / VAL).exists():
+    if os.path.lexists(root / VAL):
         splits["val"] = _validation(root, numbered)
-    return Source(str(root), numbered, splits, tars.read_bytes)
+    return Source(str(root), numbered, splits, _reading([root / TRAIN, root / VAL][: len(splits)]))
 
 
 def class_tars(path: str, classes: str, workers: int) -> Source:
@@ -47,7 +50,11 @@ def class_tars(path: str, classes: str, workers: int) -> Source:
             " data.classes=numeric or data.classes=sorted"
         )
     train, numbered = _of_class_tars(path, regions, classes, workers)
-    return Source(str(path), numbered, {"train": train}, tars.read_bytes)
+    return Source(str(path), numbered, {"train": train}, _reading({region.path for region in regions.values()}))
+
+
+def _reading(paths):
+    return functools.partial(tars.read_bytes, known=stamps(paths))
 
 
 def _inner(path: Path) -> dict[str, tars.Region]:
@@ -149,9 +156,9 @@ def _devkit_file(root, name) -> bytes:
     """The file in the folder, in an unpacked devkit, or in the devkit's archive."""
     for place in (root / name, root / DEVKIT.removesuffix(".tar.gz") / "data" / name):
         if place.exists():
-            return place.read_bytes()
+            return read_regular(place, MAX_DEVKIT_FILE)
     try:
-        with tarfile.open(root / DEVKIT) as archive:
+        with open_regular(root / DEVKIT) as file, tarfile.open(fileobj=file) as archive:
             for entry in archive:
                 if entry.isreg() and entry.name.endswith(f"/data/{name}") and entry.size <= MAX_DEVKIT_FILE:
                     return archive.extractfile(entry).read()

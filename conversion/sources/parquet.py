@@ -9,15 +9,17 @@ import contextlib
 import functools
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from conversion.encode import ReadError
 from conversion.sources import synsets
-from conversion.sources.source import Lazy, Source, Split, Strings, first_few, in_one_line
+from conversion.sources.source import Lazy, Source, Split, Strings, first_few, in_one_line, require_unchanged, stamps
 from conversion.sources.webdataset import refuse_missing, split_of
 from ffcv_ops.errors import UserError, one_line
+from ffcv_ops.files import open_regular
 
 LABELS = ("label", "labels", "fine_label")  # the column that `auto` takes where there are several
 
@@ -45,6 +47,7 @@ def parquet(place: str, classes: str, label: str) -> Source:
         raise UserError(f"{place} holds no .parquet files")
     if Path(place).is_dir():
         refuse_missing(paths)
+    known_stamps = stamps(paths)
     image, label, known = columns = _columns(paths[0], label)
     for path in paths[1:]:
         if _columns(path, label) != columns:
@@ -58,11 +61,11 @@ def parquet(place: str, classes: str, label: str) -> Source:
         del splits[name]
     if not splits:
         raise UserError(f"{place}: no split has labels")
-    count = 1 + max(int(split.labels.max()) for split in splits.values())
+    count = synsets.count_of(splits.values(), place)
     if known and count > len(known):
         raise UserError(f"{place} has the label {count - 1}, but names for {len(known)} classes")
     numbered = synsets.named(count, known, classes, place)
-    return Source(str(paths[0].parent), numbered, splits, read_row)
+    return Source(str(paths[0].parent), numbered, splits, functools.partial(read_row, known=known_stamps))
 
 
 def parquet_paths(place: Path) -> list[Path]:
@@ -71,9 +74,10 @@ def parquet_paths(place: Path) -> list[Path]:
     return sorted(place.glob("*.parquet")) or sorted((place / "data").glob("*.parquet"))
 
 
-def read_row(item) -> bytes:
-    """The image file in (path, column, row group, row)."""
+def read_row(item, known: Mapping[str, tuple[int, int]]) -> bytes:
+    """The image file in (path, column, row group, row); a `ReadError` where the file has not its `known` stamp."""
     path, column, group, row = item
+    require_unchanged(path, known)
     image = _row_group(path, column, group)[row].as_py()
     if image is None or image["bytes"] is None:
         raise UserError("has no bytes here, only a path; store the data set with its images inside")
@@ -94,6 +98,7 @@ def _opened(path):
     except ImportError:
         raise UserError("Parquet files need pyarrow; pip install pyarrow") from None
     try:
+        open_regular(path).close()  # or Arrow would wait for a pipe
         with pyarrow.parquet.ParquetFile(path) as file:
             yield file
     except (OSError, pyarrow.ArrowException) as error:
@@ -104,6 +109,8 @@ def _columns(path, label):
     """(image column, label column, class names or None) by the first file's schema."""
     with _opened(path) as file:
         schema = file.schema_arrow
+    if len(set(schema.names)) < len(schema.names):
+        raise UserError(f"{path} has several columns of one name")
     named = _class_names(schema, path)
     images = [name for name in schema.names if _holds_images(schema.field(name).type)]
     if len(images) != 1:
@@ -124,11 +131,14 @@ def _class_names(schema, path) -> dict[str, list[str]]:
     """Of each column that has some, by Hugging Face's description of the columns."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {
-            column: list(map(str, feature["names"]))
+        names = {
+            column: feature["names"]
             for column, feature in features.items()
             if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
         }
+        if not all(isinstance(one, list) and all(type(name) in (str, int) for name in one) for one in names.values()):
+            raise ValueError("no list of names")
+        return {column: list(map(str, one)) for column, one in names.items()}
     except KeyError:
         return {}
     except (ValueError, TypeError, AttributeError, RecursionError):
@@ -136,7 +146,13 @@ def _class_names(schema, path) -> dict[str, list[str]]:
 
 
 def _holds_images(kind):
-    return str(kind).startswith("struct") and kind.get_field_index("bytes") >= 0
+    return _has_child(kind, "bytes", ("binary", "large_binary"))
+
+
+def _has_child(kind, name, types):
+    """Whether it is a struct with one child of this name, of one of these types."""
+    place = kind.get_field_index(name) if str(kind).startswith("struct<") else -1
+    return place >= 0 and str(kind.field(place).type) in types
 
 
 def _split(paths, image, label) -> Split | None:
@@ -162,7 +178,7 @@ def _split(paths, image, label) -> Split | None:
 
 
 def _has_path(file, image):
-    return file.schema_arrow.field(image).type.get_field_index("path") >= 0
+    return _has_child(file.schema_arrow.field(image).type, "path", ("string", "large_string"))
 
 
 def _names(path, table, image):

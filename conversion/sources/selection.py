@@ -4,12 +4,11 @@ A file is taken for an image by its name, as torchvision does, so that nothing i
 looked into. Whatever is left out is counted by reason, printed, and noted in x.json.
 """
 
-import os
-import stat
 from pathlib import PurePosixPath
 
 from conversion import formats
 from ffcv_ops.errors import one_line
+from ffcv_ops.files import Irregular, open_regular
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 JUNK_FOLDERS = frozenset(  # copies, thumbnails and bins that other programs put beside the images
@@ -60,12 +59,7 @@ def junk_folder(name: str) -> str | None:
 def is_image_file(path: str) -> bool:
     """Whether the regular file is an image by its content. What cannot be opened is none."""
     try:
-        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # or a pipe without a writer would block
-    except OSError:
+        with open_regular(path) as file:
+            return formats.is_image(file.read(formats.HEAD))
+    except (OSError, Irregular):
         return False
-    try:
-        return stat.S_ISREG(os.fstat(file).st_mode) and formats.is_image(os.read(file, formats.HEAD))
-    except OSError:
-        return False
-    finally:
-        os.close(file)

@@ -4,16 +4,18 @@ A sample of a tar file takes 32 bytes here, and its name: place, size, label, an
 """
 
 import os
-import stat
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from conversion.encode import ReadError
 from ffcv_ops.errors import UserError, one_line
+from ffcv_ops.files import Irregular, open_regular
 
-MAX_FILE = 2**32  # bytes of an image file: a file of holes can claim any size
+MAX_FILE = 2**30  # bytes of an image file: a file of holes can claim any size
 
 _ESCAPED = {code: f"\\x{code:02x}" for code in (*range(32), 127, 0x85, 0x2028, 0x2029)}
 
@@ -31,18 +33,23 @@ class Split(NamedTuple):
 
 def read_file(item: str, root: str = "") -> bytes:
     """The bytes of the image file at the path `item` below `root`."""
-    path = os.path.join(root, item)
     try:
-        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # or a pipe without a writer would block
-    except FileNotFoundError:
-        if os.path.islink(path):
-            raise UserError("cannot be read: a link to a file that does not exist") from None
-        raise
-    with open(file, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE:
-            raise UserError("is not a regular file" if status.st_size <= MAX_FILE else "is too large for an image")
-        return file.read()
+        with open_regular(os.path.join(root, item), MAX_FILE) as file:
+            return file.read()
+    except Irregular as fault:
+        raise UserError(fault.reason) from None  # whoever reports it adds the path
+
+
+def stamps(paths: Iterable[Path | str]) -> dict[str, tuple[int, int]]:
+    """Of each file what changes when it is replaced or written to: length and time of change (ns)."""
+    found = ((str(path), os.stat(path)) for path in paths)
+    return {path: (status.st_size, status.st_mtime_ns) for path, status in found}
+
+
+def require_unchanged(path: str, known: Mapping[str, tuple[int, int]]):
+    """A `ReadError` where a file of which there is a stamp is no longer what its labels were read from."""
+    if path in known and stamps([path])[path] != known[path]:
+        raise ReadError(f"{path} was written to or replaced since its labels were read; run the same command again")
 
 
 class Source(NamedTuple):

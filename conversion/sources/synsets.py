@@ -1,15 +1,18 @@
 """Which class has which number: by the names that are there, by ImageNet's lists in timm, or by a file."""
 
 import importlib.util
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from conversion.sources.source import first_few
+from conversion.sources.source import Split, first_few
 from ffcv_ops.errors import UserError, one_line
+from ffcv_ops.files import read_regular
+from ffcv_ops.storage.info import MOST_CLASSES
 
 AUTO, SORTED, NUMERIC, WINTER21 = "auto", "sorted", "numeric", "winter21"
 BY_NAME = (AUTO, SORTED, NUMERIC)  # the names that are there decide, and no list
-MAX_NUMBER = 10**6  # classes that are called by numbers
+MAX_NUMBER = MOST_CLASSES - 1
 LISTS = {  # timm's file -> what data.classes calls it
     "imagenet1k": "imagenet_synsets.txt",
     "imagenet12k": "imagenet12k_synsets.txt",
@@ -28,13 +31,11 @@ def class_list(wanted: str) -> tuple[str, ...]:
         )
     path = _timm_list(LISTS[wanted]) if wanted in LISTS else Path(wanted)
     try:
-        names = tuple(path.read_text(encoding="utf-8-sig").split("\n"))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        names = tuple(read_regular(path).decode("utf-8-sig").split("\n"))
+    except (UserError, ValueError) as error:
+        reason = error if isinstance(error, UserError) else f"{path} is no UTF-8 text"
         known = ", ".join((*BY_NAME, *LISTS, WINTER21))
-        raise UserError(
-            f"data.classes={one_line(wanted)} cannot be read: {reason}; a file, or one of {known}"
-        ) from None
+        raise UserError(f"data.classes: {reason}; a file, or one of {known}") from None
     names = tuple(name.strip() for name in names if name.strip())
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if twice or not names:
@@ -44,9 +45,20 @@ def class_list(wanted: str) -> tuple[str, ...]:
     return names
 
 
+def refuse_two_forms(names: Iterable[str], place: str):
+    """A `UserError` where two of the class names are one in two Unicode forms, as macOS and Linux write it: they look
+    the same, and would be two classes."""
+    forms = {}
+    for name in names:
+        first = forms.setdefault(unicodedata.normalize("NFC", name), name)
+        if first != name:
+            raise UserError(f"{place}: one class is written in two Unicode forms, {first!a} and {name!a}; rename one")
+
+
 def ordered(found: Sequence[str], wanted: str, place: str) -> tuple[str, ...]:
     """All classes by number, for a source whose class names `found` are at `place`. A name that the list `wanted` lacks
     is refused; a class without images keeps its number."""
+    refuse_two_forms(found, place)
     if wanted == NUMERIC:
         return _by_value(found, place)
     if wanted in BY_NAME:
@@ -57,6 +69,7 @@ def ordered(found: Sequence[str], wanted: str, place: str) -> tuple[str, ...]:
     if wanted == WINTER21:
         return _winter21(found, place)
     classes = class_list(wanted)
+    refuse_two_forms([*classes, *found], f"{place} and data.classes={wanted}")
     _refuse_unknown(found, classes, place, f"data.classes={wanted}")
     return classes
 
@@ -97,6 +110,21 @@ def _refuse_unknown(found, classes, place, name):
     unknown = sorted(set(found) - set(classes))
     if unknown:
         raise UserError(f"{place} has classes that are not in {name}: {first_few(unknown)}")
+
+
+def count_of(splits: Iterable[Split], place: str) -> int:
+    """How many classes the numbers of the splits need: one more than the largest. A `UserError` where that is out of
+    all proportion, and a model would need a head of so many outputs."""
+    largest = -1
+    for split in splits:
+        at = int(split.labels.argmax())
+        largest = max(largest, int(split.labels[at]))
+        if largest > MAX_NUMBER:
+            raise UserError(
+                f"{place}: {one_line(split.names[at])} has the label {largest:,}, where {MAX_NUMBER:,} is the most; is"
+                " that the number of a class?"
+            )
+    return largest + 1
 
 
 def named(count: int, known: Sequence[str] | None, wanted: str, place: str) -> tuple[str, ...]:

@@ -11,7 +11,8 @@ import multiprocessing
 import os
 import signal
 import tarfile
-from collections.abc import Iterator
+import types
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +20,9 @@ from conversion import formats
 from conversion.encode import ReadError
 from conversion.progress import progress
 from conversion.sources.selection import NO_IMAGE, LeftOut, has_image_name, junk_folder
-from ffcv_ops.errors import UserError, one_line
+from conversion.sources.source import require_unchanged
+from ffcv_ops.errors import UserError, one_line, reading
+from ffcv_ops.files import open_regular
 
 BLOCK = tarfile.BLOCKSIZE
 MAX_HEADER = 2**20  # bytes of one long name or one set of pax records
@@ -52,10 +55,8 @@ class _Headers(io.FileIO):
 
 
 def whole(path) -> Region:
-    try:
-        return Region(str(path), 0, os.stat(path).st_size)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    with reading(path), open_regular(path) as file:
+        return Region(str(path), 0, os.fstat(file.fileno()).st_size)
 
 
 def members(region: Region) -> Iterator[Member]:
@@ -90,10 +91,12 @@ def _members(file, region):
         raise tarfile.ReadError(f"no header and no end mark at byte {archive.offset:,}")
 
 
-def read_bytes(span: tuple[str, int, int]) -> bytes:
-    """The `size` bytes at `offset` of the file `path`. A `ReadError` where there are not so many."""
+def read_bytes(span: tuple[str, int, int], known: Mapping[str, tuple[int, int]] = types.MappingProxyType({})) -> bytes:
+    """The `size` bytes at `offset` of the file `path`. A `ReadError` where there are not so many, or where the file no
+    longer has the stamp that is `known` of it (source.py)."""
     path, offset, size = span
     try:
+        require_unchanged(path, known)
         data = os.pread(_open(path).fileno(), size, offset)
     except OSError as error:
         raise ReadError(f"{path} cannot be read: {error.strerror}") from None
@@ -149,8 +152,4 @@ def _count(result, advance):
 
 def tar_paths(folder: Path) -> list[Path]:
     """The tar files of a folder, without macOS's ._x.tar."""
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() == ".tar" and not path.name.startswith("._") and path.is_file()
-    )
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() == ".tar" and not path.name.startswith("._"))

@@ -11,6 +11,7 @@ import inspect
 import operator
 import os
 import sys
+import warnings
 
 import numpy as np
 
@@ -57,7 +58,7 @@ def torchvision(source: str, classes: str) -> Source:
     root = os.path.abspath(arguments.get("root", "."))
     has_files = "loader" in parameters
     splits = {name: _split(source, name, *pair, root if has_files else None) for name, pair in datasets.items()}
-    count = 1 + max(int(split.labels.max()) for split in splits.values())
+    count = synsets.count_of(splits.values(), source)
     own_names = _class_names(next(iter(datasets.values()))[1], count)
     numbered = synsets.named(count, own_names, classes, source)
     if has_files:
@@ -161,7 +162,8 @@ def _refuse(name, error):
 def _split(source, split, arguments, dataset, root) -> Split:
     """root: of the files whose paths the data set gives; None where it gives pixels."""
     labels, names = np.empty(len(dataset), np.int64), []
-    with progress(f"{split}, reading labels", len(dataset)) as advance:
+    with progress(f"{split}, reading labels", len(dataset)) as advance, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's are about damaged metadata, and do not name the file
         for number in range(len(dataset)):
             sample = dataset[number]
             try:

@@ -8,7 +8,9 @@ or what `_info.json` of timm's data sets lists; others are train.
 """
 
 import functools
+import itertools
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -18,8 +20,9 @@ import numpy as np
 from conversion import formats
 from conversion.sources import synsets, tars
 from conversion.sources.selection import FURTHER, WITHOUT_IMAGE, LeftOut, has_image_name, junk_folder
-from conversion.sources.source import Prefixed, Source, Spans, Split, Strings, first_few, in_one_line, joined
+from conversion.sources.source import Prefixed, Source, Spans, Split, Strings, first_few, in_one_line, joined, stamps
 from ffcv_ops.errors import UserError, one_line
+from ffcv_ops.files import read_regular
 
 INFO = "_info.json"
 WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -31,11 +34,12 @@ def webdataset(place: str, classes: str, label: str, workers: int) -> Source:
     """place: a folder of shards, one shard, or a pattern with `*`. label: the field of key.json; or .txt, the ending of
     the member that holds the number; or auto: the number in key.cls, else `label` in key.json."""
     paths, expected = _shards(Path(place).absolute(), label)
+    known_stamps = stamps(itertools.chain(*paths.values()))
     read = {name: _split(name, paths[name], expected, label, workers) for name in paths}
     splits = {name: split for name, (split, _) in read.items()}
-    labels = np.concatenate([split.labels for split in splits.values()])
+    count, labels = synsets.count_of(splits.values(), place), np.concatenate([s.labels for s in splits.values()])
     known = _class_names(labels, np.concatenate([synsets_of for _, synsets_of in read.values()]))
-    numbered = synsets.named(1 + int(labels.max()), known, classes, place)
+    numbered = synsets.named(count, known, classes, place)
     for number, (name, synset) in enumerate(zip(numbered, known or (), strict=False)):
         if synset != name and synset in numbered:
             raise UserError(
@@ -43,7 +47,7 @@ def webdataset(place: str, classes: str, label: str, workers: int) -> Source:
                 " there; the labels follow another list"
             )
     folder = next(iter(paths.values()))[0].parent
-    return Source(str(folder), numbered, splits, tars.read_bytes)
+    return Source(str(folder), numbered, splits, functools.partial(tars.read_bytes, known=known_stamps))
 
 
 def _class_names(labels, synsets_of) -> list[str] | None:
@@ -81,7 +85,7 @@ def refuse_missing(paths: list[Path]):
 
 def _shards(place: Path, label):
     """({split: paths}, {path: samples that it must have})."""
-    if place.is_dir() and (place / INFO).exists():
+    if os.path.lexists(place / INFO):
         return _listed(place, label)
     found = tars.tar_paths(place) if place.is_dir() else sorted(place.parent.glob(place.name))
     if not found:
@@ -97,7 +101,7 @@ def _shards(place: Path, label):
 def _listed(folder, label):
     """What _info.json says: {"splits": {name: {"filenames": [...], "shard_lengths": [...], "alt_label": "..."}}}."""
     try:
-        splits = json.loads((folder / INFO).read_bytes())["splits"]
+        splits = json.loads(read_regular(folder / INFO))["splits"]
         chosen = {name: split for name, split in splits.items() if split.get("alt_label") == label} or {
             name: split for name, split in splits.items() if not split.get("alt_label")
         }
@@ -108,13 +112,16 @@ def _listed(folder, label):
             for split in chosen.values()
             for file, length in zip(split["filenames"], split["shard_lengths"], strict=True)
         }
-        inside = all(Path(file).name == file for names in files.values() for file in names)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        listed = [file for names in files.values() for file in names]
+        inside = all(Path(file).name == file for file in listed)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(
             f"{folder / INFO} cannot be used: {one_line(repr(error))}; without it file names tell"
         ) from None
     if not inside or not files:
         raise UserError(f"{folder / INFO} must name files of its own folder")
+    if len(lengths) < len(listed):
+        raise UserError(f"{folder / INFO} names a file twice")
     missing = [path.name for path in lengths if not path.exists()]
     if missing:
         raise UserError(f"{folder} lacks {first_few(missing)} of the {len(lengths):,} shards in {INFO}; get them")

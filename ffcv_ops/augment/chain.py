@@ -18,6 +18,7 @@ from typing import NamedTuple
 from ffcv_ops.augment import policies
 from ffcv_ops.augment.declare import Augmentation, nearest
 from ffcv_ops.errors import UserError
+from ffcv_ops.files import read_regular
 
 NONE = "none"
 _STEP = re.compile(r"(?P<name>[^()|@]+?)(@(?P<hash>[0-9a-f]{16}))?\s*(\((?P<options>[^()|]*)\))?")
@@ -105,10 +106,7 @@ def file_of(step) -> Path:
 
 
 def hash_of(path):
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    return hashlib.sha256(read_regular(path)).hexdigest()[:16]
 
 
 def help_text() -> str:

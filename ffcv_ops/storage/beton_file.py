@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
-from ffcv_ops.errors import UserError
+from ffcv_ops.errors import UserError, reading
+from ffcv_ops.files import MOST_TEXT, open_regular, read_regular
 from ffcv_ops.stock import (
     ALLOC_TABLE_TYPE,
     CURRENT_VERSION,
@@ -41,6 +42,7 @@ class Head(NamedTuple):
     allocations: int  # where the allocation table begins, and no image may reach to
     handlers: dict  # FFCV's field by name, in the file's order
     sample_type: np.dtype
+    checksums: bool  # whether x.xxh64 is there
     identity: tuple[int, ...]
 
     @property
@@ -49,22 +51,35 @@ class Head(NamedTuple):
 
 
 def identity(stat: os.stat_result) -> tuple[int, ...]:
-    """What changes when a file is replaced, cut or written to: device, inode, length, time of change (ns)."""
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+    """What changes when a file is replaced, cut or written to: device, inode, length, time of change (ns); and last the
+    time that nobody can put back, which new rights, names or links of the file change too."""
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def beside(path: Path, end: str) -> Path:
+    """x.json, x.xxh64 or x.files.txt of x.beton, by its `end`: beside it or, where x.beton is a link and has none
+    there, beside what the link leads to. A link that leads nowhere counts as there."""
+    own = Path(path).with_suffix(end)
+    if os.path.lexists(own) or not Path(path).is_symlink():
+        return own
+    target = Path(os.path.realpath(path)).with_suffix(end)
+    return target if os.path.lexists(target) else own
 
 
 def sidecar(path: Path) -> Path:
     """The JSON file that describes a .beton."""
-    return Path(path).with_suffix(".json")
+    return beside(path, ".json")
 
 
 def _read_sidecar(path: Path) -> tuple[dict, tuple[str, ...] | None]:
     """What x.json says, and the names of the classes in it."""
     described = sidecar(path)
-    if not described.exists():
+    if not os.path.lexists(described):
         return {}, None
     try:
-        said = json.loads(described.read_text(encoding="utf-8"))
+        said = json.loads(read_regular(described))
+        if not isinstance(said["classes"], list):
+            raise TypeError("classes is no list")
         return said, tuple(str(name).encode("utf-8", "backslashreplace").decode() for name in said["classes"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
@@ -75,7 +90,8 @@ def _read_sidecar(path: Path) -> tuple[dict, tuple[str, ...] | None]:
 def read_head(path: Path) -> Head:
     """The beginning of a file, after checking that all that it announces fits into the file's length."""
     said, class_names = _read_sidecar(path)
-    with open(path, "rb") as file:
+    checksums = os.path.lexists(beside(path, ".xxh64"))
+    with reading(path), open_regular(path) as file:
         stat = os.fstat(file.fileno())
         length, beginning = stat.st_size, file.read(HeaderType.itemsize)
         if length < HeaderType.itemsize:
@@ -103,7 +119,7 @@ def read_head(path: Path) -> Head:
         raise damaged
     return Head(
         path, said, class_names, beginning + descriptors, int(header["page_size"]), samples, images, tables_end, table,
-        handlers, sample_type, identity(stat),
+        handlers, sample_type, checksums, identity(stat),
     )  # fmt: skip
 
 
@@ -125,7 +141,7 @@ def _handlers(path, descriptors):
 def read_tables(head: Head, metadata: np.ndarray) -> np.ndarray:
     """Fills in the samples' metadata and returns the allocation table, by place."""
     digest = xxhash.xxh64(head.header)
-    with open(head.path, "rb") as file:
+    with reading(head.path), open_regular(head.path) as file:
         file.seek(len(head.header))
         if file.readinto(metadata.view(np.uint8)) != metadata.nbytes:
             raise UserError(f"{head.path}: was cut while it was read; write or copy it again")
@@ -143,18 +159,14 @@ def read_tables(head: Head, metadata: np.ndarray) -> np.ndarray:
     return table
 
 
-def checksum_file(head: Head) -> Path:
-    """The file of checksums. Raises UserError where x.json says that there is one, and there is none."""
-    path = head.path.with_suffix(".xxh64")
-    if "checksums_xxh64" in head.sidecar and not path.exists():
+def read_checksums(head: Head) -> np.ndarray | None:
+    """XXH64 of each stored image, by place (uint64); None where there are none, and x.json says of none."""
+    path = beside(head.path, ".xxh64")
+    if not head.checksums:
+        if "checksums_xxh64" not in head.sidecar:
+            return None
         raise UserError(f"{path}: no such file, but {sidecar(head.path)} says that it belongs to it; copy it too")
-    return path
-
-
-def read_checksums(head: Head) -> np.ndarray:
-    """XXH64 of each stored image, by place (uint64)."""
-    path = checksum_file(head)
-    read = path.read_bytes()
+    read = read_regular(path, 8 * head.images + MOST_TEXT)
     expected = head.sidecar.get("checksums_xxh64")
     if len(read) != 8 * head.images or expected not in (None, xxhash.xxh64_hexdigest(read)):
         raise UserError(f"{path}: not the checksums of {head.path}; write or copy both again")

@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ffcv_ops.errors import UserError
 from ffcv_ops.stock import RGBImageField
-from ffcv_ops.storage import beton_file, validate
+from ffcv_ops.storage import beton_file, sources, validate
 from ffcv_ops.storage.fingerprint import fingerprint
-from ffcv_ops.storage.info import DatasetInfo
+from ffcv_ops.storage.info import MOST_CLASSES, DatasetInfo
 from ffcv_ops.storage.shards import check_shards, files_of
 
 
@@ -50,8 +51,13 @@ def describe(path: Path | str) -> DatasetInfo:
     index = open_index(path)
     labels, images = column(index, "label"), column(index, "image")["data_ptr"]
     classes = max(int(labels.max()) + 1, len(index.class_names or ()))
-    content = fingerprint(index, labels, images)
-    return DatasetInfo(index.path, len(index.metadata), classes, index.class_names, levels_of(index), content)
+    if classes > MOST_CLASSES:
+        sample = int(labels.argmax())
+        name = sources.named(sample, sources.source_of(index, sample))
+        raise UserError(f"{path}: {name} has the label {labels[sample]:,}; {MOST_CLASSES:,} classes are the most")
+    content, empty = fingerprint(index, labels, images), classes - len(np.unique(labels))
+    info = DatasetInfo(index.path, len(index.metadata), classes, index.class_names, levels_of(index), content)
+    return info._replace(empty=empty, checksums=index.checksums is not None)
 
 
 def column(index: Index, field: str) -> np.ndarray:
@@ -79,8 +85,7 @@ def open_index(path: Path | str) -> Index:
     metadata = np.empty(sum(head.samples for head in heads), first.sample_type)
     images = sum(head.images for head in heads)
     places, sizes = np.empty(images, np.uint64), np.empty(images, np.uint32)
-    has_checksums = all([beton_file.checksum_file(head).exists() for head in heads])
-    checksums = np.empty(images, np.uint64) if has_checksums else None
+    checksums = np.empty(images, np.uint64) if all(head.checksums for head in heads) else None
     files, start, sample, image = [], 0, 0, 0
     for head in heads:
         own_samples, own_images = slice(sample, sample + head.samples), slice(image, image + head.images)
@@ -88,8 +93,9 @@ def open_index(path: Path | str) -> Index:
         table = beton_file.read_tables(head, records)
         validate.check(head, records, table)
         places[own_images], sizes[own_images] = table["ptr"] + np.uint64(start), table["size"]
+        own_checksums = beton_file.read_checksums(head)
         if checksums is not None:
-            checksums[own_images] = beton_file.read_checksums(head)
+            checksums[own_images] = own_checksums
         for field, name in zip(head.handlers.values(), metadata.dtype.names, strict=True):
             if isinstance(field, RGBImageField):
                 records[name]["data_ptr"] += np.uint64(start)

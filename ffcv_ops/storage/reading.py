@@ -15,6 +15,7 @@ from numba import types
 
 from ffcv_ops.compiled import kernel
 from ffcv_ops.errors import UserError
+from ffcv_ops.files import open_regular
 from ffcv_ops.stock import MemoryContext, MemoryManager
 from ffcv_ops.storage.beton_file import identity
 from ffcv_ops.storage.index import Index, column, pages_of
@@ -56,7 +57,7 @@ class _Epoch(MemoryContext):
     def __enter__(self):
         try:
             for file in self.index.files:
-                self.handles.append(open(file.path, "rb", buffering=0))
+                self.handles.append(open_regular(file.path))
             self.check()
         except OSError as error:
             self.__exit__()
@@ -74,11 +75,17 @@ class _Epoch(MemoryContext):
     def check(self) -> None:
         """Raises UserError when a file has changed since the index was read."""
         for file, handle in zip(self.index.files, self.handles, strict=True):
-            if identity(os.fstat(handle.fileno())) != file.identity:
-                raise UserError(
-                    f"{file.path}: was cut, replaced or written to while it was in use; put back what was there and"
-                    " start again: the run goes on from its last checkpoint"
-                )
+            now = identity(os.fstat(handle.fileno()))
+            if now[:-1] != file.identity[:-1]:
+                what = "was cut, replaced or written to"
+            elif now != file.identity and self.index.checksums is None:  # else each image is held against its own
+                what = "has no checksums, and was written to, renamed, linked or given other rights"
+            else:
+                continue
+            raise UserError(
+                f"{file.path}: {what} while it was in use; put back what was there and start again: the run goes on"
+                " from its last checkpoint"
+            )
 
     @property
     def state(self):

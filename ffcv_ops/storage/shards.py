@@ -1,6 +1,7 @@
 """Which files a path or a pattern of shards means, and whether they are the whole of one data set."""
 
 import glob
+import os
 import re
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from ffcv_ops.storage.beton_file import Head, sidecar
 def files_of(path: Path | str) -> list[Path]:
     """The file `path` or, where its name holds a `*`, all the .beton files that match, by name."""
     matching = sorted(name for name in glob.glob(str(path)) if name.endswith(".beton"))
-    found = [Path(name) for name in (matching if "*" in str(path) else [path]) if Path(name).is_file()]
+    found = [Path(name) for name in (matching if "*" in str(path) else [path]) if os.path.lexists(name)]
     if not found:
         raise UserError(
             f"{path}: no such file; write it with `python write_datasets.py` or set --data.train, --data.val"

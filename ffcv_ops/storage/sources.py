@@ -1,19 +1,26 @@
 """Which file each sample was made from (x.files.txt, beside a .beton), for messages."""
 
 import itertools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from ffcv_ops.errors import reading
+from ffcv_ops.files import open_regular
+from ffcv_ops.storage.beton_file import beside
 from ffcv_ops.storage.shards import files_of
+
+_LONGEST = 2**16  # bytes of a line that are taken for a name; a file of holes has no line's end
 
 
 def source_names(path: Path | str) -> Iterator[str]:
     """Where the samples come from, one after the other; nothing where that was not recorded."""
     for file in files_of(path):
-        names = file.with_suffix(".files.txt")
-        if names.exists():
-            with names.open(encoding="utf-8", errors="backslashreplace") as lines:
-                yield from (line.rstrip("\n") for line in lines)
+        names = beside(file, ".files.txt")
+        if os.path.lexists(names):
+            with reading(names), open_regular(names) as lines:
+                for line in iter(lambda: lines.readline(_LONGEST), b""):
+                    yield line.decode("utf-8", "backslashreplace").rstrip("\n")
 
 
 def source_of(index, sample: int) -> str:

@@ -1,4 +1,5 @@
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -6,11 +7,50 @@ from pathlib import Path
 import pytest
 
 from ffcv_ops.errors import UserError
-from ffcv_ops.files import locked, write_atomically
+from ffcv_ops.files import locked, open_regular, read_regular, write_atomically
 
 HOLDS = "import sys, time\nfrom pathlib import Path\nfrom ffcv_ops.files import locked\n" + (
     "with locked(Path(sys.argv[1]), 'it'):\n    print('held', flush=True)\n    time.sleep(600)"
 )
+
+
+def _holes(path):
+    path.touch()
+    os.truncate(path, 2**40)
+
+
+ODD = {  # what may lie where a file is expected, and what is said of it
+    "a folder": (Path.mkdir, "x is a folder, not a file"),
+    "a pipe": (os.mkfifo, "x is a named pipe, not a file"),
+    "a socket": (lambda path: socket.socket(socket.AF_UNIX).bind(str(path)), "x is a socket, not a file"),
+    "a device": (lambda path: path.symlink_to("/dev/zero"), "x is a device, not a file"),
+    "holes": (_holes, "x has 1,099,511,627,776 bytes, where at most 268,435,456 are expected"),
+    "a link to nowhere": (lambda path: path.symlink_to("gone"), "x is a link to gone, which is not there"),
+    "a link to itself": (lambda path: path.symlink_to("x"), "x is a link to x, which is not there"),
+    "nothing": (lambda path: None, "x cannot be read: No such file or directory"),
+}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", ODD)
+def test_what_is_no_file_is_named_and_not_waited_for(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a socket's path must be short
+    make, words = ODD[kind]
+    make(Path("x"))
+    with pytest.raises(UserError) as refusal:
+        read_regular("x")
+    assert str(refusal.value) == words
+    Path("good").write_bytes(b"all of it")
+    Path("link").symlink_to("good")
+    with open_regular("link", 9) as file:
+        assert file.read() == b"all of it"
+
+
+@pytest.mark.parametrize("device", ["/dev/zero", "/dev/null"])
+def test_no_device_is_locked(device, tmp_path):
+    (tmp_path / "lock").symlink_to(device)
+    with pytest.raises(UserError, match="is not a file; remove it"), locked(tmp_path / "lock", "it"):
+        pass
 
 
 def test_one_process_at_a_time_and_none_that_was_killed(tmp_path):

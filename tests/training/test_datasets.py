@@ -36,6 +36,14 @@ def test_each_word_has_its_files_and_classes(run, jpg_beton, raw_beton):
     assert sets["main"].train.samples == 96
 
 
+def test_what_is_odd_is_said_before_a_run(run, tmp_path, raw_beton):
+    (tmp_path / "big.json").write_text(json.dumps({"classes": list("abcdefghijk")}))
+    said = list(datasets.remarks(datasets.open_sets(run())))
+    assert said[-1] == f"{tmp_path / 'big.beton'}: 6 of 11 classes have no images"
+    assert f"{raw_beton}: no checksums lie beside it (x.json, x.xxh64), so damaged" in said[2]
+    assert len(said) == 4
+
+
 def test_only_the_stages_that_will_run_need_their_files(run):
     missing = run(**{"data.train": "nothing.beton"})
     assert list(datasets.open_sets(missing, first=1)) == ["finetune"]

@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from ffcv_ops import order
-from ffcv_ops.files import write_atomically
+from ffcv_ops.errors import UserError
+from ffcv_ops.files import open_regular, write_atomically
 from training import distributed
 from training.run import Run
 
@@ -104,7 +105,7 @@ def save(path: Path, predictions: Predictions, *, say=print) -> None:
 def load(path: Path) -> Predictions | None:
     """What `save` wrote; None where there is none or it cannot be read (a report does without)."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open_regular(path) as opened, np.load(opened, allow_pickle=False) as file:
             return Predictions(*(file[name] for name in Predictions._fields))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+    except (OSError, UserError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from config.text import markdown_table
 from ffcv_ops.errors import UserError
-from ffcv_ops.files import write_atomically
+from ffcv_ops.files import read_regular, write_atomically
 
 FILE = "evaluations.json"
 _COLUMNS = ("data", "labels", "classes", "images", "px", "crop", "top-1 %", "top-5 %", "loss")
@@ -48,10 +48,10 @@ def read(folder: Path) -> list[dict]:
     if not path.exists():
         return []
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = json.loads(read_regular(path))
         if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() >= _FIELDS for row in rows):
             raise ValueError("a row lacks what an evaluation has")
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a list of evaluations ({error}); delete it") from error
     return rows
 

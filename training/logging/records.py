@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ffcv_ops.errors import UserError
-from ffcv_ops.files import write_atomically
+from ffcv_ops.files import read_regular, write_atomically
 
 _MEANS = ("lr", "loss", "grad_norm", "images_per_s", "wait", "seconds")
 _REQUIRED = {"step": _MEANS, "epoch": _MEANS, "warning": ("message",)}
@@ -87,14 +87,7 @@ def read_json(path: Path) -> object:
 
 
 def _content(path):
-    if not path.exists():
-        return b""
-    if not path.is_file() or path.stat().st_size > _MOST_BYTES:  # reading a pipe would wait for ever
-        raise UserError(f"{path}: not a file that a run has written; move it away")
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    return read_regular(path, _MOST_BYTES) if path.exists() else b""
 
 
 def _parsed(text: bytes):

@@ -16,9 +16,10 @@ import torch
 import xxhash
 
 from ffcv_ops.errors import UserError
-from ffcv_ops.files import write_atomically
+from ffcv_ops.files import open_regular, write_atomically
 
 _MARK = b"\nxxh3_128 "
+_DAMAGED = "its checksum is wrong: it is damaged or was not written to its end"
 _LINE = len(_MARK) + 32 + 1  # the mark, hexadecimal digits and a line feed
 _PIECE = 16 << 20  # bytes read at a time
 
@@ -78,7 +79,7 @@ def read(path: Path) -> dict:
     """The content of one checkpoint, on the CPU. ValueError, in one line, where the file is damaged or none of ours;
     UserError where the disk or the memory does not let it be read, which says nothing about the file."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             _check(file)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, MemoryError) as error:
@@ -103,6 +104,9 @@ def _check(file):
     digest, left = xxhash.xxh3_128(), file.seek(0, os.SEEK_END) - _LINE
     if left < 0:
         raise ValueError(f"it has {left + _LINE} bytes")
+    file.seek(left)
+    if not file.read().startswith(_MARK):  # before all of it is read, which may be a terabyte of holes
+        raise ValueError(_DAMAGED)
     file.seek(0)
     while left:
         piece = file.read(min(left, _PIECE))
@@ -111,7 +115,7 @@ def _check(file):
         digest.update(piece)
         left -= len(piece)
     if file.read() != _MARK + digest.hexdigest().encode() + b"\n":
-        raise ValueError("its checksum is wrong: it is damaged or was not written to its end")
+        raise ValueError(_DAMAGED)
 
 
 def newest(folder: Path, say: Callable[[str], object]) -> tuple[Path, dict] | None:

@@ -13,7 +13,8 @@ import xxhash
 from torch import Tensor
 
 from config.recipe import Recipe, result_changing_options
-from ffcv_ops.files import write_atomically
+from ffcv_ops.errors import UserError
+from ffcv_ops.files import read_regular, write_atomically
 from training.datasets import DataSet
 
 FILE = "run.json"
@@ -61,6 +62,6 @@ def write(folder: Path, identity: dict) -> None:
 def read(folder: Path) -> dict | None:
     """What `write` wrote; None where there is nothing that can be read."""
     try:
-        return json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return json.loads(read_regular(folder / FILE))
+    except (UserError, ValueError, RecursionError):
         return None

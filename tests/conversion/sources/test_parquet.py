@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from conversion.encode import ReadError
 from conversion.sources import open_source
 from ffcv_ops.errors import UserError
 
@@ -76,6 +77,19 @@ def test_which_column(tmp_path, jpeg):
         open_source(str(tmp_path), label="clas")
 
 
+METADATA = "the metadata `huggingface` cannot be used"
+
+
+def named(names):
+    return {"label": {"names": names, "_type": "ClassLabel"}}
+
+
+def test_a_path_that_is_no_text(tmp_path, jpeg):
+    image = pa.array([{"bytes": jpeg(0), "path": 7}])
+    pq.write_table(pa.table({"image": image, "label": [0]}), tmp_path / "0.parquet")
+    assert list(open_source(str(tmp_path)).splits["train"].names) == ["0.parquet/0"]
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -89,7 +103,18 @@ def test_which_column(tmp_path, jpeg):
         (lambda p, j: write(p, [], []), "no split has labels"),
         (lambda p, j: pq.write_table(pa.table({"image": [b"x"], "label": [0]}), p), "no column of structs"),
         (lambda p, j: write(p, [(j, None)], [0], features=None, other=pa.array([{"bytes": b""}])), "several columns"),
-        (lambda p, j: write(p, [(j, None)], [0], features=[1]), "the metadata `huggingface` cannot be used"),
+        (lambda p, j: write(p, [(j, None)], [0], features=[1]), METADATA),
+        (lambda p, j: write(p, [(j, None)], [0], features=named("tench")), METADATA),
+        (lambda p, j: write(p, [(j, None)], [0], features=named([["tench"]])), METADATA),
+        (lambda p, j: write(p, [(j, None)], [0], features=named(1e999)), METADATA),
+        (
+            lambda p, j: write(p, [(j, None)], [10**8], features=None),
+            r"0.parquet/0 has the label 100,000,000, where 999,999",
+        ),
+        (lambda p, j: pq.write_table(pa.table({"image": [{"bytes": 1}], "label": [0]}), p), "no column of structs"),
+        (lambda p, j: pq.write_table(pa.table({"image": [{"bytes": [{"bytes": j}]}], "label": [0]}), p), "no column"),
+        (lambda p, j: pq.write_table(pa.table({"image": [{"bytes": j}], "label": [0.5]}), p), "must be a column of"),
+        (lambda p, j: pq.write_table(pa.table([[{"bytes": j}], [0], [1]], ["image", "a", "a"]), p), "of one name"),
     ],
 )
 def test_files_that_cannot_be_used(tmp_path, jpeg, spoil, message):
@@ -117,6 +142,16 @@ def test_damaged_data_name_the_file(tmp_path, jpeg):
     (tmp_path / "0.parquet").write_bytes(content)
     with pytest.raises(UserError, match=r"0.parquet cannot be read"):
         source.read(source.splits["train"].items[0])
+
+
+def test_a_file_that_changes_under_the_conversion(folder, jpeg):
+    """The labels would be those of other images."""
+    source = open_source(str(folder))
+    path = folder / "data" / "train-00001-of-00002.parquet"
+    write(path, [(jpeg(k), None) for k in range(8, 5, -1)], [1, 2, 2])
+    assert source.read(source.splits["train"].items[0]) == jpeg(0)
+    with pytest.raises(ReadError, match=rf"{path} was written to or replaced since its labels were read"):
+        source.read(source.splits["train"].items[5])
 
 
 def test_an_image_that_is_only_a_path(tmp_path, jpeg):

@@ -79,7 +79,7 @@ def test_pipes_and_line_breaks(tmp_path, jpeg):
     assert image_folder(str(tmp_path)).splits["train"].left_out == {"not an image by its content": 1}
     os.mkfifo(tmp_path / "train/cat/pipe.jpg")
     source = image_folder(str(tmp_path))
-    with pytest.raises(UserError, match="is not a regular file"):
+    with pytest.raises(UserError, match="is a named pipe, not a file"):
         source.read(source.splits["train"].items[1])
     for name in ("b\r.jpg", "b\x85.jpg", "b\u2028.jpg"):
         written(tmp_path, {f"train/cat/{name}": jpeg(0)})
@@ -87,6 +87,17 @@ def test_pipes_and_line_breaks(tmp_path, jpeg):
             image_folder(str(tmp_path))
         assert str(caught.value).isprintable()
         (tmp_path / "train/cat" / name).unlink()
+
+
+@pytest.mark.parametrize("place", ["val", "1.tar", "0.tar"])
+def test_a_link_to_nowhere_is_not_left_out(tmp_path, jpeg, packed, place):
+    if place == "val":
+        written(tmp_path, {"train/cat/a.jpg": jpeg(0)})
+    else:
+        shards(tmp_path, packed, {name: {"a.jpg": jpeg(0), "a.cls": b"0"} for name in {"0.tar", "1.tar"} - {place}})
+    (tmp_path / place).symlink_to("gone")
+    with pytest.raises(UserError, match=f"{place} is (a link to gone, which is not there|not a folder, and no link)"):
+        open_source(str(tmp_path))
 
 
 def test_classes_that_are_numbers(tmp_path, jpeg):

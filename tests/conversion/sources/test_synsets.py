@@ -79,6 +79,21 @@ def test_lists_that_cannot_be_used(folder, tmp_path, text, message):
         open_source(str(folder), classes=str(tmp_path / "list.txt"))
 
 
+def test_one_name_in_two_unicode_forms(tmp_path, jpeg):
+    """macOS writes an accent as a character of its own; the folders look the same."""
+    for composed, decomposed in ((["train"], ["train"]), (["train"], ["val"])):
+        place = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        for splits, name in ((composed, "caf\xe9"), (decomposed, "cafe\u0301")):
+            for split in splits:
+                (place / split / name).mkdir(parents=True)
+                (place / split / name / "a.jpg").write_bytes(jpeg(0))
+        with pytest.raises(UserError, match=r"two Unicode forms, 'caf.* and 'caf.*; rename one"):
+            open_source(str(place))
+    (tmp_path / "list.txt").write_text("cafe\u0301\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"and data.classes=.* one class is written in two Unicode forms"):
+        synsets.ordered(["caf\xe9"], str(tmp_path / "list.txt"), "x")
+
+
 def test_numbers_without_names():
     assert synsets.named(3, None, "auto", "x") == ("0", "1", "2")
     assert synsets.named(2, ["cat", "dog", "cow"], "auto", "x") == ("cat", "dog", "cow")

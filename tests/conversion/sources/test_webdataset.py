@@ -1,11 +1,13 @@
 """WebDataset shards against a plain reading of the same archives."""
 
 import json
+import os
 import tarfile
 
 import numpy as np
 import pytest
 
+from conversion.encode import ReadError
 from conversion.sources import open_source
 from conversion.sources.synsets import class_list
 from conversion.sources.webdataset import split_of
@@ -129,8 +131,8 @@ def test_info_lists_the_shards(folder):
     assert list(source.splits) == ["train", "val"] and len(source.splits["train"].labels) == 6
 
 
-def listing(*names):
-    one = {"filenames": ["in1k-train-0000.tar"], "shard_lengths": [3]}
+def listing(*names, length=3):
+    one = {"filenames": ["in1k-train-0000.tar"], "shard_lengths": [length]}
     return json.dumps({"splits": dict.fromkeys(names, one)})
 
 
@@ -144,6 +146,10 @@ ELSEWHERE = '{"splits": {"train": {"filenames": ["/etc/x.tar"], "shard_lengths":
         ("in1k-train-0001.tar", "in1k-train-0000.tar", "0001.tar has 3 samples, _info.json says 2"),
         ("_info.json", "{", "_info.json cannot be used"),
         ("_info.json", '{"splits": [1]}', "_info.json cannot be used"),
+        ("_info.json", "[" * 10**5, "_info.json cannot be used"),
+        ("_info.json", listing("train", length=1e999), "_info.json cannot be used"),
+        ("_info.json", listing("train", length=None), "_info.json cannot be used"),
+        ("_info.json", listing("train", "val"), "_info.json names a file twice"),
         ("_info.json", ELSEWHERE, "must name files of its own folder"),
         ("_info.json", listing("train", "train-extra"), "train and train-extra are both train; take one of them out"),
         ("_info.json", listing("train", "extra"), "the split extra is neither train, val nor test; take it out there"),
@@ -189,6 +195,17 @@ def test_shards_that_cannot_be_used(tmp_path, packed, members, message):
     with pytest.raises(UserError, match=message) as caught:
         open_source(str(tmp_path / "*.tar"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_shard_that_changes_under_the_conversion(folder):
+    """Another one in its place, or the same one written anew."""
+    source = open_source(str(folder))
+    items = source.splits["train"].items
+    first, _, _ = items[0]
+    os.utime(first, ns=(0, 0))
+    with pytest.raises(ReadError, match=rf"{first} was written to or replaced since its labels were read"):
+        source.read(items[0])
+    assert source.read(items[len(items) - 1])
 
 
 def test_hostile_keys_are_names_only(tmp_path, jpeg, packed):

@@ -8,7 +8,7 @@ import xxhash
 from ffcv.fields import IntField, RGBImageField
 from ffcv.writer import DatasetWriter
 
-from ffcv_ops.storage.fingerprint import fingerprint
+from ffcv_ops.storage import fingerprint as fingerprints
 from ffcv_ops.storage.index import column, describe, open_index
 
 
@@ -59,13 +59,18 @@ def test_it_is_the_contents(tmp_path, images):
     assert len(set(different)) == 4
 
 
-def test_checksums_stand_for_the_images(tmp_path, images):
-    """The last pixel of a large image lies beyond the bytes that are looked at without checksums."""
-    labels = [0] * 12
+@pytest.mark.parametrize("most", [fingerprints.ALL_BYTES, 0], ids=["small", "large"])
+def test_any_bit_of_any_image_counts(tmp_path, images, monkeypatch, most):
+    """Of a large data set without checksums, of the images that are looked at: here 6 of 12."""
+    monkeypatch.setattr(fingerprints, "ALL_BYTES", most)
+    monkeypatch.setattr(fingerprints, "SAMPLED", 6)
     changed = [image.copy() for image in images]
     changed[7][-1, -1, -1] ^= 1
-    found = []
+    found = {}
     for name, content in (("a", images), ("b", changed)):
-        index = with_checksums(write(tmp_path / f"{name}.beton", content, labels))
-        found.append(fingerprint(index, column(index, "label"), column(index, "image")["data_ptr"]))
-    assert found[0] != found[1]
+        path = write(tmp_path / f"{name}.beton", content, [0] * 12)
+        for index in (open_index(path), with_checksums(path)):
+            images_at = column(index, "image")["data_ptr"]
+            found[name, index.checksums is None] = fingerprints.fingerprint(index, column(index, "label"), images_at)
+    assert found["a", False] != found["b", False]
+    assert (found["a", True] != found["b", True]) == (most > 0)

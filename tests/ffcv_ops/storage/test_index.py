@@ -1,6 +1,7 @@
 """The index of one file and of shards, against stock FFCV's reader; what does not belong together is refused."""
 
 import json
+import os
 import sys
 import tracemalloc
 
@@ -177,6 +178,55 @@ def test_checksums_must_be_there_and_the_right_ones(whole):
     refused(whole, "no such file", "copy it too")
     whole.with_suffix(".json").unlink()
     assert describe(whole).samples == 96  # a file of others
+
+
+def test_a_link_has_what_lies_beside_its_target(tmp_path, whole):
+    """Also over two links; what lies beside the link itself goes before."""
+    (tmp_path / "links").mkdir()
+    first, second = tmp_path / "links" / "first.beton", tmp_path / "links" / "second.beton"
+    first.symlink_to(whole)
+    second.symlink_to(first.name)
+    for link in (first, second):
+        assert describe(link)._replace(path=whole) == describe(whole)
+        assert describe(link).class_names == tuple("abcde") and describe(link).checksums
+        assert sources.source_of(open_index(link), 7) == "x/7.jpg"
+    whole.with_suffix(".xxh64").rename(second.with_suffix(".xxh64"))
+    refused(first, f"{whole.with_suffix('.json')} says that it belongs to it; copy it too")
+    assert describe(second).checksums
+    second.with_suffix(".json").symlink_to("gone")
+    refused(second, f"{second.with_suffix('.json')} is a link to gone, which is not there")
+
+
+ODD = {
+    "pipe": os.mkfifo, "folder": os.mkdir, "device": lambda path: path.symlink_to("/dev/zero"),
+    "holes": lambda path: (path.touch(), os.truncate(path, 2**40)), "link": lambda path: path.symlink_to("gone"),
+}  # fmt: skip
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("end", [".beton", ".json", ".xxh64", ".files.txt"])
+def test_what_is_no_file_is_named(whole, kind, end):
+    """None of them is waited for, or read to its end."""
+    odd = whole.with_suffix(end)
+    odd.unlink()
+    ODD[kind](odd)
+    if (kind, end) == ("holes", ".files.txt"):  # text of any length is taken for names, but not read to its end
+        assert sources.source_of(open_index(whole), 1).startswith("'\\x00")
+        return
+    with pytest.raises(UserError) as refusal:
+        sources.source_of(open_index(whole), 7)
+    assert str(odd) in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_a_label_out_of_all_proportion(tmp_path, encoded, write_beton):
+    path = write_beton(tmp_path / "x.beton", [*encoded[:3], (encoded[3][0], 10**8)])
+    refused(path, "sample 3 x/3.jpg has the label 100,000,000; 1,000,000 classes are the most")
+
+
+def test_empty_classes_are_counted(tmp_path, encoded, write_beton):
+    path = write_beton(tmp_path / "x.beton", [(image, 6) for image, _ in encoded[:3]])
+    assert (describe(path).classes, describe(path).empty) == (7, 6)
 
 
 PAGE_SIZE, IMAGE_BYTES, CLASSES = 2**23, 45_000, 19_167

@@ -182,6 +182,29 @@ def test_a_file_that_changes_within_an_epoch(tmp_path, encoded, write_beton, cha
     assert_same(good[: len(got)], got)
 
 
+@pytest.mark.parametrize("within", [False, True])
+def test_a_file_that_is_rewritten_and_its_time_put_back(tmp_path, encoded, write_beton, within):
+    """Where there are checksums each image is held against its own; without them the time of the inode tells."""
+    path = write_beton(tmp_path / "x.beton", encoded)
+    os.chmod(path, 0o600)
+    known = train(path, bad_limit=0).epoch(0)
+    os.chmod(path, 0o644)
+    assert len(collected(known)) == 6, "new rights are no other images"
+    for end in (".json", ".xxh64"):
+        path.with_suffix(end).unlink()
+    batches = train(path)
+    epoch = batches.epoch(0)
+    if within:
+        next(epoch)
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.seek(2**21 + 5000)
+        file.write(b"other pixels")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(UserError, match=rf"{path}: has no checksums, and was written to, renamed, linked or given"):
+        collected(epoch)
+
+
 def test_a_file_that_is_gone(tmp_path, encoded, write_beton):
     path = write_beton(tmp_path / "x.beton", encoded)
     batches = train(path)
