@@ -32,7 +32,8 @@ class StochasticDepth(nn.Module):
     """Scales the residual branch of each sample by 0 or 1 / (1 - rate); the identity in evaluation.
 
     x: (samples, tokens, channels). `DepthMasks` sets before each forward pass in training: `kept`, the samples that are
-    computed, (n,) int64, or None for all, and `scale`, their factors, (n,) float32.
+    computed, (n,) int64, or None for all, and `scale`, their factors, (n,) float32; `place`, (samples,) int64, where a
+    sample is among the kept ones, n or more for those that are not.
     """
 
     def __init__(self, rate: float):
@@ -40,6 +41,7 @@ class StochasticDepth(nn.Module):
         self.rate = rate
         self.scale: Tensor | None = None
         self.kept: Tensor | None = None
+        self.place: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -64,7 +66,48 @@ class Block(vision_transformer.Block):
 def _add_branch(x, branch, drop):
     if not drop.training or getattr(drop, "kept", None) is None:
         return x + drop(branch(x))
-    return x.index_add(0, drop.kept, drop(branch(x[drop.kept])).to(x.dtype))
+    return _Put.apply(x, drop(branch(_Take.apply(x, drop.kept, drop.place))), drop.kept, drop.place)
+
+
+class _Take(torch.autograd.Function):
+    """The rows `kept` of x. Its backward pass gathers too: autograd's own would add into zeros, which on a GPU takes
+    atomic additions and a pass over memory more, and which torch.compile fuses with nothing."""
+
+    @staticmethod
+    def forward(x, kept, place):
+        return x[kept]
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[2])
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _by_place(grad, *ctx.saved_tensors), None, None
+
+
+class _Put(torch.autograd.Function):
+    """x with `rows` added to its rows `kept`."""
+
+    @staticmethod
+    def forward(x, rows, kept, place):
+        return x + _by_place(rows, place).to(x.dtype)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[2])
+        ctx.dtype = inputs[1].dtype
+
+    @staticmethod
+    def backward(ctx, grad):
+        (kept,) = ctx.saved_tensors
+        return grad, grad[kept].to(ctx.dtype), None, None
+
+
+def _by_place(rows, place):
+    """Of each sample its row, or zeros where it has none."""
+    there = (place < len(rows)).view(-1, *[1] * (rows.ndim - 1))
+    return torch.where(there, rows[place.clamp(max=len(rows) - 1)], 0)
 
 
 @kernel
@@ -127,7 +170,7 @@ class DepthMasks:
     def __init__(self, model: nn.Module, *, subset: bool):
         self.branches, self.subset = branches(model), subset
         self.rates = np.array([branch.rate for branch in self.branches])
-        self.buffers = {}  # by samples of a micro-batch: (scale, kept), on the device
+        self.buffers = {}  # by samples of a micro-batch: (scale, (kept, place)), on the device
         self.views = {}  # by (samples, kept samples of each branch)
 
     def set(self, seed: int, step: int, first: int, samples: int, device: torch.device) -> None:
@@ -136,38 +179,39 @@ class DepthMasks:
             return
         scale = (_even_masks if self.subset else _masks)(self.rates, seed, step, first, samples)
         sizes = tuple(most_kept(rate, first, samples) if self.subset else samples for rate in self.rates)
-        scales, kepts = self._buffers(samples, device)
+        scales, orders = self._buffers(samples, device)
         if min(sizes) < samples:
             order = np.argsort(scale == 0, axis=1, kind="stable")  # the kept ones in front
             scale = np.take_along_axis(scale, order, axis=1)
-            self._copy(order, kepts)
+            self._copy(np.stack((order, np.argsort(order, axis=1))), orders)
         self._copy(scale, scales)
-        for branch, (factors, kept) in zip(self.branches, self._views(samples, sizes), strict=True):
-            branch.scale, branch.kept = factors, kept
+        for branch, views in zip(self.branches, self._views(samples, sizes), strict=True):
+            branch.scale, branch.kept, branch.place = views
 
     def _buffers(self, samples, device):
         if samples not in self.buffers:
             shape = (len(self.branches), -(-samples // self.ALIGNED) * self.ALIGNED)
             self.buffers[samples] = (
                 torch.zeros(shape, dtype=torch.float32, device=device),
-                torch.zeros(shape, dtype=torch.int64, device=device) if self.subset else None,
+                torch.zeros((2, *shape), dtype=torch.int64, device=device) if self.subset else None,
             )
         return self.buffers[samples]
 
     def _views(self, samples, sizes):
-        """(scale, kept) of each branch, the same objects in every step. kept: None where all samples are computed."""
+        """(scale, kept, place) of each branch, the same objects in every step; None, None where all are computed."""
         if (samples, sizes) not in self.views:
-            scales, kepts = self.buffers[samples]
+            scales, orders = self.buffers[samples]
             subset = min(sizes) < samples
             self.views[samples, sizes] = [
-                (scales[k, :size], kepts[k, :size] if subset else None) for k, size in enumerate(sizes)
+                (scales[k, :n], *((orders[0, k, :n], orders[1, k, :samples]) if subset else (None, None)))
+                for k, n in enumerate(sizes)
             ]
         return self.views[samples, sizes]
 
     def _copy(self, array, buffer):
         """One transfer of contiguous, pinned memory: from any other the host would wait for the device."""
         padded = np.zeros(buffer.shape, array.dtype)
-        padded[:, : array.shape[1]] = array
+        padded[..., : array.shape[-1]] = array
         source = torch.from_numpy(padded)
         buffer.copy_(source.pin_memory() if buffer.device.type == "cuda" else source, non_blocking=True)
 

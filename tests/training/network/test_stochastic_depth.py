@@ -6,6 +6,7 @@ import pytest
 import torch
 from timm.layers import DropPath
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from training.network import model, stochastic_depth
 from training.network.stochastic_depth import DepthMasks, StochasticDepth
@@ -114,6 +115,41 @@ def test_a_subset_gives_the_residual_and_gradients_of_the_mask():
         assert theirs.abs().max() > 1e-3
 
 
+class Operations(TorchDispatchMode):
+    """Names of all operations within, those of backward passes too."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.names.add(operation.overloadpacket.__name__)
+        return operation(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize(("rate", "samples"), [(0.05, 64), (0.45, 32), (0.6, 24)])
+def test_gathers_give_the_bits_of_index_add(rate, samples):
+    """In float64, both ways, without an addition that needs atomics on a GPU."""
+    drop = StochasticDepth(rate).train()
+    DepthMasks(drop, subset=True).set(0, 3, 0, samples, CPU)
+    x = torch.randn(samples, 3, 8, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(8, 8, dtype=torch.float64, requires_grad=True)
+
+    def branch(rows):
+        return (rows @ weight).sin()
+
+    expected = x.index_add(0, drop.kept, drop(branch(x[drop.kept])))
+    direction = torch.randn_like(x)
+    expected_grads = torch.autograd.grad((expected * direction).sum(), (x, weight))
+    with Operations() as seen:
+        given = stochastic_depth._add_branch(x, branch, drop)
+        grads = torch.autograd.grad((given * direction).sum(), (x, weight))
+    assert torch.equal(given, expected)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(grads, expected_grads, strict=True))
+    assert "index" in seen.names
+    assert not seen.names & {"index_add", "index_put", "_unsafe_index_put", "scatter_add"}
+
+
 @MODES
 @pytest.mark.parametrize("rate", [0.1, 0.45])
 def test_mean_and_variance_of_the_residual(subset, rate):
@@ -164,8 +200,8 @@ def test_masks_stay_where_they_are_in_memory(subset):
     for step in range(3):
         masks_of.set(0, step, 0, 141, CPU)
         drops = stochastic_depth.branches(block)
-        tensors = [tensor for drop in drops for tensor in (drop.scale, drop.kept) if tensor is not None]
-        assert len(tensors) == (4 if subset else 2)
+        tensors = [tensor for drop in drops for tensor in (drop.scale, drop.kept, drop.place) if tensor is not None]
+        assert len(tensors) == (6 if subset else 2)
         assert all(tensor.data_ptr() % 16 == 0 and tensor.is_contiguous() for tensor in tensors)
         seen.add(tuple((id(tensor), tensor.data_ptr(), tensor.shape) for tensor in tensors))
     assert len(seen) == 1
