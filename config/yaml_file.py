@@ -5,8 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from config.text import printable
-from ffcv_ops.errors import UserError
+from ffcv_ops.errors import UserError, one_line
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -38,15 +37,15 @@ def read_yaml(path) -> dict:
     try:
         content = yaml.load(Path(path).read_bytes(), _StrictLoader)
     except OSError as error:
-        raise UserError(f"{printable(path)} cannot be read: {error.strerror}") from None
+        raise UserError(f"{one_line(path)} cannot be read: {error.strerror}") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{printable(path)}{line}: {printable(error.problem or error.context)}") from None
+        raise UserError(f"{one_line(path)}{line}: {one_line(error.problem or error.context)}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = getattr(error, "reason", "nested too deeply" if isinstance(error, RecursionError) else error)
-        raise UserError(f"{printable(path)} is not YAML: {printable(reason)}") from None
+        raise UserError(f"{one_line(path)} is not YAML: {one_line(reason)}") from None
     if not isinstance(content, dict):
         found = "is empty" if content is None else f"holds a {'list' if isinstance(content, list) else 'single value'}"
-        raise UserError(f"{printable(path)} {found}; it must hold sections of keys, such as `stage: {{epochs: 10}}`")
+        raise UserError(f"{one_line(path)} {found}; it must hold sections of keys, such as `stage: {{epochs: 10}}`")
     return content

@@ -9,6 +9,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
+from config.parser import part_of
 from ffcv_ops import rng
 from ffcv_ops.augment import load
 from ffcv_ops.kernels import crops, resample
@@ -40,3 +41,7 @@ def cropped(image: Image.Image, params: TransformParams, size: int, key: RandomK
         return F.resized_crop(image, *box, [size, size], mode)
     padded = F.pad(F.resize(image, size, mode), crops.SRC_PADDING, padding_mode="reflect")
     return F.crop(padded, view.top + crops.SRC_PADDING, view.left + crops.SRC_PADDING, size, size)
+
+
+if __name__ == "__main__":
+    part_of("python -m tools.preview --compare")
