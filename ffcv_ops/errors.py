@@ -5,6 +5,7 @@ import contextlib
 import errno
 import functools
 import os
+import re
 import select
 import signal
 import sys
@@ -81,6 +82,7 @@ def exits_cleanly(main):
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(AttributeError, OSError):  # closed, a stand-in, or redirected
                 stream.reconfigure(errors="backslashreplace")
+        sys.excepthook = _tell  # imports behind a `main` that only reads the command line may fail too
         before = signal.getsignal(signal.SIGINT)
         ours = before in (_end_at_once, signal.default_int_handler)
         ours = ours and threading.current_thread() is threading.main_thread()
@@ -88,10 +90,6 @@ def exits_cleanly(main):
             signal.signal(signal.SIGINT, _interrupt_once)
         try:
             return main(*args, **kwargs)
-        except UserError as error:
-            for line in str(error).split("\n"):
-                print(f"error: {one_line(line, MAX_LINE)}", file=sys.stderr)
-            raise SystemExit(2) from None
         except KeyboardInterrupt as interrupt:
             if ours and signal.getsignal(signal.SIGINT) is not _interrupt_once:
                 signal.signal(signal.SIGINT, signal.SIG_IGN)  # until the interpreter has ended too
@@ -102,10 +100,9 @@ def exits_cleanly(main):
                 raise
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
             raise SystemExit(1) from None
-        except (MemoryError, OSError, RuntimeError) as error:
-            if not (reached := _limit(error)):
+        except Exception as error:
+            if not _is_told(error):
                 raise
-            print(f"error: {one_line(reached, MAX_LINE)}", file=sys.stderr)
             raise SystemExit(2) from None
         finally:
             if ours and signal.getsignal(signal.SIGINT) is _interrupt_once:
@@ -126,13 +123,31 @@ _LIMITS = {
 }
 
 
+def _is_told(error) -> bool:
+    """Prints what the user can mend, a line for each fault; False where it is another error."""
+    words = str(error) if isinstance(error, UserError) else _limit(error)
+    for line in words.split("\n") if words else ():
+        print(f"error: {one_line(line, MAX_LINE)}", file=sys.stderr)
+    return bool(words)
+
+
+def _tell(kind, error, trace):
+    """Python's `excepthook`: what comes to the end of a program with nobody to catch it."""
+    if not _is_told(error):
+        return sys.__excepthook__(kind, error, trace)
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+    os._exit(2)
+
+
 def _limit(error) -> str | None:
     """Which limit of this process or machine was reached, and what raises it; None for other errors."""
     if isinstance(error, OSError) and error.errno in _LIMITS:
         return (f"{error.filename}: " if error.filename else "") + _LIMITS[error.errno]
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+    words = str(error)
+    if isinstance(error, MemoryError) or re.search("can(no|')t allocate memory|failed to map segment", words, re.I):
         return _OUT_OF_MEMORY
-    return _NO_PROCESS if "can't start new thread" in str(error) else None
+    return _NO_PROCESS if "can't start new thread" in words else None
 
 
 def _is_gone(stream) -> bool:

@@ -37,6 +37,11 @@ def test_bad_input_is_one_line_and_status_2():
     assert (ended.returncode, ended.stderr) == (2, "error: x: no such file\n")
 
 
+def test_bad_input_that_imports_find_is_one_line_and_status_2_too():
+    ended = run("print('x')\nmain()\nraise errors.UserError('y: no such file')\ndef main():\n    pass")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "x\n", "error: y: no such file\n")
+
+
 def test_text_that_is_not_ours_stays_text():
     """Nothing in a file's name or content moves the cursor, hides what is there, or fills the screen."""
     assert (

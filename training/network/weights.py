@@ -161,8 +161,8 @@ def _part_with_weights(content):
     for key, value in weights.items():
         if not isinstance(key, str):
             raise ValueError(f"a weight's name is {key!r:.40}, which is no text")
-        if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
-            raise ValueError(f"{key} is not a plain tensor: sparse, quantized or without content")
+        if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu" or value.is_complex():
+            raise ValueError(f"{key} is not a plain tensor: sparse, quantized, complex or without content")
     return part, weights
 
 
