@@ -8,7 +8,6 @@ whose speed drifts is the same to all of them. Tasks are minutes apart: compare 
 range. A ratio is the median of those of the rounds.
 """
 
-import argparse
 import collections
 import contextlib
 import statistics
@@ -23,6 +22,7 @@ from bench.loader_process import Failed, LoaderProcess
 from bench.loaders import LOADERS, Unavailable, is_baseline, takes_part
 from bench.report import chosen, say
 from bench.tasks import EVERY
+from config.parser import Parser
 from ffcv_ops import host
 from ffcv_ops.errors import UserError, exits_cleanly
 
@@ -185,7 +185,7 @@ def proportional_set_size(pid: int) -> int:
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     tasks = list(EVERY)
     parser.add_argument("--quick", action="store_true", help="tasks A and D, 128 images, short epochs, no start-up")
     parser.add_argument("--tasks", help=f"some of {','.join(tasks)}")
@@ -198,7 +198,7 @@ def parse(argv):
     parser.add_argument("--no-startup", action="store_true", help="leave out start-up time and peak memory")
     parser.add_argument("--json", type=Path, help="write machine and rows to this file")
     parser.add_argument("--plot", type=Path, help="draw the tasks: .png or .svg")
-    parser.add_argument("--markdown", type=Path, help=f"put the tables into this file, after <!-- {MARKER} -->")
+    parser.add_argument("--markdown", type=report.marked(MARKER), help=f"put the tables between its <!-- {MARKER} -->")
     parser.add_argument("--table", action="store_true", help="measure nothing: show what is in the --json file")
     options = parser.parse_args(argv)
     quick = options.quick

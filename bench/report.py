@@ -3,7 +3,7 @@
 import json
 import statistics
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,11 +84,27 @@ def put_into(path: Path, marker: str, grids: Iterable[Grid], about: dict):
     replace_between(path, marker, f"{text}`{about['command']}`, {machine.in_words(about)}.\n")
 
 
+def marked(marker: str) -> Callable[[str], Path]:
+    """For argparse: a Markdown file that has the marks, looked at before anything is measured."""
+
+    def checked(name):
+        _around(Path(name), marker)
+        return Path(name)
+
+    return checked
+
+
 def replace_between(path: Path, marker: str, text: str):
-    """Puts `text` between <!-- marker --> and <!-- /marker --> of a Markdown file; a new file gets both."""
+    """Puts `text` between <!-- marker --> and <!-- /marker --> of a Markdown file, which must have both."""
+    head, tail = _around(path, marker)
+    path.write_text(f"{head}{text}{tail}", encoding="utf-8")
+
+
+def _around(path, marker):
+    """What stands before and behind the text between the marks, with these."""
     begin, end = f"<!-- {marker} -->\n", f"<!-- /{marker} -->"
-    whole = path.read_text(encoding="utf-8") if path.exists() else begin + end + "\n"
+    whole = path.read_text(encoding="utf-8") if path.is_file() else ""
     if whole.count(begin) != 1 or whole.count(end) != 1 or whole.index(end) < whole.index(begin):
         raise UserError(f"{path}: needs one line {begin.strip()} and, below it, one line {end}; the table goes between")
     head, rest = whole.split(begin)
-    path.write_text(f"{head}{begin}{text}{end}{rest.split(end)[1]}", encoding="utf-8")
+    return head + begin, end + rest.split(end)[1]

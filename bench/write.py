@@ -9,7 +9,6 @@ pages counted once (PSS).
     python -m bench.write --quick                               # does it work?
 """
 
-import argparse
 import contextlib
 import json
 import os
@@ -23,6 +22,7 @@ import psutil
 
 from bench import dataset, report
 from bench.writers import TASKS, WRITERS
+from config.parser import Parser
 from ffcv_ops import host
 from ffcv_ops.errors import UserError, exits_cleanly
 
@@ -99,7 +99,7 @@ def grid_of(rows) -> report.Grid:
 
 @exits_cleanly
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = Parser(description=__doc__)
     parser.add_argument("--images", type=int, default=16_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=host.usable_cores())

@@ -52,7 +52,8 @@ def parse(
     def show_help(parser, word):
         shown = [action for action in parser._actions if action.help != argparse.SUPPRESS]
         listed = [(_in_help(action), action.help or "") for action in shown]
-        help.show(parser.usage % {"prog": parser.prog}, description, listed, sections, defaults, word)
+        described = description or ""  # python -OO leaves docstrings out
+        help.show(parser.usage % {"prog": parser.prog}, described, listed, sections, defaults, word)
 
     parser = _SectionParser(usage="%(prog)s [options] [--section.key=value ...]", add_help=False)
     parser.add_argument(

@@ -18,8 +18,8 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import yaml
 
-from config.text import nearest, printable
-from ffcv_ops.errors import UserError
+from config.text import nearest
+from ffcv_ops.errors import UserError, one_line
 
 INVALID = object()  # the value of an option that was given one it cannot have
 LONGEST_TEXT = 4096  # characters: Linux's longest path
@@ -170,7 +170,7 @@ def parse_options(cls, values: Mapping, where: str) -> tuple[dict, list[str]]:
     declared, typed, faults = options_of(cls), {}, []
     for name, value in values.items():
         if name not in declared:
-            faults.append(f"{where}{printable(name)} is not a key; the nearest is '{nearest(str(name), declared)}'")
+            faults.append(f"{where}{one_line(name)} is not a key; the nearest is '{nearest(str(name), declared)}'")
             continue
         kind, field = declared[name]
         limits = field.metadata["limits"]

@@ -3,8 +3,14 @@
 import argparse
 import sys
 
-from config.text import nearest, printable
-from ffcv_ops.errors import UserError
+from config.text import nearest
+from ffcv_ops.errors import UserError, exits_cleanly, one_line
+
+
+@exits_cleanly
+def part_of(command: str) -> None:
+    """Ends `python -m` of a module that is a part of a command."""
+    raise UserError(f"this is a part of {command}, which is the command to start")
 
 
 class Parser(argparse.ArgumentParser):
@@ -12,7 +18,9 @@ class Parser(argparse.ArgumentParser):
     empty, as `--init=$UNSET` leaves one."""
 
     def __init__(self, *names, **settings):
-        defaults = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
+        spec = sys.modules["__main__"].__spec__  # of a module that was started with -m; argparse would say __main__.py
+        defaults = {"prog": f"python -m {spec.name.removesuffix('.__main__')}"} if spec else {}
+        defaults |= {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
         super().__init__(*names, **(defaults | settings))
 
     def parse_args(self, args=None, namespace=None):
@@ -28,7 +36,7 @@ class Parser(argparse.ArgumentParser):
             flag, equals, value = word.partition("=")
             is_flag = flag.startswith("--")
             if is_flag and flag not in known:
-                faults.append(f"{printable(flag)} is not an option; the nearest is {nearest(flag, known)}")
+                faults.append(f"{one_line(flag)} is not an option; the nearest is {nearest(flag, known)}")
             elif (is_flag and equals and not value.strip()) or not word.strip():
                 name = flag if is_flag else before if before in known else "an argument"
                 faults.append(f"{name} is empty; give it a value or leave it out")
@@ -37,4 +45,4 @@ class Parser(argparse.ArgumentParser):
             raise UserError("\n".join(faults))
 
     def error(self, message):
-        raise UserError(f"{printable(message)}; --help lists what there is")
+        raise UserError(f"{one_line(message)}; --help lists what there is")

@@ -9,6 +9,7 @@ wins: base < the recipe's `stage:` < stage row < command line, whose `--stage.*`
 A recipe without `base:` must be complete by itself, as the resolved recipe of a run folder is.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,10 +28,10 @@ from config.options import (
 )
 from config.rules import broken_rules
 from config.schema import SECTIONS, GeneralConfig, Recipe, StageConfig
-from config.text import nearest, printable
+from config.text import nearest
 from config.yaml_file import read_yaml
 from ffcv_ops.augment import chain
-from ffcv_ops.errors import UserError
+from ffcv_ops.errors import UserError, one_line
 
 BASE_RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "base.yaml"
 MOST_MISSING = 5  # options that are named one by one
@@ -50,9 +51,7 @@ def load_recipe(path, overrides: Mapping[str, str] | None = None) -> Recipe:
     if file.base is not None:
         base = _read_file(Path(path).parent / file.base, faults)
         if base.base is not None or base.rows is not None:
-            raise UserError(
-                f"{printable(path)}: its base, {file.base}, must be complete: without `base:` and `stages:`"
-            )
+            raise UserError(f"{one_line(path)}: its base, {file.base}, must be complete: without `base:` and `stages:`")
         sections = {name: base.sections[name] | file.sections[name] for name in SECTIONS}
 
     lacking = {}  # stages lack the same: each complaint once, in order
@@ -67,14 +66,14 @@ def load_recipe(path, overrides: Mapping[str, str] | None = None) -> Recipe:
         vars(section("", {}))
         | {name: section(name, {}) for name in ("data", "model", "speed", "log")}
         | {
-            "stages": tuple(_pinned(section("stage", row), path, faults) for row in file.rows or [{}]),
+            "stages": tuple(_pinned(section("stage", row)) for row in file.rows or [{}]),
             "source": str(path),
         },
     )
     if len(lacking) > MOST_MISSING:
-        first = next(iter(lacking)).removeprefix(f"{printable(path)}: ").partition(" ")[0]
+        first = next(iter(lacking)).removeprefix(f"{one_line(path)}: ").partition(" ")[0]
         advice = "a recipe without `base: base.yaml` must hold all"
-        lacking = [f"{printable(path)}: {len(lacking)} keys are missing, the first is {first}; {advice}"]
+        lacking = [f"{one_line(path)}: {len(lacking)} keys are missing, the first is {first}; {advice}"]
     refuse([*faults, *lacking, *broken_rules(recipe)])
     return recipe
 
@@ -88,15 +87,10 @@ def _partial(cls, values: Mapping):
     return made
 
 
-def _pinned(stage, path, faults):
+def _pinned(stage):
     """The stage with its augmentations in their one spelling and the hash of those in files of the user's own."""
-    try:
+    with contextlib.suppress(AttributeError, UserError):  # it was refused, or a rule will
         object.__setattr__(stage, "augment", chain.pin(stage.augment))
-        chain.parse(chain.text_of(stage))
-    except AttributeError:  # an option of these was refused
-        pass
-    except UserError as error:
-        faults.append(f"{printable(path)}: stage {printable(getattr(stage, 'name', '?'))}: augment: {error}")
     return stage
 
 
@@ -153,12 +147,12 @@ class _File(NamedTuple):
 
 def _where(path, section):
     """What stands in front of an option's name in a complaint about a file."""
-    return f"{printable(path)}: {full_name(section, '')}"
+    return f"{one_line(path)}: {full_name(section, '')}"
 
 
 def _read_file(path, faults: list[str]) -> _File:
     """Appends to `faults` what is wrong; UserError where nothing can be read."""
-    content, place = read_yaml(path), printable(path)
+    content, place = read_yaml(path), one_line(path)
     rows, base = content.pop("stages", None), content.pop("base", None)
     sections = {name: content.pop(name, {}) for name in SECTIONS if name}
     for name in [name for name in content if name not in options_of(GeneralConfig)]:

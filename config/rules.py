@@ -10,19 +10,22 @@ from pathlib import Path
 
 from config.options import to_yaml
 from config.schema import Recipe
-from config.text import printable
+from ffcv_ops.augment import chain
+from ffcv_ops.errors import UserError, one_line
 
 
 def broken_rules(recipe: Recipe) -> Iterator[str]:
     """The complaints, each with its place."""
     for rule in RULES:
         if complaint := _judged(rule, recipe):
-            yield f"{printable(recipe.source)}: {complaint}"
+            yield f"{one_line(recipe.source)}: {complaint}"
+    found = {}  # {complaint: the stages that have it}
     for before, stage in zip((None, *recipe.stages), recipe.stages, strict=False):
         for rule in STAGE_RULES:
             if complaint := _judged(rule, stage, before, recipe):
-                name = printable(getattr(stage, "name", "?"))
-                yield f"{printable(recipe.source)}: stage {name}: {complaint}"
+                found.setdefault(complaint, []).append(one_line(getattr(stage, "name", "?")))
+    for complaint, names in found.items():
+        yield f"{one_line(recipe.source)}: stage{'s' * (len(names) > 1)} {', '.join(names)}: {complaint}"
 
 
 def _judged(rule: Callable[..., str | None], *sections) -> str | None:
@@ -71,6 +74,14 @@ def cuda_graphs_are_compiled(recipe):
 
 
 # --- of a stage, the stage before it or None, and the recipe -------------------------------------------------------
+
+
+def augmentations_are_there(stage, before, recipe):
+    try:
+        chain.pin(stage.augment)
+        chain.parse(chain.text_of(stage))
+    except UserError as error:
+        return f"augment: {error}"
 
 
 def bce_is_not_smoothed(stage, before, recipe):
@@ -146,6 +157,7 @@ RULES = (
     cuda_graphs_are_compiled,
 )
 STAGE_RULES = (
+    augmentations_are_there,
     bce_is_not_smoothed,
     mixing_goes_in_pairs,
     chunks_fill_the_batch,

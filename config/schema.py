@@ -1,6 +1,6 @@
 """The options of a recipe: each with its type, its range and a line of help. recipes/base.yaml holds their values.
 
-The upper limits are far above any use; they refuse slips of the hand, such as lr=1e300, before anything is built.
+The limits are far from any use; they refuse slips of the hand, such as lr=1e300, before anything is built.
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 from config.options import option
 from ffcv_ops.augment import chain
 
+LEAST = 1e-20  # of factors: what is smaller is 0 in float32 sooner or later
 MOST_EPOCHS = 100_000
 MOST_SAMPLES = 1_000_000  # in a batch
 MOST_LR = 1000
@@ -39,7 +40,7 @@ class ModelConfig:
     """model: what is trained; the image size is the stage's"""
 
     name: str = option("timm's name of the architecture")
-    layer_scale: float | None = option("LayerScale's initial value; none: without it", above=0, high=100)
+    layer_scale: float | None = option("LayerScale's initial value; none: without it", low=LEAST, high=100)
     classes: int | Literal["auto"] = option("size of the head; auto: the classes of the .beton", low=1, high=10**6)
     blur_pool: bool = option("blur before each strided convolution of 16 channels or more")
 
@@ -57,7 +58,7 @@ class StageConfig:
     epochs: int = option("passes of as many samples as there are images", low=1, high=MOST_EPOCHS)
     batch: int = option("samples per optimizer step, over all devices", low=1, high=MOST_SAMPLES)
     crop: Literal["rrc", "src", "center"] = option("random resized crop, simple random crop, or the evaluation crop")
-    rrc_scale: tuple[float, float] = option("rrc: smallest and largest share of the image's area", above=0, high=1)
+    rrc_scale: tuple[float, float] = option("rrc: smallest and largest share of the image's area", low=1e-4, high=1)
     interpolation: Literal["bicubic", "bilinear"] = option("of the resizing, antialiased, in training and evaluation")
     min_oversampling: float | None = option(
         "decode less (a smaller level, a scaled DCT, luma alone) where so many pixels per output pixel remain",
@@ -78,7 +79,7 @@ class StageConfig:
     bce_threshold: float = option("bce: targets above this are a full yes, all others a no", low=0, below=1)
     drop_path: float = option("stochastic depth, the same rate in every block", low=0, below=1)
     optimizer: Literal["lamb", "adamw", "sgd"] = option("optimizer")
-    lr: float = option("peak learning rate, for the whole batch, never rescaled", above=0, high=MOST_LR)
+    lr: float = option("peak learning rate, for the whole batch, never rescaled", low=LEAST, high=MOST_LR)
     min_lr: float = option("learning rate at the cosine's end", low=0, high=MOST_LR)
     warmup_epochs: int = option("epochs of linear warm-up, part of the cosine's epochs", low=0, high=MOST_EPOCHS)
     warmup_lr: float = option("learning rate at the warm-up's start", low=0, high=MOST_LR)
@@ -87,17 +88,17 @@ class StageConfig:
     )
     weight_decay: float = option("on weight matrices only", low=0, high=100)
     betas: tuple[float, float] = option("lamb, adamw: decay of the two moments", low=0, below=1)
-    eps: float = option("lamb, adamw: added to the denominator", above=0, high=1)
+    eps: float = option("lamb, adamw: added to the denominator", low=LEAST, high=1)
     momentum: float = option("sgd: momentum", low=0, below=1)
     nesterov: bool = option("sgd: Nesterov's momentum")
-    clip_norm: float | None = option("largest global norm of the gradient", above=0, high=10**6)
+    clip_norm: float | None = option("largest global norm of the gradient", low=LEAST, high=10**6)
     ema: float | None = option("decay per step of the averaged weights", above=0, below=1)
     start: Literal["last", "ema"] = option("which weights of the stage before to start from")
     head: Literal["keep", "new", "map"] = option(
         "the classifier: kept, begun anew, or rows of the same class names kept"
     )
     eval_resolution: int | None = option("evaluation: side of the image, pixels; none: resolution", low=8, high=4096)
-    eval_crop: float = option("evaluation: share of the short side inside the center crop", above=0, high=1)
+    eval_crop: float = option("evaluation: share of the short side inside the center crop", low=0.1, high=1)
     eval_flip: bool = option("evaluation: mean of the logits of each image and its mirror image")
 
     @property
@@ -167,7 +168,7 @@ class GeneralConfig:
     on_nonfinite: Literal["stop", "skip"] = option("a step that is not finite: stop with a checkpoint, or leave it out")
     nonfinite_in_a_row: int = option("skip: so many steps in a row at most; one more ends the run", low=1, high=10**6)
     watchdog: float | None = option(
-        "minutes without a step, or a sign of life of a rank, that end the run", above=0, high=MOST_MINUTES
+        "minutes without a step, or a sign of life of a rank, that end the run", low=0.01, high=MOST_MINUTES
     )
 
 

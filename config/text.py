@@ -39,12 +39,6 @@ def markdown_table(rows: Sequence[Sequence[str]], *, left: int = 0) -> str:
     )
 
 
-def printable(text: object) -> str:
-    """Text from a user's file on one line, without characters that could steer a terminal."""
-    text = str(text)
-    return text if text.isprintable() else ascii(text)
-
-
 def nearest(word: str, known: Iterable[str]) -> str:
     """The most similar of the known words."""
     return difflib.get_close_matches(word, known, n=1, cutoff=0)[0]

@@ -4,8 +4,7 @@ import typing
 
 import yaml
 
-from config.text import printable
-from ffcv_ops.errors import UserError
+from ffcv_ops.errors import UserError, one_line
 from ffcv_ops.files import read_regular
 
 MOST_BYTES = 2**22  # of a recipe
@@ -42,11 +41,11 @@ def read_yaml(path) -> dict:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{printable(path)}{line}: {printable(error.problem or error.context)}") from None
+        raise UserError(f"{one_line(path)}{line}: {one_line(error.problem or error.context)}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = getattr(error, "reason", "nested too deeply" if isinstance(error, RecursionError) else error)
-        raise UserError(f"{printable(path)} is not YAML: {printable(reason)}") from None
+        raise UserError(f"{one_line(path)} is not YAML: {one_line(reason)}") from None
     if not isinstance(content, dict):
         found = "is empty" if content is None else f"holds a {'list' if isinstance(content, list) else 'single value'}"
-        raise UserError(f"{printable(path)} {found}; it must hold sections of keys, such as `stage: {{epochs: 10}}`")
+        raise UserError(f"{one_line(path)} {found}; it must hold sections of keys, such as `stage: {{epochs: 10}}`")
     return content

@@ -14,6 +14,8 @@ import sys
 import threading
 from pathlib import Path
 
+from ffcv_ops.errors import UserError
+
 _OPTIONS = {"cache": True, "error_model": "numpy"}  # no fast-math: the same bits whichever loop code is compiled into
 _lock = threading.RLock()
 
@@ -76,13 +78,15 @@ def _numba():
     import numba
     from numba.extending import typeof_impl
 
+    if numba.config.DISABLE_JIT:
+        raise UserError("NUMBA_DISABLE_JIT is set: kernels that are not compiled would take hours; unset it")
     typeof_impl.register(Kernel)(lambda value, context: numba.typeof(value.dispatcher))
     return numba
 
 
 @functools.cache
 def cache_folder() -> str:
-    """Where the machine code of these sources is kept."""
+    """Where the machine code of these sources is kept. UserError where nothing can be written."""
     from ffcv_ops.jpeg import native
 
     digest = hashlib.sha256()
@@ -90,4 +94,4 @@ def cache_folder() -> str:
     for source in sorted(package.rglob("*.py")):
         digest.update(str(source.relative_to(package)).encode() + source.read_bytes())
     digest.update(str(native.library()[0]).encode())  # kernels are bound to the JPEG decoder in use
-    return str(native.cache_folder() / digest.hexdigest()[:16])
+    return str(native.cache_folder(digest.hexdigest()[:16]))

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from ffcv_ops import compiled, order, rng
 from ffcv_ops.augment import chain, load
-from ffcv_ops.errors import UserError, exits_cleanly
+from ffcv_ops.errors import exits_cleanly
 from ffcv_ops.jpeg import native
 from ffcv_ops.rng import RandomKey
 from ffcv_ops.transform import TransformParams, transform_image
@@ -40,24 +40,18 @@ def prepare_kernels(say: Callable[[str], None] = print, params: TransformParams 
     if stamp.exists():
         _run_all(params)
         return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "lock", "w") as lock:
-            with contextlib.suppress(OSError):  # a network mount without locks: each process compiles
-                fcntl.flock(lock, fcntl.LOCK_EX)  # ends with the process, however it ends
-            if stamp.exists():
-                _run_all(params)
-            else:
-                _compile_all(params, say)
-                stamp.touch()
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written: {error.strerror}; set XDG_CACHE_HOME to a folder where kernels may be kept"
-        ) from error
+    with open(folder / "lock", "w") as lock:
+        with contextlib.suppress(OSError):  # a network mount without locks: each process compiles
+            fcntl.flock(lock, fcntl.LOCK_EX)  # ends with the process, however it ends
+        if stamp.exists():
+            _run_all(params)
+        else:
+            _compile_all(params, say)
+            stamp.touch()
 
 
 def _compile_all(params, say):
-    say("compiling kernels (once, about a minute)")
+    say("compiling kernels (once, about half a minute)")
     began, console = time.monotonic(), Console(stderr=True)
     with console.status("compiling kernels") if console.is_terminal else contextlib.nullcontext():
         _run_all(params)

@@ -12,7 +12,7 @@ from ffcv_ops.errors import UserError, exits_cleanly, writing
 
 @exits_cleanly
 def main(argv=None) -> None:
-    parser = Parser(prog="python -m report", description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="a run's folder")
     parser.add_argument(
         "--out",

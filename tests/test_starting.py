@@ -9,9 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {"torch", "torchvision", "ffcv", "timm", "numba", "matplotlib", "scipy", "sklearn", "skimage", "cv2", "jinja2"}
-TOOLS = sorted(
-    f"tools.{path.stem}" for path in ROOT.glob("tools/*.py") if 'if __name__ == "__main__"' in path.read_text()
-)
+TOOLS = sorted(f"tools.{path.stem}" for path in ROOT.glob("tools/*.py") if "\n    main()\n" in path.read_text())
+PARTS = sorted({f"tools.{path.stem}" for path in ROOT.glob("tools/[!_]*.py")} - {*TOOLS})
 PROGRAMS = {
     "train_imagenet.py": ["train_imagenet.py"],
     "write_datasets.py": ["write_datasets.py"],
@@ -54,13 +53,20 @@ def test_a_typo_imports_nothing_heavy(program):
         ([*RECIPE, "--start-at", ""], "--start-at is empty; give it a value or leave it out"),
         ([*RECIPE, "--measure"], "--measure and --at-throughput belong to --print"),
         ([*RECIPE, "--eval.out=x"], "--eval.out belongs to --eval-only"),
-        ([*RECIPE, "--stage.lr=fast"], "--stage.lr is 'fast'; it must be a number above 0 and at most 1,000"),
+        ([*RECIPE, "--stage.lr=fast"], "--stage.lr is 'fast'; it must be a number at least 1e-20 and at most 1,000"),
     ],
 )
 def test_mistakes_are_told_before_anything_heavy_is_imported(arguments, complaint):
     status, said, names = imported(["train_imagenet.py", *arguments])
     assert (status, said) == (2, [f"error: {complaint}"])
     assert not names & HEAVY
+
+
+@pytest.mark.parametrize("module", PARTS)
+def test_what_is_a_part_of_a_command_says_of_which(module, run_python):
+    ended = run_python(["-m", module])
+    assert ended.returncode == 2
+    assert re.fullmatch(r"error: this is a part of python .*, which is the command to start\n", ended.stderr)
 
 
 def test_print_imports_nothing_heavy():

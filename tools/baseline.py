@@ -16,7 +16,7 @@ from ffcv_ops.errors import UserError, exits_cleanly
 
 def parse(argv=None) -> argparse.Namespace:
     """The command line."""
-    parser = Parser(prog="python -m tools.baseline", description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("train", type=Path, help=".beton of the known images")
     parser.add_argument("val", type=Path, help=".beton of the images to name")
     parser.add_argument("--log", type=Path, help="log.jsonl of a run on the same data, for comparison")

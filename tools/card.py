@@ -9,6 +9,7 @@ import re
 import shutil
 from pathlib import Path
 
+from config.parser import part_of
 from config.recipe import render_recipe
 from config.schema import DataConfig
 from config.text import markdown_table
@@ -120,3 +121,7 @@ def _made_with(folder):
     if "devices" in content:
         said.append(f"{content.get('ranks', 1)} process(es) on {re.sub(r'[^ -~]', '?', ', '.join(content['devices']))}")
     return ", ".join(said) + "." if said else "Not recorded."
+
+
+if __name__ == "__main__":
+    part_of("python -m tools.export")

@@ -29,7 +29,7 @@ FORMATS = ("timm", "pt2", "onnx")
 
 def parse(argv=None) -> argparse.Namespace:
     """The command line, checked; `formats` as a list."""
-    parser = Parser(prog="python -m tools.export", description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("run", help="a run's folder, or a .safetensors file in it: model_ema, or that of a stage")
     parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="the folder to write")
     parser.add_argument("--formats", default="timm", help=f"some of {','.join(FORMATS)}; only timm without it")

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from config.parser import part_of
 from ffcv_ops.errors import UserError
 
 ONNX_LIMIT = 2**31  # bytes: where a file of protocol buffers ends; larger weights go to model.onnx.data
@@ -49,3 +50,7 @@ def load_onnx(path: Path) -> Callable[[Tensor], Tensor]:
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+
+if __name__ == "__main__":
+    part_of("python -m tools.export")

@@ -55,7 +55,7 @@ def _line(few, many):
 
 @exits_cleanly
 def main(argv=None) -> None:
-    Parser(prog="python -m tools.model_costs", description=__doc__).parse_args(argv)
+    Parser(description=__doc__).parse_args(argv)
     lines = []
     for name, network in networks().items():
         lines.append(f"{json.dumps(name)}: {json.dumps(row(*network))}")

@@ -25,7 +25,7 @@ MOST = 100  # rows, and draws of a stage; a sheet of more is larger than Matplot
 
 def parse(argv=None) -> argparse.Namespace:
     """The command line, checked."""
-    parser = Parser(prog="python -m tools.preview", description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("source", help="a .beton file, the pattern of shards, or one image file")
     parser.add_argument("--cfg", required=True, help="the recipe")
     parser.add_argument("--out", default="preview.png", help="the picture to write")

@@ -9,6 +9,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
+from config.parser import part_of
 from ffcv_ops import rng
 from ffcv_ops.augment import load
 from ffcv_ops.kernels import crops, resample
@@ -46,3 +47,7 @@ def resized(image, size, mode):
     """torchvision's resize, one axis at a time: horizontally first, as every Pillow before 13 does by itself."""
     width, height = F.resize(image, size, mode).size
     return F.resize(F.resize(image, [image.height, width], mode), [height, width], mode)
+
+
+if __name__ == "__main__":
+    part_of("python -m tools.preview --compare")

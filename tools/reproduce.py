@@ -18,7 +18,7 @@ from ffcv_ops.errors import UserError, exits_cleanly
 
 def parse(argv=None) -> argparse.Namespace:
     """The command line."""
-    parser = Parser(prog="python -m tools.reproduce", description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("page", nargs="?", type=Path, help="the Markdown file to put the table into")
     return parser.parse_args(argv)
 

@@ -76,7 +76,7 @@ def executor(options) -> submitit.Executor:
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The launcher's options, and what follows --."""
-    parser = Parser(prog="python -m tools.slurm", description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--gpus-per-node", type=int, default=8, help="0: on the CPU")
     parser.add_argument("--processes-per-node", type=int, help="one for each GPU, if not said otherwise")

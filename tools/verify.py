@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from config.parser import part_of
 from conversion.progress import progress
 from ffcv_ops import stored_images
 from ffcv_ops.compiled import kernel
@@ -99,3 +100,7 @@ def _decode(handle, jpeg, pixels):
         status = decoder.rows(handle, pixels, jpeg.width, count)
         row += count
     return decoder.end(handle) if status == decoder.OK else status
+
+
+if __name__ == "__main__":
+    part_of("python write_datasets.py --verify FILE")

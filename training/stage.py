@@ -112,6 +112,7 @@ def create_stage(run: Run, number: int, start_weights: dict[str, Tensor] | None 
         _load_start_weights(run, number, network, start_weights)
     _check_model(run, config, network)
     network.to(device)
+    _check_sizes(run, config, network)
     if recipe.speed.channels_last and model.tokens(network) is None:  # convolutions are faster so, transformers not
         network.to(memory_format=torch.channels_last)
     return Stage(
@@ -139,6 +140,30 @@ def _check_model(run, config, network):
         raise UserError(f"speed.drop_path subset is for deit3 models; for {name} use exact")
     if model.tokens(network) is not None and (config.ramp or config.eval_side != config.resolution):
         raise UserError(f"stage {config.name}: {name} has one resolution; leave out ramp and eval_resolution")
+
+
+@torch.no_grad()
+def _check_sizes(run, config, network):
+    """UserError where the images are too small for the model's patches, windows or strides: one goes through it."""
+    sides = {config.resolution, config.ramp[0] if config.ramp else config.resolution, config.eval_side}
+    network.eval()
+    for side in sorted(sides):
+        try:
+            network(torch.zeros(1, 3, side, side, device=run.ranks.device))
+        except (
+            ArithmeticError,
+            AssertionError,
+            AttributeError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
+            reason = str(error).partition("\n")[0]
+            raise UserError(
+                f"stage {config.name}: {run.recipe.model.name} cannot take images of {side} px ({reason:.200})"
+            ) from error
+    network.train()
 
 
 def _load_start_weights(run, number, network, start_weights):

@@ -14,7 +14,6 @@ Ends with status 1 when any of the last four happened. The whole suite takes abo
 when and at which commit it was measured. Stock FFCV was measured once: bench/results/faults_stock.json.
 """
 
-import argparse
 import subprocess
 import tempfile
 import time
@@ -28,6 +27,7 @@ from bench.faults import betons, changed_files, kills, memory, odd_files, odd_so
 from bench.faults.suite import FAILURES, OUTCOMES, Fault, Figure
 from bench.processes import ROOT, Server
 from bench.report import chosen, say
+from config.parser import Parser
 from ffcv_ops.errors import exits_cleanly
 
 MARKER = "bench.faults"
@@ -137,11 +137,11 @@ def grids(rows: list[dict], stock: list[dict]) -> list[report.Grid]:
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a part of the cases: about a minute")
     parser.add_argument("--only", metavar="A,B", help=f"some of {','.join(GROUPS)}")
     parser.add_argument("--json", type=Path, help="write machine and rows to this file")
-    parser.add_argument("--markdown", type=Path, help=f"put the tables into this file, between <!-- {MARKER} --> marks")
+    parser.add_argument("--markdown", type=report.marked(MARKER), help=f"put the tables between its <!-- {MARKER} -->")
     options = parser.parse_args(argv)
     options.only = chosen("group", options.only, GROUPS, GROUPS)
     return options

@@ -20,7 +20,6 @@ reaches in the same turns. `memory`: peak with the weights, on a GPU of its memo
 what it had. `--beton`: trains from that file through our loader, and tells how long steps wait for data.
 """
 
-import argparse
 from pathlib import Path
 
 import torch
@@ -30,6 +29,7 @@ from bench.report import chosen
 from bench.step.baselines import ALL, ON_CPU, QUICK, TASKS
 from bench.step.measure import measure_loading, measure_parts, measure_task
 from bench.step.views import grids, kept_results, summary
+from config.parser import Parser
 from ffcv_ops.errors import UserError, exits_cleanly
 from training import distributed
 
@@ -37,7 +37,7 @@ MARKER = "bench.step"
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a tiny model, two turns")
     parser.add_argument("--tasks", help=f"some of {','.join(TASKS)},parts (those of the device)")
     parser.add_argument("--only", help=f"some of {','.join(ON_CPU)}")
@@ -49,7 +49,7 @@ def parse(argv):
     parser.add_argument("--beton", type=Path, help="also train from this file, at 128 px")
     parser.add_argument("--json", type=Path, help="write machine and rows to this file; a folder: to DEVICE.json in it")
     parser.add_argument("--table", action="store_true", help="measure nothing: show what bench/results/ has")
-    parser.add_argument("--markdown", type=Path, help=f"put that table into this file, between <!-- {MARKER} --> marks")
+    parser.add_argument("--markdown", type=report.marked(MARKER), help=f"put it between this file's <!-- {MARKER} -->")
     options = parser.parse_args(argv)
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if options.device == "cuda" and not torch.cuda.is_available():

@@ -127,7 +127,7 @@ def text_of(stage) -> str:
 
 
 def describe(stage) -> str:
-    """What happens to a training sample of this stage in a line: `rrc(224) | flip(.5) | three(gray, blur)`."""
+    """What happens to a training sample of this stage in a line: `rrc(224) | flip(.5) | three(gray+blur)`."""
     steps = [f"{stage.crop}({stage.resolution})"] + ([f"flip({_short(stage.flip)})"] if stage.flip else [])
     for step in parse(text_of(stage)):
         inside = ", ".join(_short(value) for _, value in step.options)
@@ -136,5 +136,5 @@ def describe(stage) -> str:
 
 
 def _short(value):
-    """0.5 -> .5, gray+blur -> gray, blur."""
-    return re.sub(r"^0\.", ".", str(value)).replace("+", ", ")
+    """0.5 -> .5"""
+    return re.sub(r"^0\.", ".", str(value))

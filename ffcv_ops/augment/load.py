@@ -108,9 +108,14 @@ def _compile(augmentation, which):
         raise UserError(_complaint(error, augmentation.kernel.py_func)) from None
     except KeyError as error:  # Numba's way to say that a record has no such field
         code, field = augmentation.kernel.py_func.__code__, error.args[0]
-        lines = [step.positions.lineno for step in dis.get_instructions(code) if step.argval == field]
-        place = f"{code.co_filename}, line {lines[0] if lines else code.co_firstlineno}"
+        place = f"{code.co_filename}, line {_line_of(field, code)}"
         raise UserError(f"{place}: {augmentation.name} declares no option {field!r}") from None
+
+
+def _line_of(name, code):
+    """Where a function's code first says this name; where it begins if nowhere."""
+    lines = (step.positions.lineno for step in dis.get_instructions(code) if step.argval == name)
+    return next(lines, code.co_firstlineno)
 
 
 def _complaint(error, function):
@@ -120,8 +125,12 @@ def _complaint(error, function):
     lines = re.findall(r'File "([^"]+)", line (\d+)', text)
     here = [int(line) for file, line in lines if Path(file).name == Path(code.co_filename).name]
     said = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith(("Failed in", "File"))]
-    place = f"{code.co_filename}, line {here[-1] if here else code.co_firstlineno}"
-    return f"{place}: {function.__name__} cannot be compiled: {said[0] if said else type(error).__name__}"
+    what = said[0] if said else type(error).__name__
+    if what.endswith("found for signature:"):  # the next line is the call that nobody can compile, with its types
+        what = f"{what} {said[1].removeprefix('>>> ')}"
+    unknown = re.search(r"name '(\w+)' is not defined", what)
+    line = here[-1] if here else _line_of(unknown[1] if unknown else "", code)
+    return f"{code.co_filename}, line {line}: {function.__name__} cannot be compiled: {what}"
 
 
 def key_of(place: int, own: bool, key: RandomKey) -> RandomKey:

@@ -15,14 +15,24 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+from ffcv_ops.errors import UserError
+
 SOURCES = [Path(__file__).with_name(name) for name in ("region.c", "scan.c")]
 PACKAGES = "libjpeg-dev (conda: libjpeg-turbo) and a C compiler"
 
 
-def cache_folder() -> Path:
-    """Where what is compiled on this machine is kept."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "ffcv_ops"
+def cache_folder(part: str = "") -> Path:
+    """Where what is compiled on this machine is kept, or a part of it; it is made. UserError where it cannot be."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "ffcv_ops", part)
+    advice = "set XDG_CACHE_HOME to a folder where compiled code may be kept"
+    if folder.parts[0] == "~":
+        raise UserError(f"this user has no home folder, and HOME is not set; {advice}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}; {advice}") from error
 
 
 @cache
@@ -54,7 +64,6 @@ def _build(target: Path) -> str:
     """Compiles to a temporary name first, since several ranks may do this at once. Returns what went wrong, or ""."""
     compiler = shlex.split(os.environ.get("CC") or "cc")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             built = Path(folder) / target.name
             command = [*compiler, "-O3", "-shared", "-fPIC", "-o", str(built), *map(str, SOURCES), *_libjpeg()]

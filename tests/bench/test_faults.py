@@ -82,6 +82,7 @@ def test_a_failure_is_in_the_table_and_in_the_status(tmp_path, monkeypatch, caps
 
     monkeypatch.setitem(faults.GROUPS, "betons", faults.GROUPS["betons"]._replace(run=run))
     table = tmp_path / "table.md"
+    table.write_text(f"<!-- {faults.MARKER} -->\n<!-- /{faults.MARKER} -->\n")
     given = ["--quick", "--only=betons", f"--json={tmp_path / 'x.json'}", f"--markdown={table}"]
     with pytest.raises(SystemExit) as ended:
         faults.main(given)

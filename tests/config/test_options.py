@@ -151,16 +151,26 @@ def test_all_faults_are_told_at_once():
     assert [line.partition(" ")[0] for line in str(refusal.value).splitlines()] == ["x.layers", "x.icing", "x.sugr"]
 
 
+TINY = ("stage.min_oversampling", "stage.jitter", "stage.ema", "log.save_every")
+
+
 @pytest.mark.parametrize("name", options.all_names(SECTIONS | {"eval": EvalConfig}))
-def test_every_number_of_a_recipe_has_an_upper_limit(name):
+def test_every_number_of_a_recipe_has_its_limits(name):
+    """Nothing out of all proportion is taken, and what is below 0 nowhere. What is tiny is taken where it means as much
+    as 0 does, and of times and shares that only need to be above 0."""
     section, _, row = name.rpartition(".")
     kind, field = options.options_of((SECTIONS | {"eval": EvalConfig})[section])[row]
     limits = field.metadata["limits"]
     if re.search(r"\b(int|float)\b", str(kind)):
         assert limits["at most"] is not None or limits["below"] is not None
-        for number in ("1e300", "1e308", "2147483648", "999999999999999999"):
-            with pytest.raises(ValueError):
-                parse_value(kind, number if row != "seed" else "1e300", limits)
+        numbers = ["1e300", "1e308", "nan", "inf", "-inf", "-1", "-1e300", "-5e-324"]
+        numbers += ["2147483648", "999999999999999999"] if row != "seed" else []
+        if limits["at least"] != 0 and name not in TINY:
+            numbers += ["1e-300", "5e-324", "1e-50"]
+        for number in numbers:
+            for text in (number, f"{number}, {number}", f"{number}, {number}, {number}"):
+                with pytest.raises((ValueError, OverflowError)):
+                    parse_value(kind, text, limits)
 
 
 def test_select():

@@ -225,7 +225,7 @@ BAD_RECIPES = {
     "stage: {epochs: }": "stage.epochs is ''",
     "data: {train: ~}": "data.train is '~'; it must be text",
     "stage: {ema: null}": "stage.ema is 'null'; it must be a number above 0 and below 1 or none",
-    "stage: {lr: .nan}": "stage.lr is '.nan'; it must be a number above 0",
+    "stage: {lr: .nan}": "stage.lr is '.nan'; it must be a number at least 1e-20",
     "stage: {lr: nan}": "stage.lr is 'nan'",
     "stage: {lr: .inf}": "stage.lr is '.inf'",
     "stage: {lr: 1e999}": "stage.lr is '1e999'",
@@ -254,7 +254,7 @@ BAD_RECIPES = {
     "stage: {repeats: 0}": "stage.repeats is '0'; it must be a whole number at least 1",
     "stage: {flip: 1.5}": "stage.flip is '1.5'; it must be a number at least 0 and at most 1",
     "stage: {drop_path: 1}": "stage.drop_path is '1'; it must be a number at least 0 and below 1",
-    "stage: {clip_norm: 0}": "stage.clip_norm is '0'; it must be a number above 0 and at most 1,000,000 or none",
+    "stage: {clip_norm: 0}": "stage.clip_norm is '0'; it must be a number at least 1e-20 and at most 1,000,000 or none",
     # keys that disagree
     "stage: {smoothing: 0.1}": "stage train: loss bce with smoothing 0.1 makes every class a target",
     "stage: {batch: 300}": "stage train: batch 300 must be a multiple of mix_chunk 256",

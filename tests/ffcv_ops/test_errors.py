@@ -1,3 +1,5 @@
+import os
+import resource
 import subprocess
 import sys
 
@@ -5,11 +7,13 @@ import pytest
 
 from ffcv_ops.errors import one_line
 
-PRINTS = "from ffcv_ops.errors import exits_cleanly\n@exits_cleanly\ndef main():\n    {}\nmain()"
+PRINTS = "from ffcv_ops import errors\n@errors.exits_cleanly\ndef main():\n    {}\nmain()"
+STRIKE, WAIT = "__import__('os').kill(0, 2)", "__import__('time').sleep(60)"
 
 
 def run(body, **options):
-    return subprocess.run([sys.executable, "-c", PRINTS.format(body)], capture_output=True, text=True, **options)
+    words = [sys.executable, "-c", PRINTS.format(body)]
+    return subprocess.run(words, capture_output=True, text=True, timeout=60, **options)
 
 
 def test_a_reader_that_has_read_enough_is_no_error():
@@ -33,6 +37,11 @@ def test_bad_input_is_one_line_and_status_2():
     assert (ended.returncode, ended.stderr) == (2, "error: x: no such file\n")
 
 
+def test_bad_input_that_imports_find_is_one_line_and_status_2_too():
+    ended = run("print('x')\nmain()\nraise errors.UserError('y: no such file')\ndef main():\n    pass")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "x\n", "error: y: no such file\n")
+
+
 def test_text_that_is_not_ours_stays_text():
     """Nothing in a file's name or content moves the cursor, hides what is there, or fills the screen."""
     assert (
@@ -50,12 +59,44 @@ def test_text_that_is_not_ours_stays_text():
     [
         ("raise KeyboardInterrupt", "interrupted\n"),
         ("raise KeyboardInterrupt('two are kept')", "interrupted; two are kept\n"),
-        ("__import__('os').kill(0, 2); __import__('time').sleep(60)", "interrupted\n"),
+        (f"{STRIKE}; {WAIT}", "interrupted\n"),
+        (f"try: {STRIKE}; {WAIT}\n    finally: [{STRIKE} for _ in range(4)]; print('in order')", "interrupted\n"),
+        (f"__import__('atexit').register(lambda: {STRIKE}); {STRIKE}; {WAIT}", "interrupted\n"),
+        (f"errors.PATIENCE = 0\n    try: {STRIKE}; {WAIT}\n    finally: {STRIKE}; {WAIT}", "interrupted\n"),
     ],
 )
 def test_an_interrupt_is_one_line_and_status_130(main, said):
+    """However often Ctrl-C is pressed: what puts things in order is left alone, and ended where that takes too long."""
     ended = run(main, start_new_session=True)
     assert (ended.returncode, ended.stderr) == (130, said)
+    assert ended.stdout == ("in order\n" if "in order" in main else "")
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("raise MemoryError", "there is no memory left"),
+        (
+            "return [open('/dev/null') for _ in range(99)]",
+            "/dev/null: too many files are open; raise",
+        ),
+        (
+            'raise RuntimeError("can\'t start new thread")',
+            "no further process or thread can be started",
+        ),
+        ("open('/dev/full', 'w', buffering=1).write('x\\n')", "the disk is full; make room"),
+    ],
+)
+def test_a_limit_of_the_process_is_one_line_and_status_2(body, said):
+    ended = run(body, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (50, 50)))
+    assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1), ended.stderr
+    assert ended.stderr.startswith(f"error: {said}")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_what_a_stream_cannot_show_is_escaped(encoding):
+    ended = run(r"print('\u732b \udcff')", env=os.environ | {"PYTHONIOENCODING": encoding})
+    assert (ended.returncode, ended.stdout) == (0, "猫 \\udcff\n" if encoding == "utf-8" else "\\u732b \\udcff\n")
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -71,7 +112,7 @@ interruptible()
 {before}
 @exits_cleanly
 def main():
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT).__name__ == "_interrupt_once"
 main()
 {after}
 """

@@ -208,11 +208,11 @@ def test_epochs_seeds_and_copies_differ(jpg_beton):
     assert not torch.equal(first[0][0], other_seed[0][0])
     ids = train(jpg_beton).sample_ids(0)
     images = torch.cat([images for images, _ in first])
-    showings = {}
+    views = {}
     for position, draw in enumerate(ids):
-        showings.setdefault(draw % SAMPLES, []).append(images[position])
-    assert {len(shown) for shown in showings.values()} == {3}
-    assert all(not torch.equal(a, b) for a, b, _ in showings.values())
+        views.setdefault(draw % SAMPLES, []).append(images[position])
+    assert {len(shown) for shown in views.values()} == {3}
+    assert all(not torch.equal(a, b) for a, b, _ in views.values())
 
 
 @pytest.mark.parametrize("fixture", ["jpg_beton", "raw_beton"])

@@ -93,7 +93,7 @@ def test_an_imagenet_epoch_is_the_official_samplers(processes):
 
 @pytest.mark.parametrize("world", [1, 2, 8])
 def test_ranks_get_what_the_official_sampler_gives_its_eight_processes(world):
-    """Process c of 8 holds showings c, c + 8, ...; partners of its flipped batch are neighbours here."""
+    """Process c of 8 holds views c, c + 8, ...; partners of its flipped batch are neighbours here."""
     ids = order.epoch_sample_ids(20_000, seed=3, epoch=1, repeats=3)
     arranged = order.arrange(ids, batch=512, chunk=64)
     shares = [order.rank_share(arranged, batch=512, rank=r, world=world) for r in range(world)]

@@ -104,7 +104,7 @@ def test_each_image_is_shown_as_often_as_it_should(plan, seed):
     times = Counter((ids % samples).tolist())
     whole, rest = divmod(len(ids), repeats)
     assert sorted(times.values(), reverse=True) == [repeats] * whole + [rest] * (rest > 0)
-    assert len(set(ids.tolist())) == len(ids), "two showings with the same random numbers"
+    assert len(set(ids.tolist())) == len(ids), "two views with the same random numbers"
 
 
 @settings(max_examples=150, deadline=None)

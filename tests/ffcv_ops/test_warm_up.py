@@ -1,6 +1,7 @@
 """Kernels are compiled before they are needed: all of them, once, and never for another reason than that."""
 
 import dataclasses
+import os
 
 import numba
 import pytest
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.timeout(600)  # a busy machine may take minutes to comp
 def runs(monkeypatch, tmp_path):
     """An empty cache folder. A list that grows when kernels would run."""
     runs = []
-    monkeypatch.setattr(compiled, "cache_folder", lambda: str(tmp_path / "cache"))
+    monkeypatch.setattr(compiled, "cache_folder", lambda: str(tmp_path))
     monkeypatch.setattr(warm_up, "_run_all", runs.append)
     return runs
 
@@ -63,7 +64,16 @@ def test_what_was_interrupted_is_begun_again(runs, monkeypatch):
 
 def test_a_cache_that_cannot_be_written_is_one_line(monkeypatch, tmp_path):
     (tmp_path / "file").touch()
-    monkeypatch.setattr(compiled, "cache_folder", lambda: str(tmp_path / "file" / "cache"))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # no HOME, and a user without an entry in passwd
+    compiled.cache_folder.cache_clear()
+    with pytest.raises(UserError, match="this user has no home folder, and HOME is not set; set XDG_CACHE_HOME"):
+        warm_up.prepare_kernels()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(UserError, match="cannot be written: Not a directory; set XDG_CACHE_HOME") as raised:
         warm_up.prepare_kernels()
     assert "\n" not in str(raised.value)
+    monkeypatch.undo()
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"NUMBA_DISABLE_JIT is set: .*; unset it"):
+        patch.setattr(numba.config, "DISABLE_JIT", 1)
+        compiled._numba.__wrapped__()

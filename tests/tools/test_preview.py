@@ -25,7 +25,7 @@ def test_a_sheet_of_a_beton(request, fixture, tmp_path, capsys):
     preview.main([str(request.getfixturevalue(fixture)), "--cfg", RECIPE, "--out", str(path), "--images", "2"])
     said = capsys.readouterr().out
     assert "2 images, 3 draws each, stages pretrain_224, finetune_384" in said
-    assert "pretrain_224: rrc(224) | flip(.5) | three(gray, solarize, blur) | jitter(.3)\n" in said
+    assert "pretrain_224: rrc(224) | flip(.5) | three(gray+solarize+blur) | jitter(.3)\n" in said
     picture = np.asarray(Image.open(path).convert("RGB"))
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 1000
 

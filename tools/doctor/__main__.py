@@ -20,7 +20,7 @@ from tools.doctor.findings import FAULT, WARNING, Finding, show
 @exits_cleanly
 def main(argv=None) -> int:
     """Returns the exit status."""
-    parser = Parser("python -m tools.doctor", description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("files", nargs="*", metavar="FILE.beton", help="data to look at")
     parser.add_argument("--cfg", metavar="RECIPE", help="a recipe to look at, with its data")
     options = parser.parse_args(argv)

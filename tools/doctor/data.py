@@ -4,17 +4,12 @@ import glob
 import struct
 from pathlib import Path
 
+from config.text import format_bytes
 from ffcv_ops import host
 from tools.doctor.findings import FAULT, OK, WARNING, Finding
 
-GIB = 2**30
 IMAGES_PER_CORE = 1000  # of our loader, about (docs/performance.md)
 HEADER = struct.Struct("<HHIQQ")  # of a .beton: version, fields, page size, samples, place of the table
-
-
-def _size(count):
-    """Bytes in words."""
-    return f"{count / GIB:,.1f} GiB" if count >= GIB else f"{count / 2**20:,.1f} MiB"
 
 
 def _samples(path):
@@ -46,7 +41,8 @@ def beton(name, paths, known, ffcv_works):
         yield Finding(name, FAULT, known["refused"], "write or copy it again")
         return
     size, samples = sum(path.stat().st_size for path in paths), known.get("samples") or sum(map(_samples, paths))
-    found = f"{samples:,} images, {_size(size)}" + (f", {known['classes']:,} classes" if "classes" in known else "")
+    found = f"{samples:,} images, {format_bytes(size)}"
+    found += f", {known['classes']:,} classes" if "classes" in known else ""
     if "error" in known and ffcv_works:
         yield Finding(name, WARNING, f"{found}; {known['error']:.200}", "python -m pytest tests/ffcv_ops")
     else:
@@ -65,7 +61,7 @@ def beton(name, paths, known, ffcv_works):
 def data_in_memory(paths):
     total, _, limit = host.memory()
     most, size = min(total, limit or total), sum(path.stat().st_size for path in paths)
-    found = f"{_size(size)} of files, {_size(most)} of memory"
+    found = f"{format_bytes(size)} of files, {format_bytes(most)} of memory"
     if size < 0.8 * most:
         yield Finding("data and memory", OK, f"{found}: from the second epoch on the page cache holds all")
     else:

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import psutil
 from torch import distributed
 
+from config.text import format_duration
 from ffcv_ops.errors import UserError
 from training.distributed import Ranks, barrier
 from training.distributed.stop import Stopped
@@ -66,22 +67,19 @@ def verdict(ranks: Sequence[Seen], limit: float, *, failed: bool) -> str | None:
         if seen.gone and not seen.beat.left:
             return f"{seen.beat} is gone: killed or crashed; it was last {_where(seen.beat)}"
         if seen.silent > (min(SOON, limit) if failed else limit) and not seen.beat.left:
-            return f"{seen.beat} gives no sign of life for {_time(seen.silent)}; it was last {_where(seen.beat)}"
+            silent = format_duration(seen.silent)
+            return f"{seen.beat} gives no sign of life for {silent}; it was last {_where(seen.beat)}"
     there = [seen for seen in ranks if not seen.beat.left]
     if not any(seen.still > limit for seen in there):
         return None
     waiting = [seen for seen in there if seen.beat.waits and seen.still > limit / 2]  # the others wait for these
     culprit = max(waiting, key=lambda s: s.still) if waiting else min(there, key=lambda s: (s.beat.moves, -s.still))
-    message = f"{culprit.beat} is {_where(culprit.beat)}, for {_time(culprit.still)}"
+    message = f"{culprit.beat} is {_where(culprit.beat)}, for {format_duration(culprit.still)}"
     return f"{message}. Where that is no fault, raise --watchdog"
 
 
 def _where(beat):
     return f"{beat.place} since {beat.since}"
-
-
-def _time(seconds):
-    return f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
 
 
 class Watchdog:

@@ -4,9 +4,12 @@ In: the plan of the run and the rows of log points. Lines that are not an epoch'
 so a Slurm log of days stays readable.
 """
 
+import os
+import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 
 from rich.console import Console
 from rich.markup import escape
@@ -20,12 +23,22 @@ LINE_EVERY = 60.0  # seconds
 POINTS = 64  # log points over which the speed is taken
 
 
+class _Console(Console):
+    """One whose reader may go away (`| head`): the run goes on without it."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+        with suppress(OSError):  # that of stderr may be gone too
+            print("nobody reads the output any more; the run goes on, and log.jsonl has it all", file=sys.stderr)
+
+
 class ConsoleProgress:
     """Where the run stands, on the console. `quiet`: in ranks other than the main one it prints nothing."""
 
     def __init__(self, plans: Sequence[StagePlan], *, quiet: bool):
         self.plans = plans
-        self.console = Console(quiet=quiet, highlight=False)
+        self.console = _Console(quiet=quiet, highlight=False)
         self.bars = None
         self.tasks = {}
         self.last_line = time.monotonic()

@@ -34,7 +34,8 @@ def adapt_state_dict(
     if _has_places(weights.get("pos_embed")) and _has_places(getattr(model, "pos_embed", None)):
         grid = model.patch_embed.grid_size
         prefix = model.pos_embed.shape[1] - math.prod(grid)  # tokens with an embedding and no place: 0 in deit3 models
-        if prefix == 0 and "cls_token" in weights and _side(weights["pos_embed"], 1):
+        has_class_position = prefix == 0 and _side(weights["pos_embed"], 1) > 0
+        if has_class_position and weights["pos_embed"][:, :1].shape == getattr(weights.get("cls_token"), "shape", None):
             adapted |= _fold_class_position(weights)
             say("the class token's position embedding is added to the class token, which gives the same outputs")
         adapted["pos_embed"] = _resample(adapted["pos_embed"], grid, prefix)
@@ -44,10 +45,13 @@ def adapt_state_dict(
     if head == "map":
         old = torch.tensor(class_map, device=next(iter(own.values())).device)
         for key, value in own.items():
-            if key not in weights or weights[key].shape[1:] != value.shape[1:]:
+            given = weights.get(key)
+            if given is None or given.ndim != value.ndim or given.shape[1:] != value.shape[1:]:
                 raise UserError(f"head: map needs {key} in the weights, of {tuple(value.shape[1:])} for each class")
+            if len(given) <= max(class_map) or not given.is_floating_point():
+                raise UserError(f"head: map: {key} has {len(given)} classes of {given.dtype}; are the weights whole?")
             known = (old >= 0).view(-1, *[1] * (value.ndim - 1))
-            adapted[key] = torch.where(known, weights[key].to(value.device)[old.clamp(min=0)], value)
+            adapted[key] = torch.where(known, given.to(value)[old.clamp(min=0)], value)
     return adapted
 
 
@@ -91,7 +95,7 @@ def _is_head(key, model):
 
 def _has_places(embedding):
     """Whether it is (1, tokens, channels); other families of timm have other shapes, which are left as they are."""
-    return embedding is not None and embedding.ndim == 3
+    return embedding is not None and embedding.ndim == 3 and embedding.numel() > 0 and embedding.is_floating_point()
 
 
 def _side(embedding, prefix):
@@ -104,7 +108,7 @@ def _side(embedding, prefix):
 def _fold_class_position(weights):
     """DeiT and ViT add a position to the class token too, DeiT III does not: both add it to a constant."""
     own, places = weights["pos_embed"][:, :1], weights["pos_embed"][:, 1:]
-    return {"cls_token": weights["cls_token"] + own, "pos_embed": places}
+    return {"cls_token": (weights["cls_token"].float() + own.float()).to(own.dtype), "pos_embed": places}
 
 
 def _resample(embedding, grid, prefix):

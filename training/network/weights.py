@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from config import train_command
-from ffcv_ops.errors import UserError
+from ffcv_ops.errors import UserError, one_line
 
 IN_FOLDER = ("model.safetensors", "pytorch_model.bin")
 SOURCES = train_command.WEIGHTS
@@ -146,7 +146,7 @@ def _what_is_not_loaded(path):
         names = []
     if not names:
         return "it is not of torch.save, or holds more than tensors and plain values, which are not loaded"
-    shown = ", ".join(name if name.isprintable() else ascii(name) for name in names[:3])
+    shown = ", ".join(map(one_line, names[:3]))
     return f"it holds more than tensors and plain values, which are not loaded: {shown:.200}; save its weights alone"
 
 
@@ -161,8 +161,8 @@ def _part_with_weights(content):
     for key, value in weights.items():
         if not isinstance(key, str):
             raise ValueError(f"a weight's name is {key!r:.40}, which is no text")
-        if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
-            raise ValueError(f"{key} is not a plain tensor: sparse, quantized or without content")
+        if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu" or value.is_complex():
+            raise ValueError(f"{key} is not a plain tensor: sparse, quantized, complex or without content")
     return part, weights
 
 

@@ -13,6 +13,7 @@ A checkpoint holds tensors and plain values only: what `Stage.state_dict` gives,
 
 import time
 from collections.abc import Callable
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,9 +59,18 @@ class RunFolder:
         """The images of each stage in the plan that is in the folder; none where there is no whole one."""
         return {plan.stage: plan.train_images for plan in read_plan(self.path / "plan.json")}
 
+    @contextmanager
     def alone(self):
-        """A context in which no other process trains in this folder; UserError where one does."""
-        return locked(self.path / "run.lock", str(self.path))
+        """A context in which no other process trains in this folder; UserError where one does. Behind it the lock is
+        gone, and so is the folder, where the start was refused and nothing written."""
+        lock = self.path / "run.lock"
+        with locked(lock, str(self.path)):
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+                with suppress(OSError):
+                    self.path.rmdir()
 
     def check_recipe(self, recipe: Recipe) -> None:
         """UserError where the folder holds a run of another recipe."""

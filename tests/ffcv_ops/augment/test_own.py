@@ -121,7 +121,7 @@ def test_a_recipe_pins_the_file_and_executes_nothing(folder):
     assert re.fullmatch(
         r"three\(ops=gray\+solarize\+blur\) \| grain.py:grain@[0-9a-f]{16}\(24\)", run.stages[0].augment
     )
-    assert chain.describe(run.stages[0]).endswith("| three(gray, solarize, blur) | grain.py:grain(24) | jitter(.3)")
+    assert chain.describe(run.stages[0]).endswith("| three(gray+solarize+blur) | grain.py:grain(24) | jitter(.3)")
     kept = folder / "recipe.yaml"
     kept.write_text(render_recipe(run))
     (folder / "grain.py").unlink()
@@ -147,7 +147,9 @@ MISTAKES = {
     "typing": (CODE.replace("options.probability:", "options.probabilty:"), "grain.py:grain",
                r"grain.py, line 11: grain declares no option .probabilty."),
     "name": (CODE.replace("min(max(", "clip(max("), "grain.py:grain",
-             r"grain.py, line \d+: grain cannot be compiled: .*clip"),
+             r"grain.py, line 18: grain cannot be compiled: .*clip"),
+    "a signature": (CODE.replace("options.probability:", "options.probability + 'x':"), "grain.py:grain",
+                    r"grain.py, line 11: grain cannot be compiled: .* signature: add\(float64, Literal\[str\]\(x\)\)$"),
 }  # fmt: skip
 
 

@@ -38,9 +38,9 @@ def test_shards_are_one_data_set(stand_ins, tmp_path, encoded, write_shards, mon
     assert timed == [largest, largest]
     assert [row.found.split(",")[0] for row in rows if row.what == pattern] == ["96 images"]
     assert [row.found.split(",")[0] for row in rows if row.what == str(largest)] == ["40 images"]
-    size = sum(path.stat().st_size for path in tmp_path.glob("*.beton")) / 2**20
+    size = sum(path.stat().st_size for path in tmp_path.glob("*.beton")) / 1e6
     (row,) = [row for row in rows if row.what == "data and memory"]
-    assert row.found.startswith(f"{size:.1f} MiB of files")
+    assert row.found.startswith(f"{size:.3g} MB of files")
     monkeypatch.undo()
     largest.unlink()
     (answer,) = questions.answers(questions.FILES, [pattern]).values()

@@ -30,13 +30,13 @@ CASES = {
     "slow but moving": ([seen(0, still=59), seen(1, still=59, silent=59)], False, None),
     "ended in order": ([seen(0), seen(1, gone=True, silent=500, still=500, left=DONE)], False, None),
     "killed": ([seen(0), seen(1, gone=True)], False, r"rank 1 \(node, process 101\) is gone"),
-    "silent": ([seen(0, still=99), seen(1, silent=61, still=61)], False, r"rank 1 .* gives no sign of life for 61 sec"),
-    "silent after a failure": ([seen(0), seen(1, silent=11)], True, r"rank 1 .* gives no sign of life for 11 seconds"),
+    "silent": ([seen(0, still=99), seen(1, silent=61, still=61)], False, "rank 1 .* no sign of life for 1 min 1 s"),
+    "silent after a failure": ([seen(0), seen(1, silent=11)], True, r"rank 1 .* gives no sign of life for 11 s"),
     "failing by itself": ([seen(0), seen(1, gone=True, silent=4, left="UserError: x")], False, None),
     "failed": ([seen(0), seen(1, gone=True, silent=11, left="UserError: x")], False, "rank 1 .* ended: UserError: x"),
     "stalled loader": ([seen(0, still=61), seen(1, "waiting for its loader, batch 8", still=59, waits=True),
                         seen(2, still=55)], False, "rank 1 .* is waiting for its loader, batch 8 since .*, for 59"),
-    "all loaders": ([seen(0, waits=True, still=70), seen(1, waits=True, still=150)], False, "rank 1 .* for 2 minutes"),
+    "all loaders": ([seen(0, waits=True, still=70), seen(1, waits=True, still=150)], False, "rank 1 .* for 2 min 30 s"),
     "stuck": ([seen(0, still=70), seen(1, still=70, moves=8), seen(2, still=70)], False, "rank 1 .* is past"),
 }  # fmt: skip
 
