@@ -21,7 +21,7 @@ from ffcv_ops.errors import UserError, exits_cleanly, interruptible
 if __name__ == "__main__":  # --help, mistakes and --print are answered here: the imports below take seconds
     interruptible()
     options, recipe, _ = exits_cleanly(train_command.parse)(__doc__)
-    if options.print and not options.measure:
+    if options.print and not options.measure and not options.init:
         from training.planning import estimate
 
         exits_cleanly(estimate.print_plan)(recipe, images_per_s=options.at_throughput)
@@ -30,6 +30,7 @@ if __name__ == "__main__":  # --help, mistakes and --print are answered here: th
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # FFCV takes streams and pinned memory of any GPU that torch sees
 
 import errno
+import math
 import signal
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
@@ -38,12 +39,14 @@ import torch
 from torch import Tensor
 
 import report
+from config import schedule
 from config.recipe import Recipe
 from ffcv_ops.jpeg import native
 from ffcv_ops.loader import eval_loader, train_loader
 from ffcv_ops.warm_up import prepare_kernels
-from training import distributed, optim, schedule
+from training import distributed, optim
 from training.datasets import open_sets, planned_sets, remarks
+from training.distillation import distilled_loss
 from training.distributed import parallel, stop
 from training.distributed.parallel import gradient_sync
 from training.distributed.watchdog import Watchdog
@@ -58,6 +61,7 @@ from training.losses import loss_of
 from training.memory import compiling, micro_batch, out_of_memory
 from training.mixing import mix_params
 from training.network import weights
+from training.network.freezing import train_mode
 from training.planning import estimate
 from training.planning.throughput import throughput
 from training.run import Run, precision
@@ -77,7 +81,7 @@ def train_epoch(run: Run, stage: Stage) -> None:
     """
     config, loader = stage.config, stage.train_loader
     resolution = schedule.resolution(config, stage.epoch)  # constant, but for convolutional models with a ramp
-    stage.model.train()
+    train_mode(stage.model)
     stage.meter.begin()
     for images, labels in stage.meter.timed(loader.epoch(stage.epoch, stage.step_in_epoch, resolution=resolution)):
         lr = schedule.of_stage(config, stage.step_in_stage, stage.steps_per_epoch)
@@ -138,6 +142,8 @@ def forward_backward(run: Run, stage: Stage, images: Tensor, labels: Tensor) -> 
             distributed.to_device(params, device),
             classes=run.datasets[config.data].classes,
             smoothing=config.smoothing,
+            mean=run.recipe.model.mean,
+            std=run.recipe.model.std,
         )
         if not run.recipe.speed.channels_last:
             inputs = inputs.contiguous()  # mixing leaves them in the loader's order of memory
@@ -147,10 +153,22 @@ def forward_backward(run: Run, stage: Stage, images: Tensor, labels: Tensor) -> 
             torch.compiler.cudagraph_mark_step_begin()
         with gradient_sync(stage.network, on=start + size == n):  # averages over ranks, with the last micro-batch only
             with run.autocast():
-                loss = loss_of(config, stage.network(inputs), targets) * (size / n)  # size divides n
+                loss = stage_loss(stage, inputs, targets) * (size / n)  # size divides n
             stage.scaler.scale(loss).backward()
         total += loss.detach()
     return total
+
+
+def stage_loss(stage: Stage, inputs: Tensor, targets: Tensor) -> Tensor:
+    """Of a micro-batch, a scalar: by the labels, and with `distill` by the teacher too."""
+
+    def of_labels(logits):
+        return loss_of(stage.config, logits, targets, stage.class_weights)
+
+    outputs = stage.network(inputs)
+    if stage.teacher is None:
+        return of_labels(outputs)
+    return distilled_loss(outputs, stage.teacher, inputs, stage.config, of_labels)
 
 
 # --- stages and epochs ---------------------------------------------------------------------------------------------
@@ -161,16 +179,20 @@ def train_stage(run: Run, stage: Stage) -> None:
     prepare(run, stage)
     config = stage.config
     run.log.begin_stage(config, done=stage.step_in_stage)
-    while stage.epoch < config.epochs:
+    while not stage.may_end:
         with out_of_memory.explained_in_training(run, config, stage.micro_batch_size):
             train_epoch(run, stage)
-        row = {"lr": stage.optimizer.param_groups[0]["lr"], **stage.epoch_stats.row()}
+        row = {"lr": max(group["lr"] for group in stage.optimizer.param_groups), **stage.epoch_stats.row()}
         resolution = schedule.resolution(config, stage.epoch)
         stage.epoch, stage.step_in_epoch, stage.epoch_stats = stage.epoch + 1, 0, StepStats()
-        is_last = stage.epoch == config.epochs
         row["bad_samples"] = count_bad_samples(run, stage)
-        if stage.epoch % run.recipe.log.eval_every == 0 or is_last:
-            row |= evaluate_stage(run, stage, is_last=is_last)
+        if stage.epoch % run.recipe.log.eval_every == 0 or stage.may_end:
+            row |= evaluate_stage(run, stage, may_be_last=stage.may_end)
+            keep_best(run, stage, row)
+        is_last = stage.may_end
+        if is_last and stage.epoch < config.epochs:
+            row["ended_early"] = 1
+            run.log.say(f"stage {config.name}: no better {config.best} since epoch {stage.best_epoch}; it ends here")
         run.log.row(
             kind="epoch", stage=config.name, epoch=stage.epoch, step=stage.step, epochs=config.epochs,
             resolution=resolution, **row,
@@ -217,20 +239,37 @@ def count_bad_samples(run: Run, stage: Stage) -> int:
     return count
 
 
-def evaluate_stage(run: Run, stage: Stage, *, is_last: bool) -> dict:
+def keep_best(run: Run, stage: Stage, row: dict) -> None:
+    """Saves the weights of an epoch that is the stage's best so far, by the measure `stage.best` of its row."""
+    measure = stage.config.best
+    value = {"none": -math.inf, "val_loss": -row["val_loss"]}.get(measure, row.get(measure))
+    if value > stage.best:
+        stage.best, stage.best_epoch = value, stage.epoch
+        network = stage.ema if measure == "ema_top1" else stage.model
+        run.folder.save_weights(f"{stage.config.name}_best", network, is_main=run.ranks.is_main)
+
+
+def evaluate_stage(run: Run, stage: Stage, *, may_be_last: bool) -> dict:
     """The columns of an epoch's row: of the model, and of its EMA where there is one. The images are read once. In the
-    stage's last epoch the model's predictions are saved too, which the report shows."""
+    stage's last epoch the model's predictions are saved too, which the report shows, and a line judges the classes."""
     config = stage.config
     networks = [stage.model] if stage.ema is None else [stage.model, stage.ema]
     reducers = [[CountAccuracy(run.datasets[config.data].classes, run.ranks.device)] for _ in networks]
-    if is_last:
+    if may_be_last:
         reducers[0].append(predictions.CollectPredictions(run, config))
     with evaluating(run, stage, *networks):
-        results = evaluate(networks, reducers, stage.val_loader.epoch(0), autocast=run.autocast, flip=config.eval_flip)
-    if is_last and run.ranks.is_main:
+        results = evaluate(
+            networks, reducers, stage.val_loader.epoch(0), autocast=run.autocast, flip=config.eval_flip,
+            normalize=run.normalize,
+        )  # fmt: skip
+    if may_be_last and run.ranks.is_main:
         predictions.save(run.folder.path / predictions.FILE, results[0][1], say=run.log.say)
     result, *of_ema = (accuracy for accuracy, *_ in results)
+    if may_be_last:
+        names = run.datasets[config.data].val.class_names or ()
+        run.log.say(f"stage {config.name}: {result.judgement(names)}")
     row = {"top1": result.top1, "top5": result.top5, "val_loss": result.loss, "val_images": result.images}
+    row |= {"balanced": result.balanced, "majority": result.majority}
     return row | {name: value for ema in of_ema for name, value in (("ema_top1", ema.top1), ("ema_top5", ema.top5))}
 
 
@@ -272,7 +311,7 @@ def train_run(run: Run, *, init: str | None, start_at: int) -> None:
                 after = f"epoch {stage.epoch}" + (f" and {stage.step_in_epoch} steps" if stage.step_in_epoch else "")
                 run.log.say(f"{run.folder.path}: going on at stage {stage.config.name}, after {after}")
             start_weights = checkpoint = None  # free the host's memory
-            if stage.epoch < stage.config.epochs:
+            if not stage.may_end:
                 train_stage(run, stage)
             step = stage.step
             if number + 1 < len(stages):
@@ -343,7 +382,7 @@ def check_resume(run: Run, checkpoint: dict, identity: dict, start_at: int) -> N
 @exits_cleanly
 def main(argv=None) -> signal.Signals | None:
     """Returns the signal that stopped the run before its end, or None."""
-    options, recipe, evaluation = train_command.parse(__doc__, argv)
+    options, recipe, evaluation = train_command.parse(__doc__, argv, preprocessing)
     if options.print:
         estimate.print_plan(recipe, images_per_s=measure(recipe) if options.measure else options.at_throughput)
         return None
@@ -374,6 +413,12 @@ def main(argv=None) -> signal.Signals | None:
         raise UserError(f"{error}; {advice}") from error
     finally:
         distributed.destroy_process_group()
+
+
+def preprocessing(recipe: Recipe, init: str | None) -> dict[str, dict]:
+    """What `auto` stands for in a recipe: as the weights `init` were trained, or as the run that goes on was begun."""
+    folder = RunFolder(recipe)
+    return weights.preprocessing(init or folder.path) if init or folder.begun() else {}
 
 
 def stage_number(recipe: Recipe, name: str) -> int:

@@ -27,7 +27,7 @@ from config.options import (
     to_yaml,
 )
 from config.rules import broken_rules
-from config.schema import SECTIONS, GeneralConfig, Recipe, StageConfig
+from config.schema import SECTIONS, WITHOUT_WEIGHTS, GeneralConfig, Recipe, StageConfig
 from config.text import nearest
 from config.yaml_file import read_yaml
 from ffcv_ops.augment import chain
@@ -42,10 +42,16 @@ def base_values() -> dict[str, dict]:
     return _read_file(BASE_RECIPE, []).sections
 
 
-def load_recipe(path, overrides: Mapping[str, str] | None = None) -> Recipe:
+def load_recipe(
+    path, overrides: Mapping[str, str] | None = None, of_weights: Mapping[str, Mapping] | None = None
+) -> Recipe:
     """The recipe of a file and the command line's overrides: each option by itself, then what they are to each other.
-    All faults are reported at once."""
-    faults = []
+    of_weights: {section: {option: value}}, what `auto` stands for. All faults are reported at once."""
+    faults, auto = [], {}
+    for section_name, values in WITHOUT_WEIGHTS.items():
+        found, wrong = parse_options(SECTIONS[section_name], (of_weights or {}).get(section_name, {}), "--init: its ")
+        auto[section_name] = values | found
+        faults += wrong
     file, last = _read_file(path, faults), _read_overrides(overrides or {}, faults)
     sections = file.sections
     if file.base is not None:
@@ -58,6 +64,7 @@ def load_recipe(path, overrides: Mapping[str, str] | None = None) -> Recipe:
 
     def section(name, row):
         values = sections[name] | row | last[name]
+        values |= {key: value for key, value in auto.get(name, {}).items() if values.get(key) == "auto"}
         lacking.update(dict.fromkeys(missing(SECTIONS[name], values, _where(path, name))))
         return _partial(SECTIONS[name], values)
 

@@ -8,10 +8,13 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from config import schedule
 from config.options import to_yaml
 from config.schema import Recipe
 from ffcv_ops.augment import chain
 from ffcv_ops.errors import UserError, one_line
+
+REACHED = 0.9  # share of lr that a stage must come to: all published recipes come to .97
 
 
 def broken_rules(recipe: Recipe) -> Iterator[str]:
@@ -54,9 +57,10 @@ def names_are_names_of_files(recipe):
             return f"the name {name!r:.60} becomes part of a path; {advice}"
 
 
-def no_stage_is_called_model(recipe):
-    if any(stage.name == "model" for stage in recipe.stages):
-        return "a stage cannot be called model: model.safetensors is the last one's weights"
+def names_of_weights_are_free(recipe):
+    for stage in recipe.stages:
+        if stage.name in ("model", "model_ema") or stage.name.endswith("_best"):
+            return f"a stage cannot be called {stage.name}: {stage.name}.safetensors is for other weights"
 
 
 def finetuning_has_its_data(recipe):
@@ -66,6 +70,11 @@ def finetuning_has_its_data(recipe):
             "data.finetune_train and data.finetune_val belong to stages with data: finetune;"
             " a recipe has both and such a stage, or neither"
         )
+
+
+def checkpointing_is_eager(recipe):
+    if recipe.speed.grad_checkpointing and recipe.speed.cuda_graphs:
+        return "speed.grad_checkpointing does not go with speed.cuda_graphs"
 
 
 def cuda_graphs_are_compiled(recipe):
@@ -142,6 +151,45 @@ def warmup_rises(stage, before, recipe):
         return f"warmup_lr {stage.warmup_lr:g} is above lr {stage.lr:g}"
 
 
+def lr_is_reached(stage, before, recipe):
+    if stage.schedule != "epoch" or stage.warmup_epochs > stage.epochs:
+        return None
+    highest = max(schedule.of_stage(stage, epoch, 1) for epoch in range(min(stage.epochs, stage.warmup_epochs + 2)))
+    if highest < REACHED * stage.lr:
+        return (
+            f"schedule: epoch comes an epoch late, so that {stage.epochs} epochs, of them {stage.warmup_epochs} of"
+            f" warm-up, reach {highest:.3g} at most, not lr {stage.lr:g}; set schedule: step, or more epochs, or fewer"
+            " warmup_epochs"
+        )
+
+
+def class_weights_are_of_cross_entropy(stage, before, recipe):
+    if stage.class_weights != "none" and stage.loss != "ce":
+        return f"class_weights: {stage.class_weights} belongs to loss: ce, not to {stage.loss}"
+
+
+def balanced_sampling_reads_the_whole_file(stage, before, recipe):
+    if stage.sampling != "uniform" and recipe.data.shuffle_pages is not None:
+        return "sampling: balanced goes through the whole file; it cannot go with data.shuffle_pages"
+
+
+def distilling_has_a_teacher(stage, before, recipe):
+    if (stage.distill == "none") != (stage.teacher is None):
+        return "distill and teacher belong together: set both or neither"
+
+
+def foreign_optimizers_are_not_sharded(stage, before, recipe):
+    if stage.optimizer not in ("lamb", "adamw", "sgd") and recipe.speed.parallel == "fsdp":
+        return f"optimizer {stage.optimizer} is not for speed.parallel: fsdp; lamb, adamw and sgd are"
+
+
+def best_can_be_told(stage, before, recipe):
+    if stage.best == "ema_top1" and stage.ema is None:
+        return "best: ema_top1 needs averaged weights; give the stage an ema"
+    if stage.patience is not None and stage.best == "none":
+        return "patience needs to know what is better; set best"
+
+
 def averaged_weights_are_there(stage, before, recipe):
     if stage.start == "ema" and before is None:
         return "start: ema has no stage before it to take averaged weights from; set start: last"
@@ -152,9 +200,10 @@ def averaged_weights_are_there(stage, before, recipe):
 RULES = (
     stages_have_names_of_their_own,
     names_are_names_of_files,
-    no_stage_is_called_model,
+    names_of_weights_are_free,
     finetuning_has_its_data,
     cuda_graphs_are_compiled,
+    checkpointing_is_eager,
 )
 STAGE_RULES = (
     augmentations_are_there,
@@ -169,5 +218,11 @@ STAGE_RULES = (
     warmup_ends_within_the_stage,
     lr_falls,
     warmup_rises,
+    lr_is_reached,
+    class_weights_are_of_cross_entropy,
+    balanced_sampling_reads_the_whole_file,
+    distilling_has_a_teacher,
+    foreign_optimizers_are_not_sharded,
+    best_can_be_told,
     averaged_weights_are_there,
 )

@@ -40,8 +40,15 @@ class ModelConfig:
     """model: what is trained; the image size is the stage's"""
 
     name: str = option("timm's name of the architecture")
+    args: str | None = option("further arguments of timm's model: patch_size=8, depth=6, reg_tokens=4")
     layer_scale: float | None = option("LayerScale's initial value; none: without it", low=LEAST, high=100)
     classes: int | Literal["auto"] = option("size of the head; auto: the classes of the .beton", low=1, high=10**6)
+    mean: tuple[float, float, float] | Literal["auto"] = option(
+        "of the images' channels in 0..1, which becomes 0; auto: the weights', else ImageNet's", low=0, high=1
+    )
+    std: tuple[float, float, float] | Literal["auto"] = option(
+        "standard deviation, which becomes 1; auto: the weights', else ImageNet's", above=0, high=1
+    )
     blur_pool: bool = option("blur before each strided convolution of 16 channels or more")
 
 
@@ -59,7 +66,9 @@ class StageConfig:
     batch: int = option("samples per optimizer step, over all devices", low=1, high=MOST_SAMPLES)
     crop: Literal["rrc", "src", "center"] = option("random resized crop, simple random crop, or the evaluation crop")
     rrc_scale: tuple[float, float] = option("rrc: smallest and largest share of the image's area", low=1e-4, high=1)
-    interpolation: Literal["bicubic", "bilinear"] = option("of the resizing, antialiased, in training and evaluation")
+    interpolation: Literal["auto", "bicubic", "bilinear"] = option(
+        "of the resizing, antialiased, in training and evaluation; auto: the weights', else bicubic"
+    )
     min_oversampling: float | None = option(
         "decode less (a smaller level, a scaled DCT, luma alone) where so many pixels per output pixel remain",
         above=0,
@@ -71,15 +80,25 @@ class StageConfig:
     erasing: float = option("probability of random erasing", low=0, high=1)
     erasing_mode: Literal["const", "rand", "pixel"] = option("erase with the mean color, one random color, or noise")
     repeats: int = option("views of an image in an epoch (repeated augmentation)", low=1, high=100)
+    sampling: Literal["uniform", "balanced"] = option("images of an epoch: all alike, or of each class equally many")
     mixup: float = option("alpha of mixup; 0: no mixup", low=0, high=100)
     cutmix: float = option("alpha of CutMix; 0: no CutMix", low=0, high=100)
     mix_chunk: int = option("samples that share one mixing draw", low=2, high=MOST_SAMPLES)
     smoothing: float = option("label smoothing", low=0, below=1)
     loss: Literal["bce", "ce"] = option("binary cross-entropy of yes-or-no targets, or cross-entropy of soft ones")
     bce_threshold: float = option("bce: targets above this are a full yes, all others a no", low=0, below=1)
+    class_weights: Literal["none", "balanced"] = option("ce: weights of the classes, 1 / their share of the images")
+    distill: Literal["none", "hard", "soft"] = option("learn from a teacher's first class, or its distribution, too")
+    teacher: str | None = option("distill: timm's name of a pretrained model, local-dir:FOLDER or hf-hub:NAME")
+    distill_alpha: float = option("distill: the teacher's share of the loss", low=0, high=1)
+    distill_tau: float = option("distill soft: temperature", low=0.01, high=1000)
     drop_path: float = option("stochastic depth, the same rate in every block", low=0, below=1)
-    optimizer: Literal["lamb", "adamw", "sgd"] = option("optimizer")
+    freeze: int | Literal["backbone"] | None = option(
+        "not trained: all but the classifier, or the stem and so many blocks", low=0, high=1000
+    )
+    optimizer: str = option("lamb, adamw, sgd; or one of timm's (muon, lion, ...); or torch.NAME")
     lr: float = option("peak learning rate, for the whole batch, never rescaled", low=LEAST, high=MOST_LR)
+    layer_decay: float | None = option("learning rate of a layer / that of the next one up (timm's)", low=0.01, high=1)
     min_lr: float = option("learning rate at the cosine's end", low=0, high=MOST_LR)
     warmup_epochs: int = option("epochs of linear warm-up, part of the cosine's epochs", low=0, high=MOST_EPOCHS)
     warmup_lr: float = option("learning rate at the warm-up's start", low=0, high=MOST_LR)
@@ -93,12 +112,20 @@ class StageConfig:
     nesterov: bool = option("sgd: Nesterov's momentum")
     clip_norm: float | None = option("largest global norm of the gradient", low=LEAST, high=10**6)
     ema: float | None = option("decay per step of the averaged weights", above=0, below=1)
+    best: Literal["none", "top1", "balanced", "val_loss", "ema_top1"] = option(
+        "keep the weights of the epoch that was best by this measure too"
+    )
+    patience: int | None = option(
+        "end the stage after so many epochs without a better one by `best`", low=1, high=MOST_EPOCHS
+    )
     start: Literal["last", "ema"] = option("which weights of the stage before to start from")
     head: Literal["keep", "new", "map"] = option(
         "the classifier: kept, begun anew, or rows of the same class names kept"
     )
     eval_resolution: int | None = option("evaluation: side of the image, pixels; none: resolution", low=8, high=4096)
-    eval_crop: float = option("evaluation: share of the short side inside the center crop", low=0.1, high=1)
+    eval_crop: float | Literal["auto"] = option(
+        "evaluation: share of the short side inside the center crop; auto: the weights', else 1", low=0.1, high=1
+    )
     eval_flip: bool = option("evaluation: mean of the logits of each image and its mirror image")
 
     @property
@@ -125,6 +152,7 @@ class SpeedConfig:
     micro_batch: int | Literal["auto"] = option(
         "samples per forward pass and device; auto: as many as fit", low=1, high=MOST_SAMPLES
     )
+    grad_checkpointing: bool = option("compute what is inside of a block twice instead of keeping it (timm's)")
     channels_last: bool = option("memory format of the images, and of a convolutional model's weights")
 
 
@@ -188,6 +216,11 @@ class Recipe:
     source: str = dataclasses.field(compare=False)  # the recipe's path
 
 
+# What `auto` means without weights that come with a configuration of their own: ImageNet's, and the paper's.
+WITHOUT_WEIGHTS = {
+    "model": {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
+    "stage": {"interpolation": "bicubic", "eval_crop": 1.0},
+}
 SECTIONS = {
     "": GeneralConfig,
     "data": DataConfig,

@@ -1,7 +1,8 @@
 """The command line of train_imagenet.py. Reading it imports neither torch nor FFCV."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from config import command_line
@@ -20,7 +21,7 @@ def throughput(text: str) -> list[float]:
 
 
 ARGUMENTS = (
-    ("--cfg", {"required": True, "metavar": "FILE", "help": "the recipe"}),
+    ("--cfg", {"metavar": "FILE", "help": "the recipe; with --eval-only that of the run which --init is or lies in"}),
     ("--print", {"action": "store_true", "help": "show the resolved recipe and what its stages cost, and stop"}),
     ("--at-throughput", {"metavar": "N", "type": throughput, "default": [],
                          "help": "with --print: hours at N training images/s and GPU in the first stage"}),
@@ -39,12 +40,20 @@ class TrainCommand(NamedTuple):
     evaluation: EvalConfig
 
 
-def parse(description: str, argv: Sequence[str] | None = None) -> TrainCommand:
-    """The command line, checked as far as that goes without looking at data. `description` stands above --help."""
+def parse(
+    description: str,
+    argv: Sequence[str] | None = None,
+    preprocessing: Callable[[Recipe, str | None], Mapping[str, Mapping]] = lambda recipe, init: {},
+) -> TrainCommand:
+    """The command line, checked as far as that goes without looking at data. `description` stands above --help.
+    preprocessing: what the recipe's `auto` stands for, by the recipe with the usual values and by --init."""
     arguments, given = command_line.parse(description, SECTIONS | {"eval": EvalConfig}, base_values(), ARGUMENTS, argv)
     of_eval = select(given, "eval")
     of_recipe = {name: text for name, text in given.items() if not name.startswith("eval.")}
-    recipe = load_recipe(arguments.cfg, of_recipe)
+    cfg = arguments.cfg or _recipe_of(arguments)
+    recipe = load_recipe(cfg, of_recipe)
+    if found := preprocessing(recipe, arguments.init):
+        recipe = load_recipe(cfg, of_recipe, found)
     if of_eval and not arguments.eval_only:
         raise UserError(f"--eval.{next(iter(of_eval))} belongs to --eval-only")
     if arguments.start_at and arguments.eval_only:
@@ -52,3 +61,12 @@ def parse(description: str, argv: Sequence[str] | None = None) -> TrainCommand:
     if (arguments.measure or arguments.at_throughput) and not arguments.print:
         raise UserError("--measure and --at-throughput belong to --print")
     return TrainCommand(arguments, recipe, build(EvalConfig, of_eval, "--eval."))
+
+
+def _recipe_of(arguments):
+    """The recipe of the run that is to be evaluated."""
+    if arguments.eval_only and arguments.init:
+        for folder in (Path(arguments.init), Path(arguments.init).parent):
+            if (folder / "recipe.yaml").is_file():
+                return folder / "recipe.yaml"
+    raise UserError("the following arguments are required: --cfg; --help lists what there is")

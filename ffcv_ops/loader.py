@@ -90,8 +90,12 @@ def train_loader(
     if shuffle_pages is not None:
         windows = order.PageWindows(pages_of(column(index, "image"), index.page_size), shuffle_pages)
 
+    labels = column(index, "label") if stage.sampling == "balanced" else None
+
     def sample_ids(epoch):
-        ids = order.epoch_sample_ids(num_samples, seed=seed, epoch=epoch, repeats=stage.repeats, windows=windows)
+        ids = order.epoch_sample_ids(
+            num_samples, seed=seed, epoch=epoch, repeats=stage.repeats, windows=windows, labels=labels
+        )
         global_order = order.arrange(ids, batch=stage.batch, chunk=chunk)
         return order.rank_share(global_order, batch=stage.batch, rank=rank, world=world)
 

@@ -55,20 +55,42 @@ def epoch_length(num_samples: int, *, repeats: int) -> int:
     return num_samples if repeats == 1 else num_samples // _ROUND * _ROUND or num_samples
 
 
+def balanced(labels: np.ndarray, count: int, *, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """`count` images in random order, of each class equally many, or one more; and which copy of its image each is: a
+    class's images come in turn, so that small classes are shown several times. int64 (count,) each."""
+    order = shuffled(len(labels), seed=seed, epoch=epoch)
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    _, sizes = np.unique(labels, return_counts=True)
+    turn, number = np.divmod(np.arange(count), len(sizes))
+    images = by_class[(np.cumsum(sizes) - sizes)[number] + turn % sizes[number]]
+    place = np.argsort(_sort_keys(seed, epoch, count, rng.BALANCED), kind="stable")
+    return images[place], (turn // sizes[number])[place]
+
+
 def epoch_sample_ids(
-    num_samples: int, *, seed: int, epoch: int, repeats: int, windows: PageWindows | None = None
+    num_samples: int,
+    *,
+    seed: int,
+    epoch: int,
+    repeats: int,
+    windows: PageWindows | None = None,
+    labels: np.ndarray | None = None,
 ) -> np.ndarray:
     """All sample ids of a training epoch in the order of the official samplers.
 
     With repeats > 1 this is repeated augmentation: every image of the shuffle `repeats` times in a row, cut after
     about num_samples samples (rounded down to a multiple of 256, where there are that many). An epoch then shows
-    about 1 / repeats of the images.
+    about 1 / repeats of the images. labels: every image's, for an epoch that is `balanced`.
     """
     length = epoch_length(num_samples, repeats=repeats)
-    order = shuffled(num_samples, seed=seed, epoch=epoch, windows=windows)[: -(-length // repeats)]
-    ids = sample_ids(
-        order[:, None], num_samples=num_samples, epoch=epoch, copy=np.arange(repeats)[None, :], repeats=repeats
-    )
+    shown, copies, most = -(-length // repeats), 0, 1
+    if labels is None:
+        order = shuffled(num_samples, seed=seed, epoch=epoch, windows=windows)[:shown]
+    else:
+        order, copies = balanced(labels, shown, seed=seed, epoch=epoch)
+        copies, most = copies[:, None], shown  # more than any image has, so that ids are unique over the epochs
+    copy = copies * repeats + np.arange(repeats)
+    ids = sample_ids(order[:, None], num_samples=num_samples, epoch=epoch, copy=copy, repeats=repeats * most)
     return ids.reshape(-1)[:length]
 
 

@@ -27,6 +27,7 @@ MIX = 64
 ORDER = 96
 STAGE = 97
 PAGES = 98
+BALANCED = 100
 # What is shown in place of an image that cannot be (order.py).
 REPLACEMENT = 99
 # RandAugment, AutoAugment, TrivialAugment: the choice for the sample, then eight streams for each operation in a row.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib
+import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -118,6 +119,24 @@ def _for_page(svg: str, *, label: str) -> Markup:
     body = re.sub("#[0-9a-f]{6}", lambda color: VARIABLES.get(color[0], color[0]), body)
     width, height = (72 * inches for inches in SIZE)
     return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">').format(width, height, label) + Markup(body)
+
+
+def confusion_png(shares: np.ndarray, names: Sequence[str]) -> bytes:
+    """A picture of `tables.confusion_shares`: a row a true class, a column what it is taken for."""
+    side = min(2.5 + 0.22 * len(names), 12)
+    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(side + 1, side), layout="constrained")
+        axes = figure.subplots()
+        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        places, words = range(len(names)), [str(name)[:24] for name in names]
+        size = 9 if len(names) <= 40 else 5
+        axes.set_xticks(places, words, rotation=90, fontsize=size)
+        axes.set_yticks(places, words, fontsize=size)
+        axes.set(xlabel="taken for", ylabel="class")
+        figure.colorbar(image, ax=axes, label="share of the class", shrink=0.6)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, dpi=100, format="png")
+    return buffer.getvalue()
 
 
 def draw_png(facts: Facts, path: Path) -> None:

@@ -63,8 +63,13 @@ def collect(folder: Path) -> Facts:
         environment=read_environment(folder / "environment.json"),
         predictions=predictions.load(folder / predictions.FILE),
         reference_curves=reference_curves(recipe, plans),
-        finished=any((row["stage"], row["epoch"]) == (*epochs.items(),)[-1] for row in last),
+        finished=any(row["stage"] == recipe.stages[-1].name and _ends(row, epochs) for row in last),
     )
+
+
+def _ends(row, epochs):
+    """Whether this row of an epoch is its stage's last."""
+    return row["epoch"] == epochs[row["stage"]] or "ended_early" in row
 
 
 def remaining(facts: Facts) -> Eta | None:

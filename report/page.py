@@ -22,6 +22,7 @@ from report.colors import COLORS
 from training.evaluation.predictions import Predictions
 
 CONFUSIONS, CLASSES = 12, 8  # rows of the tables of mistakes
+MATRIX = 100  # classes at most that the picture of all confusions shows
 SLOW = 0.2  # share of an epoch's time that the loop may wait for data without a warning
 
 
@@ -41,6 +42,7 @@ class Mistake(NamedTuple):
     true: str
     predicted: str
     confidence: float
+    file: str  # "" where it is not known
 
 
 def render(facts: Facts) -> str:
@@ -59,6 +61,7 @@ def render(facts: Facts) -> str:
         charts=[charts.chart(panel, across, stages) for panel in panels],
         confusions=tables.frequent_confusions(predictions, CONFUSIONS) if predictions else [],
         classes=tables.worst_classes(predictions, CLASSES) if predictions else [],
+        confusion=confusion(predictions) if predictions else "",
         confidence=confidence(predictions) if predictions else "",
         mistakes=mistakes(predictions) if predictions else [],
         cost=cost(facts),
@@ -111,6 +114,9 @@ def tiles(facts: Facts) -> list[Tile]:
         best = max(100 * other["top1"] for other in evaluated if other["stage"] == row["stage"])
         note = f"top-5 {100 * row['top5']:.2f} %, best of the stage {best:.2f} %"
         found.append(Tile(f"{100 * row['top1']:.2f}", "%", "top-1", note))
+        if "balanced" in row:
+            note = f"mean of the classes; always the largest class: top-1 {100 * row['majority']:.2f} %"
+            found.append(Tile(f"{100 * row['balanced']:.2f}", "%", "balanced top-1", note))
     averaged = [row for row in facts.epochs if "ema_top1" in row]
     if averaged:
         row = averaged[-1]
@@ -155,6 +161,12 @@ def warnings(facts: Facts) -> list[str]:
             f"in {len(slow)} of {len(facts.epochs)} epochs the training loop waited more than {SLOW:.0%} of the time"
             " for data"
         )
+    if facts.predictions:
+        every = tables.worst_classes(facts.predictions, len(facts.predictions.classes))
+        never = [one.name for one in every if one.top1 == 0]
+        if never:
+            more = ", ..." if len(never) > CLASSES else ""
+            found.append(f"{len(never)} classes have a top-1 of 0 %: {', '.join(never[:CLASSES])}{more}")
     if facts.damaged_lines:
         found.append(f"{facts.damaged_lines} damaged lines of log.jsonl are left out here")
     return found
@@ -179,8 +191,14 @@ def mistakes(predictions: Predictions) -> list[Mistake]:
             str(names[labels[row]]),
             str(names[predicted[row]]),
             float(predictions.confidence[row]),
+            str(file),
         )
-        for row, picture in zip(predictions.shown.tolist(), predictions.pictures, strict=True)
+        for row, picture, file in zip(
+            predictions.shown.tolist(),
+            predictions.pictures,
+            predictions.files if len(predictions.files) else [""] * len(predictions.pictures),
+            strict=True,
+        )
     ]
 
 
@@ -188,6 +206,15 @@ def _data_url(picture: np.ndarray) -> str:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "JPEG", quality=88)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def confusion(predictions: Predictions) -> str:
+    """The picture of all confusions, a data URL; "" where there are too many classes for one."""
+    shares = tables.confusion_shares(predictions)
+    if not 2 <= len(shares) <= MATRIX:
+        return ""
+    picture = charts.confusion_png(shares, predictions.classes[: len(shares)])
+    return "data:image/png;base64," + base64.b64encode(picture).decode()
 
 
 def cost(facts: Facts) -> list[tuple[str, str, str]]:

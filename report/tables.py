@@ -72,6 +72,15 @@ class Confusion(NamedTuple):
     share: float  # of the true class's images
 
 
+def confusion_shares(predictions: Predictions) -> np.ndarray:
+    """float64 (classes, classes): of each true class's images the share that is taken for each class; rows of classes
+    without images are 0."""
+    classes = len(predictions.classes)
+    pairs = predictions.labels * classes + predictions.predicted
+    counts = np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+    return counts / np.maximum(counts.sum(1, keepdims=True), 1)
+
+
 class ClassAccuracy(NamedTuple):
     """How well a class is recognized."""
 

@@ -30,7 +30,7 @@ seed: 5
 model: {{name: deit3_micro_patch16_224}}
 stage: {{resolution: 16, epochs: 2, batch: 32, mix_chunk: 16, warmup_epochs: 1, ema: 0.9, drop_path: 0.3}}
 stages:
-- {{name: one, lr: 1.0e-2}}
+- {{name: one, lr: 1.0e-2, schedule: step}}
 - {{name: two, resolution: 32, start: ema, optimizer: adamw, schedule: step, lr: 1.0e-3, erasing: 0.5}}
 - {{name: three, resolution: 16, batch: 16, optimizer: sgd, ema: none, schedule: step, loss: ce, repeats: 1}}
 speed: {{device: cpu, micro_batch: 16}}

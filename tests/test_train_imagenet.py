@@ -23,6 +23,7 @@ from config.recipe import load_recipe
 from ffcv_ops.errors import UserError
 from ffcv_ops.files import locked
 from ffcv_ops.loader import Placement, eval_loader, train_loader
+from report.collect import collect as report_of
 from training.evaluation import predictions
 from training.network import model
 from training.saving import checkpoint
@@ -80,6 +81,8 @@ def test_every_recipe_trains_a_step_is_saved_and_reloaded(path, two_sets, tmp_pa
     shrunk += [f"--data.{part}={two_sets / 'main.beton'}" for part in ("train", "val")]
     if any(stage.data == "finetune" for stage in stages):
         shrunk += [f"--data.finetune_{part}={two_sets / 'finetune.beton'}" for part in ("train", "val")]
+    if any(stage.teacher for stage in stages):
+        shrunk += ["--stage.distill=none", "--stage.teacher=none"]  # test_finetuning.py has a teacher at hand
     if run.model.name == "resnet50":
         shrunk += ["--model.name=test_resnet", "--stage.eval_resolution=48"]
         shrunk += ["--stage.ramp=32,0,0"] if stages[0].ramp else []
@@ -131,14 +134,39 @@ def test_a_later_stage_starts_alone_without_the_files_of_those_before(two_sets, 
     assert [row["stage"] for row in rows(tmp_path / "run")] == ["finetune_224", "finetune_384"]
 
 
+@pytest.mark.usefixtures("no_report")
+def test_the_best_weights_are_kept_and_a_stage_that_learns_nothing_ends_early(data, tmp_path, capsys):
+    words = ["--cfg", str(ROOT / "recipes/finetune_own.yaml"), *SMALL, *data, f"--log.out={tmp_path}", "--log.name=run",
+             "--stage.head=keep", "--stage.lr=1e-12", "--stage.min_lr=0", "--stage.warmup_lr=0", "--stage.epochs=9",
+             "--stage.warmup_epochs=0", "--stage.patience=2", "--stage.best=val_loss"]  # fmt: skip
+    torch.manual_seed(0)
+    given = model.create("deit3_micro_patch16_224", resolution=32, classes=5, drop_path=0.05, layer_scale=1e-4)
+    save_file(given.state_dict(), tmp_path / "given.safetensors")
+    words.append(f"--init={tmp_path}/given.safetensors")
+    train_imagenet.main([*words, "--stage.flip=0"])
+    said, epochs = capsys.readouterr().out, rows(tmp_path / "run")
+    losses = [row["val_loss"] for row in epochs]
+    best = 1 + losses.index(min(losses))
+    assert len(epochs) == best + 2 < 9 and epochs[-1]["ended_early"] == 1
+    assert f"no better val_loss since epoch {best}; it ends here" in said
+    assert report_of(tmp_path / "run").finished
+    judged = f"balanced top-1 {100 * epochs[-1]['balanced']:.2f} % (mean of the classes); the largest class is 20.83 %"
+    assert judged in said
+    train_imagenet.main(["--eval-only", f"--init={tmp_path}/run/finetune_best.safetensors", "--speed.device=cpu"])
+    (row,) = json.loads((tmp_path / "run" / "evaluations.json").read_text())
+    assert row["loss"] == pytest.approx(min(losses), rel=1e-6) and row["majority"] == pytest.approx(20 / 96)
+    train_imagenet.main([*words, "--stage.flip=0"])
+    assert rows(tmp_path / "run") == epochs, "a stage that ended early goes on"
+
+
 # --- printing ------------------------------------------------------------------------------------------------------
 
 
 def test_print_shows_the_resolved_recipe_and_stops(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    train_imagenet.main(["--cfg", str(ROOT / "recipes/vit_s_400ep.yaml"), "--print", "--stage.epochs=7"])
+    train_imagenet.main(["--cfg", str(ROOT / "recipes/vit_s_400ep.yaml"), "--print", "--stage.epochs=70"])
     printed = capsys.readouterr().out
-    assert "epochs: 7" in printed
+    assert "epochs: 70" in printed
     assert "repeats: 3" in printed
     assert not list(tmp_path.iterdir())
 

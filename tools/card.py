@@ -28,12 +28,14 @@ CITATION = """@inproceedings{touvron2022deit3,
 }"""
 
 USE = """import timm, torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 network = timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # or "hf-hub:ORG/NAME"
 prepare = timm.data.create_transform(**timm.data.resolve_model_data_config(network), is_training=False)
+picture = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGBA")  # as in training: upright, alpha over white
+picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 with torch.inference_mode():
-    logits = network(prepare(Image.open("photo.jpg").convert("RGB"))[None])
+    logits = network(prepare(picture)[None])
 names = network.pretrained_cfg.get("label_names")"""
 
 
@@ -60,7 +62,10 @@ def _parts(trained, folder):
     graphs = [name for name in ("model.pt2", "model.onnx") if (folder / name).exists()]
     if graphs:
         shape = f"(n, 3, {stage.eval_side}, {stage.eval_side})"
-        yield f"{' and '.join(graphs)}: float32 images {shape}, normalised by ImageNet's mean and deviation -> logits."
+        yield (
+            f"{' and '.join(graphs)}: float32 images {shape}, normalised by mean"
+            f" {list(recipe.model.mean)} and deviation {list(recipe.model.std)} -> logits."
+        )
     yield f"## Results\n\n{_results(trained)}"
     if (report := trained.folder / "report.md").is_file():
         lines = report.read_text(encoding="utf-8").splitlines()

@@ -49,7 +49,7 @@ if __name__ == "__main__":  # --help and mistakes are answered here: the imports
 import timm
 import torch
 from safetensors.torch import save
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageNetInfo
+from timm.data import ImageNetInfo
 from torch import nn
 
 from config.recipe import Recipe, StageConfig, load_recipe
@@ -96,6 +96,7 @@ def read(source: str | Path) -> Trained:
         raise UserError(f"{source}: neither a run's folder nor a .safetensors file in one (there is no recipe.yaml)")
     recipe = load_recipe(folder / "recipe.yaml")
     stages = {stage.name: stage for stage in recipe.stages} | dict.fromkeys(("model", "model_ema"), recipe.stages[-1])
+    stages |= {f"{name}_best": stage for name, stage in stages.items()}
     if file.stem not in stages:
         raise UserError(f"{file}: it must be one of {', '.join(f'{name}.safetensors' for name in stages)}")
     stage = stages[file.stem]
@@ -191,6 +192,7 @@ def config(trained: Trained) -> dict:
     arguments = {"img_size": stage.eval_side} if known.fixed_input_size else {}
     if name.startswith("deit3_"):
         arguments["init_values"] = recipe.model.layer_scale or 0.0
+    arguments |= model.arguments(recipe.model.args)
     if name in model.SHAPES:
         name, arguments = "deit3_small_patch16_224", model.SHAPES[name] | arguments
     content = {
@@ -205,8 +207,8 @@ def config(trained: Trained) -> dict:
             "interpolation": stage.interpolation,
             "crop_pct": stage.eval_crop,
             "crop_mode": "center",
-            "mean": IMAGENET_DEFAULT_MEAN,
-            "std": IMAGENET_DEFAULT_STD,
+            "mean": recipe.model.mean,
+            "std": recipe.model.std,
             "first_conv": known.first_conv,
             "classifier": known.classifier,
         },

@@ -48,9 +48,10 @@ if __name__ == "__main__":  # --help and mistakes are answered here: the imports
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from config.schema import StageConfig
+from conversion.rgb import read_image
 from ffcv_ops import rng
 from ffcv_ops.augment import chain, load
 from ffcv_ops.kernels import crops
@@ -168,9 +169,9 @@ def stored_images(path: Path, number: int) -> list[np.ndarray]:
     uint8 RGB arrays."""
     if path.suffix != ".beton" and "*" not in path.name:
         try:
-            return [np.asarray(Image.open(path).convert("RGB"))]
-        except (OSError, UnidentifiedImageError) as error:
-            raise UserError(f"{path}: neither a .beton nor an image that can be read ({error})") from error
+            return [np.asarray(read_image(path))]
+        except UserError as error:
+            raise UserError(f"{path}: neither a .beton nor an image that can be read: it {error}") from error
     known = open_index(path)
     samples = len(known.metadata)
     chosen = column(known, "image")[np.linspace(0, samples - 1, min(number, samples)).astype(int)]

@@ -26,7 +26,8 @@ def parse(argv=None) -> argparse.Namespace:
 if __name__ == "__main__":  # --help and mistakes are answered here: the imports below take seconds
     exits_cleanly(parse)()
 
-from training import datasets, schedule
+from config import schedule
+from training import datasets
 from training.planning import estimate
 from training.planning.model_costs import model_costs
 

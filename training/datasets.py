@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from config.recipe import Recipe
 from ffcv_ops.errors import UserError
 from ffcv_ops.storage.info import DatasetInfo, exists
@@ -36,6 +38,15 @@ def open_sets(recipe: Recipe, first: int = 0) -> dict[str, DataSet]:
     """The data sets of the stages from number `first` on, with all files checked."""
     files = {word: files_of(recipe, word) for word in _words(recipe, first)}
     return {word: _data_set(recipe, *map(_described, both)) for word, both in files.items()}
+
+
+def class_weights(data: DataSet) -> np.ndarray:
+    """For each output the training images of an average class over those of its own, float32 (classes,); 1 for a class
+    without images."""
+    from ffcv_ops.storage.index import column, open_index
+
+    counts = np.bincount(column(open_index(data.train.path), "label"), minlength=data.classes)
+    return np.where(counts > 0, counts.sum() / np.maximum(counts, 1) / (counts > 0).sum(), 1.0).astype(np.float32)
 
 
 def planned_sets(recipe: Recipe) -> dict[str, DataSet]:

@@ -12,13 +12,13 @@ def binary_cross_entropy(logits: Tensor, targets: Tensor, threshold: float) -> T
     return F.binary_cross_entropy_with_logits(logits.float(), (targets > threshold).float())
 
 
-def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy against a distribution over the classes, mean over samples."""
-    return F.cross_entropy(logits.float(), targets.float())
+def soft_cross_entropy(logits: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Cross-entropy against a distribution over the classes, mean over samples. `weight`: of each class."""
+    return F.cross_entropy(logits.float(), targets.float(), weight=weight)
 
 
-def loss_of(config: StageConfig, logits: Tensor, targets: Tensor) -> Tensor:
+def loss_of(config: StageConfig, logits: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
     """The stage's (`stage.loss`)."""
     if config.loss == "bce":
         return binary_cross_entropy(logits, targets, config.bce_threshold)
-    return soft_cross_entropy(logits, targets)
+    return soft_cross_entropy(logits, targets, weight)

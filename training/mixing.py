@@ -6,6 +6,7 @@ a pure function of (seed, step, chunk). The loader lays chunks out so that the p
 at p ^ 1; hence any even slice of a global batch is mixed as it would be in the whole.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -68,10 +69,17 @@ def mix_params(
 
 
 def mix(
-    images: Tensor, labels: Tensor, rows: Tensor | None, *, classes: int, smoothing: float
+    images: Tensor,
+    labels: Tensor,
+    rows: Tensor | None,
+    *,
+    classes: int,
+    smoothing: float,
+    mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+    std: Sequence[float] = IMAGENET_DEFAULT_STD,
 ) -> tuple[Tensor, Tensor]:
     """rows: the samples' `mix_params`, on the device of the images; None mixes nothing. The host waits for no GPU."""
-    images, targets = normalize(images), soft_targets(labels, classes=classes, smoothing=smoothing)
+    images, targets = normalize(images, mean, std), soft_targets(labels, classes=classes, smoothing=smoothing)
     if rows is None:
         return images, targets
     lam, keep, top, bottom, left, right = rows[:, :, None, None].unbind(1)  # (n, 1, 1) each
@@ -88,12 +96,13 @@ def _blend(tensor, own):
     return torch.lerp(partner, tensor, own)
 
 
-def normalize(images: Tensor) -> Tensor:
-    """uint8 (n, height, width, 3) -> float32 (n, 3, height, width) with ImageNet's mean 0 and standard deviation 1."""
-    scale = _channels([1 / (255 * std) for std in IMAGENET_DEFAULT_STD], images.device)
-    shift = _channels(
-        [-mean / std for mean, std in zip(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, strict=True)], images.device
-    )
+def normalize(
+    images: Tensor, mean: Sequence[float] = IMAGENET_DEFAULT_MEAN, std: Sequence[float] = IMAGENET_DEFAULT_STD
+) -> Tensor:
+    """uint8 (n, height, width, 3) -> float32 (n, 3, height, width): of channels in 0..1, `mean` becomes 0 and the
+    deviation `std` 1."""
+    scale = _channels([1 / (255 * one) for one in std], images.device)
+    shift = _channels([-middle / one for middle, one in zip(mean, std, strict=True)], images.device)
     return torch.addcmul(shift, images.permute(0, 3, 1, 2), scale)
 
 

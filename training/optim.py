@@ -1,7 +1,7 @@
 """Gradients -> new weights: the official parameter groups, LAMB with Apex FusedLAMB's arithmetic, AdamW and SGD.
 
 All arithmetic is multi-tensor and stays on the device: nothing here makes the host wait for a GPU. The learning rate is
-set from outside before each step (`schedule.py`).
+set from outside before each step (`config/schedule.py`).
 
 A step whose gradient is not finite is left out on the device too. torch's fused kernels divide the gradients by the
 scalar `grad_scale` and do nothing where the scalar `found_inf` is 1; both are meant for loss scaling, and serve for
@@ -10,24 +10,31 @@ clipping and for this.
 Parameters may be sharded over the ranks (FSDP2). Updates are elementwise, so each rank updates its own part.
 """
 
+import difflib
 from collections.abc import Callable
 from typing import NamedTuple
 
+import timm.optim
 import torch
+from timm.optim import param_groups_layer_decay
 from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from torch.optim.sgd import sgd
 
 from config.recipe import StageConfig
+from ffcv_ops.errors import UserError
 
 CPU_TOGETHER, GPU_TOGETHER = 1 << 18, 1 << 26  # weights
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float | None = None) -> list[dict]:
     """Two groups: weight matrices, which decay, and the rest, which does not: vectors (biases, norms, LayerScale) and
-    what the model itself excludes (class token, position embedding). Frozen parameters are in neither."""
+    what the model itself excludes (class token, position embedding). Frozen parameters are in neither.
+    With `layer_decay` timm's groups: such two for each layer, `lr_scale` falling from 1 at the head to the stem."""
     excluded = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()
+    if layer_decay is not None:
+        return param_groups_layer_decay(model, weight_decay, no_weight_decay_list=excluded, layer_decay=layer_decay)
     matrices, rest = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -59,14 +66,41 @@ def _sgd(groups, config):
 OPTIMIZERS = {"lamb": Kind(_lamb, 2), "adamw": Kind(_adamw, 2), "sgd": Kind(_sgd, 1)}
 
 
+def moments(name: str) -> int:
+    """Tensors of each weight's size that an optimizer keeps; of others than ours it is a guess."""
+    return OPTIMIZERS[name].moments if name in OPTIMIZERS else 2
+
+
 def build(model: nn.Module, config: StageConfig) -> torch.optim.Optimizer:
-    """The stage's optimizer (`stage.optimizer`) over the model's parameter groups."""
-    return OPTIMIZERS[config.optimizer].build(parameter_groups(model, config.weight_decay), config)
+    """The stage's optimizer (`stage.optimizer`) over the model's parameter groups: one of ours, of timm's by its name,
+    or torch.NAME."""
+    groups = parameter_groups(model, config.weight_decay, config.layer_decay)
+    if config.optimizer in OPTIMIZERS:
+        return OPTIMIZERS[config.optimizer].build(groups, config)
+    return _foreign(config.optimizer, groups, config)
+
+
+def _foreign(name, groups, config):
+    known = timm.optim.list_optimizers()
+    try:
+        if name.startswith("torch."):
+            return getattr(torch.optim, name.removeprefix("torch."))(groups, lr=config.lr)
+        if name not in known:
+            raise ValueError(
+                f"the nearest names are {', '.join(difflib.get_close_matches(name, known, n=3, cutoff=0))}"
+            )
+        info = timm.optim.get_optimizer_info(name)
+        own = {"betas": config.betas} if info.has_betas and info.num_betas == 2 else {}
+        return timm.optim.create_optimizer_v2(groups, name, lr=config.lr, momentum=config.momentum, **own)
+    except (AssertionError, AttributeError, ImportError, TypeError, ValueError) as error:
+        ours = ", ".join(OPTIMIZERS)
+        said = str(error).partition("\n")[0]
+        raise UserError(f"stage.optimizer {name}: neither {ours}, timm's nor torch.NAME ({said:.200})") from error
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
 def step(optimizer: torch.optim.Optimizer, grad_norm: Tensor, *, clip_norm: float | None, skip: Tensor) -> None:
@@ -77,6 +111,13 @@ def step(optimizer: torch.optim.Optimizer, grad_norm: Tensor, *, clip_norm: floa
     optimizer.found_inf = skip
     if isinstance(optimizer, Lamb):  # clips by itself, as FusedLAMB does
         optimizer.step(grad_norm=grad_norm)
+    elif not optimizer.defaults.get("fused"):  # of timm or torch: they know nothing of `found_inf`, so the host waits
+        if not skip.item():
+            if clip_norm is not None:
+                torch._foreach_mul_(
+                    [p.grad for p in _with_gradients(optimizer)], (clip_norm / (grad_norm + 1e-6)).clamp(max=1)
+                )
+            optimizer.step()
     else:
         optimizer.grad_scale = None if clip_norm is None else ((grad_norm + 1e-6) / clip_norm).clamp(min=1.0)
         optimizer.step()

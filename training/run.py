@@ -4,10 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from config.recipe import Recipe, StageConfig
 from ffcv_ops.errors import UserError
 from ffcv_ops.loader import Placement
+from training import mixing
 from training.datasets import DataSet
 from training.distributed import Ranks
 from training.distributed.watchdog import Watchdog
@@ -38,6 +40,10 @@ class Run:
     def local_batch_size(self, config: StageConfig) -> int:
         """This rank's samples of a batch."""
         return config.batch // self.ranks.world
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """uint8 (n, height, width, 3) -> float32 (n, 3, height, width), as the model's weights expect it."""
+        return mixing.normalize(images, self.recipe.model.mean, self.recipe.model.std)
 
     def autocast(self):
         """The context of a forward pass."""

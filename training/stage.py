@@ -5,6 +5,7 @@ checkpoint into it. Random numbers are no part of its state: all of them follow 
 """
 
 import copy
+import math
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -14,9 +15,10 @@ from config.recipe import StageConfig
 from ffcv_ops import rng
 from ffcv_ops.errors import UserError
 from ffcv_ops.rng import RandomKey
-from training import distributed, mixing, optim
+from training import datasets, distributed, mixing, optim
+from training.distillation import load_teacher, separate_outputs
 from training.loss_history import LossHistory
-from training.network import adapt_weights, model, stochastic_depth
+from training.network import adapt_weights, freezing, model, stochastic_depth
 from training.network.stochastic_depth import DepthMasks
 from training.run import Run
 from training.step_stats import Meter, StepStats
@@ -36,7 +38,11 @@ class Stage:
     drop_path_masks: DepthMasks
     epoch: int = 0
     step_in_epoch: int = 0
+    teacher: nn.Module | None = None  # that the model imitates (stage.distill)
+    class_weights: Tensor | None = None  # of the loss, (classes,)
     step: int = 0
+    best: float = -math.inf  # of stage.best, the higher the better, in the epoch `best_epoch`
+    best_epoch: int = 0
     epoch_stats: StepStats = field(default_factory=StepStats)  # of the epoch under way, up to the last log point
     halted: Tensor | None = None  # 1.0 on the device once a step was not finite and no more are to follow
 
@@ -59,6 +65,12 @@ class Stage:
         return self.epoch * self.steps_per_epoch + self.step_in_epoch
 
     @property
+    def may_end(self) -> bool:
+        """Whether the epoch that is done is the last one, unless it is better than all before."""
+        patience = self.config.patience
+        return self.epoch >= self.config.epochs or (patience is not None and self.epoch - self.best_epoch >= patience)
+
+    @property
     def is_epoch_end(self) -> bool:
         return self.step_in_epoch == self.steps_per_epoch
 
@@ -69,6 +81,8 @@ class Stage:
             "epoch": self.epoch,
             "step_in_epoch": self.step_in_epoch,
             "step": self.step,
+            "best": self.best,
+            "best_epoch": self.best_epoch,
             "epoch_stats": asdict(self.epoch_stats),
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict() if self.ema is not None else None,
@@ -90,6 +104,7 @@ class Stage:
             raise UserError(f"the checkpoint of step {state['step']} is not one of this run ({reason:.200})") from error
         optim.match_memory_format(self.optimizer)
         self.epoch, self.step_in_epoch, self.step = state["epoch"], state["step_in_epoch"], state["step"]
+        self.best, self.best_epoch = state.get("best", -math.inf), state.get("best_epoch", 0)
 
 
 def create_stage(run: Run, number: int, start_weights: dict[str, Tensor] | None = None, step: int = 0) -> Stage:
@@ -100,14 +115,8 @@ def create_stage(run: Run, number: int, start_weights: dict[str, Tensor] | None 
     """
     recipe, config, device = run.recipe, run.recipe.stages[number], run.ranks.device
     torch.manual_seed(recipe.seed)  # initial weights are the only draws of torch's global generator
-    network = model.create(
-        recipe.model.name,
-        resolution=config.resolution,
-        classes=run.datasets[config.data].classes,
-        drop_path=config.drop_path,
-        layer_scale=recipe.model.layer_scale,
-        blur_pool=recipe.model.blur_pool,
-    )
+    classes = run.datasets[config.data].classes
+    network = model.of_recipe(recipe.model, resolution=config.resolution, classes=classes, drop_path=config.drop_path)
     if start_weights is not None:
         _load_start_weights(run, number, network, start_weights)
     _check_model(run, config, network)
@@ -115,6 +124,16 @@ def create_stage(run: Run, number: int, start_weights: dict[str, Tensor] | None 
     _check_sizes(run, config, network)
     if recipe.speed.channels_last and model.tokens(network) is None:  # convolutions are faster so, transformers not
         network.to(memory_format=torch.channels_last)
+    if config.freeze is not None:
+        freezing.freeze(network, config.freeze)
+    if recipe.speed.grad_checkpointing:
+        model.checkpoint_blocks(network, recipe.model.name)
+    teacher = weights = None
+    if config.distill != "none":
+        separate_outputs(network)
+        teacher = load_teacher(recipe.model, config, classes).to(device)
+    if config.class_weights == "balanced":
+        weights = torch.from_numpy(datasets.class_weights(run.datasets[config.data])).to(device)
     return Stage(
         config,
         number,
@@ -124,6 +143,8 @@ def create_stage(run: Run, number: int, start_weights: dict[str, Tensor] | None 
         optimizer=optim.build(network, config),
         scaler=torch.amp.GradScaler(device.type, enabled=run.precision == torch.float16),
         drop_path_masks=DepthMasks(network, subset=recipe.speed.drop_path == "subset"),
+        teacher=teacher,
+        class_weights=weights,
         step=step,
         network=network,
     )

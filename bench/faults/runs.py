@@ -19,7 +19,7 @@ from training.saving import checkpoint
 LIMIT = 120  # seconds that one start of a run may take
 RECIPE = """base: base.yaml
 model: {name: deit3_micro_patch16_224}
-stage: {epochs: EPOCHS, batch: 16, mix_chunk: 8, warmup_epochs: 1, ema: 0.9, drop_path: 0.1, resolution: 32}
+stage: {epochs: EPOCHS, batch: 16, mix_chunk: 8, warmup_epochs: 0, ema: 0.9, drop_path: 0.1, resolution: 32}
 stages:
 - {name: pretrain_32}
 - {name: pretrain_48, resolution: 48, start: ema, crop: src, augment: rand, repeats: 1, loss: ce, smoothing: 0.1}

@@ -75,7 +75,7 @@ def _require_same(train, val, root):
 def _split(folder: Path, class_folders, classes, left_out) -> Split:
     names, counts = [], []
     for class_name in class_folders:
-        found = Strings.of(os.path.relpath(path, folder.parent) for path in _images(folder / class_name, left_out))
+        found = Strings.of(os.path.relpath(path, folder.parent) for path in image_paths(folder / class_name, left_out))
         if not len(found):
             raise UserError(f"{folder / class_name} has no images (known formats: {formats.NAMES})")
         names.append(found)
@@ -87,7 +87,7 @@ def _split(folder: Path, class_folders, classes, left_out) -> Split:
     return Split(names, names, np.repeat([number[name] for name in class_folders], counts), left_out.counts)
 
 
-def _images(folder: Path, left_out: LeftOut):
+def image_paths(folder: Path, left_out: LeftOut):
     """Paths of the images below `folder`, folder by folder in sorted order, links followed, but not from a folder back
     to one that holds it."""
     found = []

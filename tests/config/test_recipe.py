@@ -17,16 +17,17 @@ FROZEN = """
 seed on_nonfinite nonfinite_in_a_row watchdog
 data.train data.val data.finetune_train data.finetune_val data.workers data.cache data.shuffle_pages
 data.on_bad_sample data.bad_limit
-model.name model.layer_scale model.classes model.blur_pool
+model.name model.args model.layer_scale model.classes model.mean model.std model.blur_pool
 stage.name stage.data stage.resolution stage.ramp stage.epochs stage.batch stage.crop stage.rrc_scale
 stage.interpolation stage.min_oversampling stage.flip stage.augment stage.jitter
-stage.erasing stage.erasing_mode stage.repeats stage.mixup stage.cutmix stage.mix_chunk stage.smoothing stage.loss
-stage.bce_threshold
-stage.drop_path stage.optimizer stage.lr stage.min_lr stage.warmup_epochs stage.warmup_lr stage.schedule
-stage.weight_decay stage.betas stage.eps stage.momentum stage.nesterov stage.clip_norm stage.ema stage.start stage.head
+stage.erasing stage.erasing_mode stage.repeats stage.sampling stage.mixup stage.cutmix stage.mix_chunk stage.smoothing
+stage.loss stage.bce_threshold stage.class_weights stage.distill stage.teacher stage.distill_alpha stage.distill_tau
+stage.drop_path stage.freeze stage.optimizer stage.lr stage.layer_decay stage.min_lr stage.warmup_epochs stage.warmup_lr
+stage.schedule stage.weight_decay stage.betas stage.eps stage.momentum stage.nesterov stage.clip_norm stage.ema
+stage.best stage.patience stage.start stage.head
 stage.eval_resolution stage.eval_crop stage.eval_flip
 speed.device speed.precision speed.compile speed.cuda_graphs speed.drop_path speed.parallel speed.micro_batch
-speed.channels_last
+speed.grad_checkpointing speed.channels_last
 log.out log.name log.every log.eval_every log.tensorboard log.tracker log.save_every log.keep
 """
 
@@ -114,9 +115,9 @@ def test_the_command_line_beats_the_row_beats_the_recipe_beats_the_base(write):
         ("a", 50, 0.002, 2048, "last"),
         ("b", 60, 0.002, 2048, "ema"),
     ]
-    run = load_recipe(path, {"stage.epochs": "7", "seed": "4", "data.cache": "process", "stage.jitter": "none"})
+    run = load_recipe(path, {"stage.epochs": "70", "seed": "4", "data.cache": "process", "stage.jitter": "none"})
     assert (run.seed, run.data.cache) == (4, "process")
-    assert [(s.epochs, s.jitter) for s in run.stages] == [(7, None), (7, None)]
+    assert [(s.epochs, s.jitter) for s in run.stages] == [(70, None), (70, None)]
 
 
 def test_a_recipe_without_stages_is_one_stage(write):
@@ -131,7 +132,7 @@ def test_a_base_elsewhere(write, tmp_path):
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_rendered_run_loads_as_an_equal_run(path, write):
-    run = load_recipe(path, {"log.out": "a b: #c", "data.train": "ünï \t'code\".beton", "stage.lr": "3.3e-2"})
+    run = load_recipe(path, {"log.out": "a b: #c", "data.train": "ünï \t'code\".beton", "stage.eps": "3.3e-7"})
     saved = write(render_recipe(run), "resolved.yaml")
     again = load_recipe(saved)
     assert again == run
@@ -245,7 +246,15 @@ BAD_RECIPES = {
     "stage: {augment: trivial(1)}": "augment: trivial has 0 options, not '1' too",
     "stage: {augment: three | jitter(0.1)}": "augment: jitter stands in the chain twice: both would draw the same numb",
     "stage: {augment: nowhere.py:grain}": "augment: nowhere.py cannot be read: No such file or directory",
-    "stage: {optimizer: adam}": "stage.optimizer is 'adam'; it must be one of lamb, adamw, sgd",
+    "stage: {class_weights: balanced}": "stage train: class_weights: balanced belongs to loss: ce, not to bce",
+    "stage: {sampling: balanced}\ndata: {shuffle_pages: 4}": "stage train: sampling: balanced goes through the whole",
+    "stage: {distill: hard}": "stage train: distill and teacher belong together",
+    "stage: {teacher: resnet18}": "stage train: distill and teacher belong together",
+    "stage: {freeze: -1}": "stage.freeze is '-1'; it must be a whole number at least 0 and at most 1,000 or backbone",
+    "stage: {optimizer: lion}\nspeed: {parallel: fsdp}": "optimizer lion is not for speed.parallel: fsdp",
+    "stage: {best: none, patience: 3}": "stage train: patience needs to know what is better; set best",
+    "stage: {best: ema_top1, ema: none}": "stage train: best: ema_top1 needs averaged weights",
+    "speed: {grad_checkpointing: true, cuda_graphs: true, compile: true}": "does not go with speed.cuda_graphs",
     "stage: {schedule: cosine}": "stage.schedule is 'cosine'; it must be one of epoch, step",
     "data: {cache: ram}": "data.cache is 'ram'; it must be one of os, process",
     "data: {workers: 0}": "data.workers is '0'; it must be a whole number at least 1 and at most 1,024 or auto",
@@ -266,6 +275,8 @@ BAD_RECIPES = {
     "stage: {ramp: [256, 1, 2]}": "stage train: ramp begins at 256 px; it must be 8 to resolution 224",
     "stage: {ramp: [160, 3, 2]}": "stage train: ramp [160, 3, 2] must end within 400 epochs",
     "stage: {warmup_epochs: 401}": "stage train: warmup_epochs 401 is more than epochs 400",
+    "stage: {epochs: 2, warmup_epochs: 1}": "2 epochs, of them 1 of warm-up, reach 1e-06 at most, not lr 0.003",
+    "stage: {epochs: 4, warmup_epochs: 1}": "reach 0.00256 at most, not lr 0.003; set schedule: step",
     "stage: {min_lr: 0.1}": "stage train: min_lr 0.1 is above lr 0.003",
     "stage: {warmup_lr: 0.1}": "stage train: warmup_lr 0.1 is above lr 0.003",
     "stage: {start: ema}": "stage train: start: ema has no stage before it",

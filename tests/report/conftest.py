@@ -60,7 +60,8 @@ def guesses():
     shown = np.flatnonzero(labels != predicted)[:3]
     pictures = random.integers(0, 256, (3, 40, 40, 3), dtype=np.uint8)
     names = np.array(["cat", "dog", HOSTILE, "owl"])
-    return predictions.Predictions(labels, predicted, random.uniform(0.3, 1, 60), names, shown, pictures)
+    files = np.array(["val/cat/1.jpg", HOSTILE, "val/owl/3.jpg"])
+    return predictions.Predictions(labels, predicted, random.uniform(0.3, 1, 60), names, shown, pictures, files)
 
 
 class Browser:

@@ -1,7 +1,9 @@
 """The page, in a real browser: what is on it, how it looks, and that it needs nothing else."""
 
+import base64
 import html
 import html.parser
+import io
 import json
 import re
 
@@ -11,7 +13,7 @@ from PIL import Image
 
 import report
 from report.collect import collect
-from report.page import render
+from report.page import confusion, render
 from training.evaluation import predictions
 
 HOSTILE = "<script>alert('x')</script>&\"<b>"
@@ -44,7 +46,19 @@ class Words(html.parser.HTMLParser):
 def test_a_browser_shows_the_numbers_and_asks_for_nothing(page, browser, guesses):
     dom, console, hosts = browser.load(page)
     words = Words(dom).text
-    for number in ("61.79", "65.43", "0.7531", "1.234", "0.00123", "1.2%", "30 s", "abc1234", "2 x one GPU", "lr: "):
+    for number in [
+        "61.79",
+        "65.43",
+        "0.7531",
+        "1.234",
+        "0.00123",
+        "1.2%",
+        "30 s",
+        "val/owl/3.jpg",
+        "abc1234",
+        "2 x one GPU",
+        "lr: ",
+    ]:
         assert number in words, number
     right = int((guesses.labels == guesses.predicted).sum())
     assert f"{right} of 60 images right" in words
@@ -131,6 +145,19 @@ def test_a_run_that_goes_on_says_what_is_left(make_run, tmp_path):
     minutes = int(seconds) // 60
     assert f"{minutes} min" in words
     assert not facts.finished
+
+
+def test_all_confusions_are_a_picture_unless_there_are_too_many_classes(guesses):
+    picture = confusion(guesses)
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture.partition(",")[2]))).convert("RGB"))
+    assert len(np.unique(shown.reshape(-1, 3), axis=0)) > 50
+    assert confusion(guesses._replace(classes=np.arange(101).astype(str))) == ""
+
+
+def test_classes_that_are_never_right_are_a_warning(make_run, tmp_path, guesses):
+    folder = make_run(tmp_path / "run")
+    predictions.save(folder / predictions.FILE, guesses._replace(predicted=np.zeros(60, int)))
+    assert "3 classes have a top-1 of 0 %" in render(collect(folder))
 
 
 def test_a_run_that_has_just_begun_has_a_page(make_run, tmp_path):

@@ -29,6 +29,12 @@ def test_pairs_equal_scikit_learns(made):
         assert pair.share == pytest.approx(matrix[true, other] / (made.labels == true).sum())
 
 
+def test_shares_equal_scikit_learns(made):
+    with np.errstate(invalid="ignore"):
+        matrix = np.nan_to_num(confusion_matrix(made.labels, made.predicted, labels=range(8), normalize="true"))
+    np.testing.assert_allclose(tables.confusion_shares(made), matrix)
+
+
 def test_classes_equal_scikit_learns(made):
     recalls = recall_score(made.labels, made.predicted, labels=range(6), average=None)
     classes = tables.worst_classes(made, 99)

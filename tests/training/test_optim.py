@@ -40,6 +40,7 @@ def give_gradients(network, step, size):
 
 def stage(**keys):
     base = {"weight_decay": 0.05, "momentum": 0.9, "nesterov": False, "clip_norm": 1.0, "optimizer": "lamb"}
+    base["layer_decay"] = None
     return SimpleNamespace(**(base | LAMB | keys))
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -37,6 +38,32 @@ class Accuracy:
     images: int
     # int64 (classes, 3), on the host: right first, right among the first five, images
     by_class: Tensor = dataclasses.field(compare=False, repr=False)
+
+    @property
+    def balanced(self) -> float:
+        """The mean of the classes' top-1, of those with images."""
+        right, _, images = self.by_class[self.by_class[:, 2] > 0].double().T
+        return float((right / images).mean())
+
+    @property
+    def majority(self) -> float:
+        """Top-1 of always saying the largest class."""
+        return float(self.by_class[:, 2].max()) / self.images
+
+    def judgement(self, names: Sequence[str]) -> str:
+        """What top-1 hides where classes are of different size, in one line."""
+        said = f"balanced top-1 {100 * self.balanced:.2f} % (mean of the classes); the largest class is"
+        return f"{said} {100 * self.majority:.2f} % of the images{self.never_right(names)}"
+
+    def never_right(self, names: Sequence[str]) -> str:
+        """Which classes of those with images are not once recognized, in words; "" where there are none."""
+        right, _, images = self.by_class.T
+        never = ((images > 0) & (right == 0)).nonzero().flatten().tolist()
+        if not never:
+            return ""
+        shown = ", ".join(names[number] if number < len(names) else str(number) for number in never[:5])
+        of = int((images > 0).sum())
+        return f"; {len(never):,} of {of:,} classes have 0 %: {shown}{', ...' if len(never) > 5 else ''}"
 
 
 class CountAccuracy:

@@ -47,6 +47,8 @@ def evaluate_only(run: Run, init: str | None, config: EvalConfig, watch: Watchdo
     rows = [_row(run, init, record) for record in found]
     if is_main:
         print(records.table(rows))
+        for record in found:
+            print(f"{record.data.path}, {record.labels}: {record.accuracy.judgement(record.data.class_names or ())}")
         if folder is not None:
             _write(folder, found, rows)
             print(f"\n{folder / records.FILE}, by class: {', '.join(row['by_class'] for row in rows)}")
@@ -59,14 +61,7 @@ def load_model(run: Run, given: dict[str, Tensor]) -> nn.Module:
     recipe, stage = run.recipe, run.recipe.stages[-1]
 
     def create(classes):
-        return model.create(
-            recipe.model.name,
-            resolution=stage.eval_side,
-            classes=classes,
-            drop_path=0.0,
-            layer_scale=recipe.model.layer_scale,
-            blur_pool=recipe.model.blur_pool,
-        )
+        return model.of_recipe(recipe.model, resolution=stage.eval_side, classes=classes, drop_path=0.0)
 
     if (classes := recipe.model.classes) == "auto":
         with torch.device("meta"):
@@ -95,7 +90,9 @@ def evaluate_data(
     batches = watch.watched(loader, f"evaluating on {data.path}").epoch(0)
     counters = [CountAccuracy(data.classes, ranks.device, spec) for spec in specs.values()]
     with out_of_memory.explained_in_evaluation(run, stage, batch):
-        [found] = evaluate([network], [counters], batches, autocast=run.autocast, flip=stage.eval_flip)
+        [found] = evaluate(
+            [network], [counters], batches, autocast=run.autocast, flip=stage.eval_flip, normalize=run.normalize
+        )
     chosen = specs["own"].class_map
     classes = network.num_classes if chosen is None else len(chosen.unique())
     return [EvalRecord(data, labels, classes, accuracy) for labels, accuracy in zip(specs, found, strict=True)]
@@ -116,6 +113,8 @@ def _row(run, init, record):
         "precision": str(run.precision).removeprefix("torch."),
         "top1": record.accuracy.top1,
         "top5": record.accuracy.top5,
+        "balanced": record.accuracy.balanced,
+        "majority": record.accuracy.majority,
         "loss": record.accuracy.loss if record.labels == "own" else None,
     }
 

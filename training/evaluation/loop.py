@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from training.mixing import normalize
+from training import mixing
 
 
 class Reducer(Protocol):
@@ -27,13 +27,20 @@ class Reducer(Protocol):
 
 @torch.inference_mode()
 def evaluate(
-    models: Sequence[nn.Module], reducers: Sequence[Sequence[Reducer]], batches, *, autocast, flip: bool = False
+    models: Sequence[nn.Module],
+    reducers: Sequence[Sequence[Reducer]],
+    batches,
+    *,
+    autocast,
+    flip: bool = False,
+    normalize=mixing.normalize,
 ) -> list[list[Any]]:
     """Runs each of `models` over `batches` of (images, labels), which are read once, and gives its outputs to the
     `reducers` in its place. Returns their results, in the same order.
 
-    `autocast`: a function that gives a fresh context. `flip`: the logits of an image are the mean of its own and those
-    of its mirror image. Models are in the mode (training or evaluation) in which they came when it ends.
+    `autocast`: a function that gives a fresh context. `normalize`: as `mixing.normalize`. `flip`: the logits of an
+    image are the mean of its own and those of its mirror image. Models are in the mode (training or evaluation) in
+    which they came when it ends.
     """
     were_training = [model.training for model in models]
     for model in models:
@@ -43,7 +50,7 @@ def evaluate(
         # done with them by then. On a GPU their kernels may still wait in the queue: the loader's copies to the device
         # wait for them, and the loader waits for its copies before it decodes into the host's buffers again.
         for model, own in zip(models, reducers, strict=True):
-            logits = predict(model, images, autocast=autocast, flip=flip)
+            logits = predict(model, images, autocast=autocast, flip=flip, normalize=normalize)
             for reducer in own:
                 reducer.update(images, labels, logits)
     for model, was_training in zip(models, were_training, strict=True):
@@ -52,7 +59,7 @@ def evaluate(
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, images: Tensor, *, autocast, flip: bool) -> Tensor:
+def predict(model: nn.Module, images: Tensor, *, autocast, flip: bool, normalize=mixing.normalize) -> Tensor:
     """Float32 logits (n, classes) of uint8 images (n, side, side, 3), by `model` in evaluation mode."""
     inputs = normalize(images)
     with autocast():

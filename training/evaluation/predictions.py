@@ -17,6 +17,8 @@ from torch import Tensor
 from ffcv_ops import order
 from ffcv_ops.errors import UserError
 from ffcv_ops.files import open_regular, write_atomically
+from ffcv_ops.storage.info import exists
+from ffcv_ops.storage.sources import source_names
 from training import distributed
 from training.run import Run
 
@@ -34,6 +36,7 @@ class Predictions(NamedTuple):
     classes: np.ndarray  # names, str [classes]
     shown: np.ndarray  # rows of the above, int64 [k]
     pictures: np.ndarray  # uint8 [k, side, side, 3]
+    files: np.ndarray = np.array([], str)  # what they were made from, str [k]; none where that was not recorded
 
 
 class CollectPredictions:
@@ -80,9 +83,10 @@ class CollectPredictions:
         pictures = distributed.all_reduce_sum(pictures).cpu().numpy().astype(np.uint8)
         names = self.data.val.class_names or self.data.train.class_names or ()
         names = [*names, *(f"class {number}" for number in range(len(names), self.data.classes))]
-        return Predictions(
-            labels.astype(np.int64), predicted.astype(np.int64), confidence, np.array(names), shown, pictures
-        )
+        sources = list(source_names(self.data.val.path)) if exists(self.data.val.path) else []
+        files = np.array([sources[row] for row in shown] if len(sources) == len(labels) else [], str)
+        labels, predicted = labels.astype(np.int64), predicted.astype(np.int64)
+        return Predictions(labels, predicted, confidence, np.array(names), shown, pictures, files)
 
 
 def save(path: Path, predictions: Predictions, *, say=print) -> None:
@@ -106,6 +110,6 @@ def load(path: Path) -> Predictions | None:
     """What `save` wrote; None where there is none or it cannot be read (a report does without)."""
     try:
         with open_regular(path) as opened, np.load(opened, allow_pickle=False) as file:
-            return Predictions(*(file[name] for name in Predictions._fields))
+            return Predictions(*(file[name] for name in Predictions._fields if name != "files" or name in file))
     except (OSError, UserError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None

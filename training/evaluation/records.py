@@ -1,7 +1,8 @@
 """What is written down of evaluations: rows of evaluations.json, a table of them, and a CSV file by class for each.
 
 A row: weights, model, data, labels (own or ReaL), classes (of the model's, among which it chose), images, resolution,
-crop, flip, precision, top1 and top5 (shares), loss (nats; none for ReaL), by_class (the name of its CSV file).
+crop, flip, precision, top1, top5, balanced (mean of the classes' top-1) and majority (the largest class) as shares,
+loss (nats; none for ReaL), by_class (the name of its CSV file).
 """
 
 import csv

@@ -20,7 +20,7 @@ from ffcv_ops.files import read_regular, write_atomically
 _MEANS = ("lr", "loss", "grad_norm", "images_per_s", "wait", "seconds")
 _REQUIRED = {"step": _MEANS, "epoch": _MEANS, "warning": ("message",)}
 _EVALUATION = {"top1", "top5", "val_loss", "val_images"}  # a row has all of them or none
-_SHARES = {"top1", "top5", "ema_top1", "ema_top5"}
+_SHARES = {"top1", "top5", "balanced", "majority", "ema_top1", "ema_top5"}
 _MAY_BE_NAN = {"loss", "grad_norm", "val_loss"}
 _NUMBERS = {
     *_MEANS, *_EVALUATION, *_SHARES, "epoch", "epochs", "step", "resolution", "bad_steps", "bad_samples", "wall", "at",

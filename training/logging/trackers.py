@@ -21,6 +21,7 @@ NAMES = {  # keys of a row -> what a tracker calls them; those before the slash 
     "val_loss": "loss/val",
     "top1": "accuracy/top1",
     "top5": "accuracy/top5",
+    "balanced": "accuracy/balanced",
     "ema_top1": "accuracy/ema_top1",
     "ema_top5": "accuracy/ema_top5",
     "lr": "optimizer/lr",

@@ -44,7 +44,7 @@ def find(run: Run, stage: Stage, forward_backward: Callable[[Run, Stage, Tensor,
         forward_backward(run, trial, *random_batch(run, config, samples))
 
     weights = 4 * cost.num_parameters(stage.model)
-    moments = 0 if stage.optimizer.state else optim.OPTIMIZERS[config.optimizer].moments
+    moments = 0 if stage.optimizer.state else optim.moments(config.optimizer)
     images = LOADER_BATCHES * local_batch_size * 3 * config.resolution**2
     return from_oom_search(stage.model, attempt, options, reserved=weights * (1 + moments) + images)
 

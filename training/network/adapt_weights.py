@@ -40,8 +40,8 @@ def adapt_state_dict(
             say("the class token's position embedding is added to the class token, which gives the same outputs")
         adapted["pos_embed"] = _resample(adapted["pos_embed"], grid, prefix)
     if head != "keep":
-        own = {key: value for key, value in model.state_dict().items() if _is_head(key, model)}
-        adapted = {key: value for key, value in adapted.items() if not _is_head(key, model)} | own
+        own = {key: value for key, value in model.state_dict().items() if is_head(key, model)}
+        adapted = {key: value for key, value in adapted.items() if not is_head(key, model)} | own
     if head == "map":
         old = torch.tensor(class_map, device=next(iter(own.values())).device)
         for key, value in own.items():
@@ -57,7 +57,7 @@ def adapt_state_dict(
 
 def num_classes(weights: dict[str, Tensor], model: nn.Module) -> int:
     """The number of classes of `weights`, of the architecture of `model`; 0 if they have no classifier."""
-    return next((len(value) for key, value in weights.items() if _is_head(key, model) and value.ndim), 0)
+    return next((len(value) for key, value in weights.items() if is_head(key, model) and value.ndim), 0)
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
@@ -78,14 +78,15 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
 
 
 def _advice(faults, own, model):
-    heads = sum(_is_head(key, model) for key in own)
-    of_heads = sum(_is_head(fault.partition(":")[0], model) for fault in faults)
+    heads = sum(is_head(key, model) for key in own)
+    of_heads = sum(is_head(fault.partition(":")[0], model) for fault in faults)
     if len(faults) == of_heads == heads:
         return ". For other classes set stage.head: new"
     return ". Is model.name the architecture of the weights?"
 
 
-def _is_head(key, model):
+def is_head(key: str, model: nn.Module) -> bool:
+    """Whether the weight of this name is the classifier's."""
     names = model.default_cfg["classifier"]
     return key.rpartition(".")[0] in ([names] if isinstance(names, str) else names)
 

@@ -9,6 +9,7 @@ standard deviation .02. Every other timm model is built as timm builds it, with 
 only the draws of stochastic depth are ours in all models.
 """
 
+import ast
 import difflib
 
 import timm
@@ -19,6 +20,7 @@ from timm.models import VisionTransformer, build_model_with_cfg, generate_defaul
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from config.schema import ModelConfig
 from ffcv_ops.errors import UserError
 from training.network import stochastic_depth
 from training.network.stochastic_depth import StochasticDepth
@@ -60,14 +62,46 @@ def deit3_micro_patch16_224(pretrained=False, **arguments) -> VisionTransformer:
     return _deit3("deit3_micro_patch16_224", pretrained, arguments)
 
 
+def of_recipe(config: ModelConfig, *, resolution: int, classes: int, drop_path: float) -> nn.Module:
+    """The network that the recipe's `model` names, as `create` makes it."""
+    return create(
+        config.name,
+        resolution=resolution,
+        classes=classes,
+        drop_path=drop_path,
+        layer_scale=config.layer_scale,
+        blur_pool=config.blur_pool,
+        args=config.args,
+    )
+
+
+def arguments(text: str | None) -> dict[str, object]:
+    """`model.args`: "patch_size=8, depth=6" -> {"patch_size": 8, "depth": 6}; values are Python's literals."""
+    try:
+        call = ast.parse(f"dict({text or ''})", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args:
+            raise ValueError
+        return {one.arg: ast.literal_eval(one.value) for one in call.keywords}
+    except (SyntaxError, ValueError, TypeError) as error:
+        raise UserError(f"model.args {text!r:.200}: it must be name=value, name=value, ...") from error
+
+
 def create(
-    name: str, *, resolution: int, classes: int, drop_path: float, layer_scale: float | None, blur_pool: bool = False
+    name: str,
+    *,
+    resolution: int,
+    classes: int,
+    drop_path: float,
+    layer_scale: float | None,
+    blur_pool: bool = False,
+    args: str | None = None,
 ) -> nn.Module:
     """A freshly initialized model; its random weights come from torch's global generator.
 
     `layer_scale` is for deit3 models, None builds them without it. A resolution that the patch does not divide leaves
     the last rows and columns of the image unused, as in the official code: ViT-H/14 at 160 has an 11 x 11 grid.
-    `blur_pool`: strided convolutions of 16 channels or more become `BlurredConv2d`.
+    `blur_pool`: strided convolutions of 16 channels or more become `BlurredConv2d`. `args`: further `arguments` of
+    timm's model.
     UserError where timm does not know the name or cannot build it so.
     """
     architecture = name.partition(".")[0]
@@ -82,10 +116,16 @@ def create(
         options |= {"init_values": layer_scale or 0.0, "block_fn": stochastic_depth.Block}
     elif drop_path:
         options["drop_path_rate"] = drop_path
+    own = arguments(args)
+    if taken := sorted(own.keys() & options.keys()):
+        raise UserError(f"model.args: {', '.join(taken)} follow from other keys")
     try:
-        model = timm.create_model(architecture, **options)
-    except (ArithmeticError, AssertionError, TypeError, ValueError) as error:
-        raise UserError(f"timm cannot build {name!r} at {resolution} px, drop_path {drop_path}: {error}") from error
+        model = timm.create_model(architecture, **options, **own)
+    except (ArithmeticError, AssertionError, RuntimeError, TypeError, ValueError) as error:
+        with_args = f" with {args}" if args else ""
+        raise UserError(
+            f"timm cannot build {name!r}{with_args} at {resolution} px, drop_path {drop_path}: {error}"
+        ) from error
     if is_deit3:
         _init_as_officially(model, drop_path)
     else:
@@ -128,6 +168,14 @@ class BlurredConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         kernel = self.blur.to(x.dtype).expand(self.in_channels, 1, 3, 3)
         return super().forward(F.conv2d(x, kernel, padding=1, groups=self.in_channels))
+
+
+def checkpoint_blocks(model: nn.Module, name: str) -> None:
+    """Has the backward pass compute what is inside of a block once more instead of keeping it (timm's)."""
+    try:
+        model.set_grad_checkpointing(True)
+    except (AssertionError, AttributeError) as error:
+        raise UserError(f"speed.grad_checkpointing: timm's {name} has none") from error
 
 
 def tokens(model: nn.Module) -> int | None:

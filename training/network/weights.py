@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from config import train_command
+from config.recipe import load_recipe
 from ffcv_ops.errors import UserError, one_line
 
 IN_FOLDER = ("model.safetensors", "pytorch_model.bin")
@@ -54,20 +55,58 @@ def read(source: str | Path, say: Callable[[str], object] = silent) -> dict[str,
 
 def class_names(source: str | Path) -> tuple[str, ...] | None:
     """The names of the outputs where a model folder's config.json lists them (`label_names`), else None."""
-    kind, name = _split(source)
-    if kind == "timm":
-        return None
-    config = Path(_from_hub(source, "config.json")) if kind == "hf-hub" else Path(name) / "config.json"
-    if not config.is_file():
-        return None
+    content = _model_config(source)
+    names = content.get("label_names") or content.get("pretrained_cfg", {}).get("label_names")
     try:
-        content = json.loads(config.read_text(encoding="utf-8"))
-        names = content.get("label_names") or content.get("pretrained_cfg", {}).get("label_names")
         if isinstance(names, dict):
             names = [names[str(number)] for number in range(len(names))]
         return tuple(map(str, names)) if names else None
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{config}: not the config.json of a timm model ({error!r:.200})") from error
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{source}: its config.json has no list of label_names ({error!r:.200})") from error
+
+
+def preprocessing(source: str | Path) -> dict[str, dict]:
+    """How the images of these weights are prepared, as values of a recipe, {section: {option: value}}: what their
+    run's recipe says, or timm's pretrained configuration; nothing where they come without both."""
+    kind, name = _split(source)
+    folder = Path(name) if Path(name).is_dir() else Path(name).parent
+    if kind == "file" and (folder / "recipe.yaml").is_file():
+        recipe = load_recipe(folder / "recipe.yaml")
+        model, stage = recipe.model, recipe.stages[-1]
+        known = {"mean": model.mean, "std": model.std}
+        known |= {"interpolation": stage.interpolation, "crop_pct": stage.eval_crop}
+    elif kind == "timm":
+        known = vars(timm.get_pretrained_cfg(name)) if timm.is_model(name.partition(".")[0]) else {}
+    else:
+        content = _model_config(source)
+        known = content.get("pretrained_cfg", content)
+    return {
+        section: {ours: known[theirs] for ours, theirs in names.items() if known.get(theirs) is not None}
+        for section, names in _PREPARED.items()
+    }
+
+
+_PREPARED = {  # a recipe's options by timm's names
+    "model": {"mean": "mean", "std": "std"},
+    "stage": {"interpolation": "interpolation", "eval_crop": "crop_pct"},
+}
+
+
+def _model_config(source) -> dict:
+    """The config.json beside weights; empty where there is none."""
+    kind, name = _split(source)
+    if kind == "timm":
+        return {}
+    path = Path(_from_hub(source, "config.json")) if kind == "hf-hub" else Path(name) / "config.json"
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or not isinstance(content.get("pretrained_cfg", {}), dict):
+            raise ValueError("no object")
+        return content
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not the config.json of a timm model ({error!r:.200})") from error
 
 
 def _split(source):

@@ -6,13 +6,13 @@ networks and without their files it needs no torch, so that --print answers at o
 
 from collections.abc import Sequence
 
+from config import schedule
 from config.recipe import render_recipe
 from config.schema import Recipe, StageConfig
 from ffcv_ops import order
 from ffcv_ops.augment import chain, load
 from ffcv_ops.errors import UserError
 from ffcv_ops.storage.info import exists
-from training import schedule
 from training.datasets import DataSet, planned_sets
 from training.planning.model_costs import ModelCosts, model_costs
 from training.planning.plan import StagePlan
@@ -111,5 +111,5 @@ def peak_memory(recipe: Recipe, stage: StageConfig, costs: ModelCosts, samples: 
     once, each = costs.saved_fp32 if on_cpu or recipe.speed.precision == "fp32" else costs.saved_bf16
     weights = 4 * costs.parameters
     update = min(weights, LAMB_UPDATE) if stage.optimizer == "lamb" else 0
-    kept = weights * (2 + MOMENTS[stage.optimizer] + (stage.ema is not None))
+    kept = weights * (2 + MOMENTS.get(stage.optimizer, 2) + (stage.ema is not None))
     return kept + max(once + samples * each, update)

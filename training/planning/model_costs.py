@@ -54,6 +54,7 @@ def model_costs(config: ModelConfig, resolution: int, classes: int, *, drop_path
 def row_name(config: ModelConfig, resolution: int, *, drop_path: float) -> str:
     """The row of the table: every option that decides a cost, but for the classes."""
     words = [config.name, f"{resolution} px"]
+    words += [config.args] if config.args else []
     words += ["no LayerScale"] if config.layer_scale is None else []
     words += ["blur"] if config.blur_pool else []
     words += ["stochastic depth"] if drop_path else []
@@ -72,14 +73,7 @@ def model_on_shapes(config: ModelConfig, resolution: int, classes: int, *, drop_
     from training.network import model
 
     with torch.device("meta"):
-        return model.create(
-            config.name,
-            resolution=resolution,
-            classes=classes,
-            drop_path=drop_path,
-            layer_scale=config.layer_scale,
-            blur_pool=config.blur_pool,
-        )
+        return model.of_recipe(config, resolution=resolution, classes=classes, drop_path=drop_path)
 
 
 def count(config: ModelConfig, resolution: int, classes: int, *, drop_path: float) -> ModelCosts:

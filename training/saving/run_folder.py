@@ -4,6 +4,7 @@
               log.jsonl           a line per log point, per epoch and per stage
               checkpoints/        the last few states: weights, EMA, optimizer, position
               STAGE.safetensors   the weights that stage STAGE ended with; model.safetensors: the last stage's;
+                                  STAGE_best.safetensors: those of the epoch that was best by stage.best
                                   model_ema.safetensors: their average, where the last stage has one
               report.html, curves.png, report.md (of a finished run); plan.json, predictions.npz, of which they are made
               tensorboard/

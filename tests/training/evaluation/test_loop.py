@@ -1,11 +1,13 @@
 """Evaluation counts: against NumPy on the same logits, whatever the batches."""
 
+import warnings
 from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import balanced_accuracy_score
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -53,6 +55,13 @@ def test_counts_equal_numpys(classes, batch):
         loss = (np.log(np.exp(exact).sum(1)) - exact[np.arange(50), labels]).mean()
         assert result.loss == pytest.approx(loss, rel=1e-5)
         assert result.images == 50
+        said = ranking[:, 0]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # scikit-learn's, about classes that are said and never true
+            assert result.balanced == pytest.approx(balanced_accuracy_score(labels, said))
+        assert result.majority == np.bincount(labels).max() / len(labels)
+        never = [k for k in np.unique(labels) if not (said[labels == k] == k).any()]
+        assert f"{len(never)} of {len(np.unique(labels))} classes have 0 %" in result.judgement([]) or not never
         assert np.array_equal(result.by_class[:, 2], np.bincount(labels, minlength=classes))
         assert np.array_equal(result.by_class[:, 0], np.bincount(labels[ranking[:, 0] == labels], minlength=classes))
     assert results[0].loss != results[1].loss

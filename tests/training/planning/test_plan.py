@@ -2,8 +2,9 @@
 
 import pytest
 
+from config import schedule
 from config.recipe import BASE_RECIPE, load_recipe
-from training import datasets, schedule
+from training import datasets
 from training.network import model
 from training.planning import cost, estimate
 from training.planning.plan import StagePlan, eta, seconds_per_step

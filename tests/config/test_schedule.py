@@ -8,7 +8,7 @@ import pytest
 import torch
 from timm.scheduler import CosineLRScheduler
 
-from training.schedule import learning_rate, resolution
+from config.schedule import learning_rate, resolution
 
 OFFICIAL = {"min_lr": 1e-5, "warmup_epochs": 5, "warmup_lr": 1e-6}
 PER_EPOCH = 625  # steps: 1,280,000 samples in batches of 2,048

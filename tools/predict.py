@@ -1,0 +1,222 @@
+"""Pictures -> what a model says of each, as CSV or JSON: by a run, or by an export without its run.
+
+    python -m tools.predict runs/demo photographs/ --out=predictions.csv
+    python -m tools.predict exported/demo a.jpg b.png --out=predictions.json --top=3 --probabilities
+    python -m tools.predict runs/demo pets/val --out=predictions.csv --sheet=mistakes.png --features=features.npz
+
+A row a picture: file, label (the folder that it lies in, where that is a class), class and probability, then the same
+of the second best and so on up to --top. --features: the vector before the classifier, float32 (pictures, channels),
+beside the files' names. --sheet: the mistakes of which the model was surest. Pictures are read as conversion reads
+them: upright, alpha over white. One that cannot be read costs a line and its row says why.
+"""
+
+import argparse
+import csv
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from config.parser import Parser
+from ffcv_ops.errors import UserError, exits_cleanly, writing
+
+SHOWN, ACROSS = 24, 6  # pictures of the sheet, and in a row of it
+
+
+def parse(argv=None) -> argparse.Namespace:
+    """The command line, checked."""
+    parser = Parser(prog="python -m tools.predict", description=__doc__)
+    parser.add_argument("model", help="a run's folder, a .safetensors file in one, or the folder of an export")
+    parser.add_argument("pictures", nargs="+", type=Path, help="image files, and folders that are searched for them")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="the .csv or .json to write")
+    parser.add_argument("--top", type=int, default=1, help="classes for each picture, the best first")
+    parser.add_argument("--probabilities", action="store_true", help="a column with the probability of each class too")
+    parser.add_argument("--features", type=Path, metavar="FILE", help="an .npz to write: files and features")
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help="a picture to write: the surest mistakes")
+    parser.add_argument("--batch", type=int, default=64, help="pictures at a time")
+    parser.add_argument("--device", default="auto", help="cpu, cuda; auto: cuda where there is one")
+    options = parser.parse_args(argv)
+    for name, kinds in (("out", (".csv", ".json")), ("features", (".npz",)), ("sheet", (".png", ".jpg", ".pdf"))):
+        path = getattr(options, name)
+        if path and path.suffix not in kinds:
+            raise UserError(f"--{name}={path}: its name must end with {' or '.join(kinds)}")
+    for name in ("top", "batch"):
+        if not 1 <= getattr(options, name) <= 10_000:
+            raise UserError(f"--{name}={getattr(options, name)}: it must be 1 to 10,000")
+    return options
+
+
+if __name__ == "__main__":  # --help and mistakes are answered here: the imports below take seconds
+    exits_cleanly(parse)()
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from conversion.rgb import read_image
+from conversion.sources.folder import image_paths
+from conversion.sources.selection import LeftOut
+from ffcv_ops.files import write_atomically
+from ffcv_ops.host import usable_cores
+from tools import export
+from tools.preview import Panel, sheet
+from training.network import weights
+
+
+class Model(NamedTuple):
+    """A network in evaluation mode, timm's transform for its images, the names of its outputs, and whether its logits
+    are the mean of an image's and its mirror image's."""
+
+    network: nn.Module
+    transform: object
+    names: tuple[str, ...]
+    flip: bool = False
+
+
+@exits_cleanly
+def main(argv=None) -> None:
+    options = parse(argv)
+    device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    files, model = listed(options.pictures), load(options.model)
+    probabilities, features, faults = predict(model, files, batch=options.batch, device=device)
+    labels = [path.parent.name if path.parent.name in model.names else None for path in files]
+    rows = rows_of(files, labels, model.names, probabilities, top=options.top, every=options.probabilities)
+    for number, reason in faults.items():
+        rows[number] = {"file": str(files[number]), "error": reason}
+    with writing(options.out):
+        write_atomically(options.out, lambda path: write(path, rows, options.out.suffix))
+    if options.features:
+        read = [number for number in range(len(files)) if number not in faults]
+        with writing(options.features), options.features.open("wb") as file:
+            np.savez(file, files=[str(files[number]) for number in read], features=features[read])
+    said = f"{options.out}: {len(files) - len(faults):,} pictures by {options.model}"
+    rated = [number for number, label in enumerate(labels) if label is not None and number not in faults]
+    if rated:
+        said += "; " + rating(rated, labels, [model.names[best] for best in probabilities.argmax(1)])
+    if options.sheet:
+        wrong = [n for n in rated if labels[n] != model.names[probabilities[n].argmax()]]
+        wrong = sorted(wrong, key=lambda n: -probabilities[n].max())[:SHOWN]
+        panels = [_panel(files[n], labels[n], rows[n]) for n in wrong] + [Panel(None)] * (ACROSS - 1)
+        with writing(options.sheet):
+            rows_of_panels = [panels[k : k + ACROSS] for k in range(0, max(len(wrong), 1), ACROSS)]
+            sheet([row + [Panel(None)] * (ACROSS - len(row)) for row in rows_of_panels]).savefig(options.sheet, dpi=100)
+    print(said)
+    for number, reason in faults.items():
+        print(f"{files[number]}: {reason}")
+
+
+def rating(rated: list[int], labels: list[str], said: list[str]) -> str:
+    """How often the pictures of these numbers are right, over all and as the mean of the classes."""
+    right = {number: said[number] == labels[number] for number in rated}
+    classes = {labels[number] for number in rated}
+    by_class = [np.mean([right[n] for n in rated if labels[n] == label]) for label in classes]
+    return (
+        f"{sum(right.values()):,} of {len(rated):,} right ({np.mean([*right.values()]):.2%}; mean of {len(classes):,}"
+        f" classes {np.mean(by_class):.2%})"
+    )
+
+
+def listed(places: list[Path]) -> list[Path]:
+    """The files named, and the images below the folders; UserError where there are none."""
+    files = []
+    for place in places:
+        if not place.exists():
+            raise UserError(f"{place}: no such file or folder")
+        files += map(Path, image_paths(place, LeftOut())) if place.is_dir() else [place]
+    if not files:
+        raise UserError(f"{', '.join(map(str, places))}: no images there")
+    return files
+
+
+def load(source: str) -> Model:
+    """The model of a run or an export."""
+    folder = Path(source)
+    if (folder / "recipe.yaml").is_file() or folder.suffix == ".safetensors":
+        trained = export.read(folder)
+        known, names, network = export.config(trained)["pretrained_cfg"], trained.names, trained.network
+        flip = trained.stage.eval_flip
+    elif (folder / "config.json").is_file():
+        try:
+            network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        except (OSError, RuntimeError, ValueError, KeyError) as error:
+            raise UserError(f"{source}: timm cannot load it ({str(error).partition(chr(10))[0]:.200})") from error
+        known, names, flip = network.pretrained_cfg, weights.class_names(folder), False
+    else:
+        raise UserError(f"{source}: neither a run's folder nor an export with --formats=timm (no config.json)")
+    options = timm.data.resolve_data_config(pretrained_cfg=known)
+    names = names or tuple(map(str, range(network.num_classes)))
+    return Model(network, timm.data.create_transform(**options, is_training=False), names, flip)
+
+
+class _Pictures(torch.utils.data.Dataset):
+    """(the network's input, "") of each file, or (that of a black image, why it cannot be read)."""
+
+    def __init__(self, files, transform):
+        self.files, self.transform = files, transform
+
+    def __len__(self):
+        return len(self.files)
+
+    def __getitem__(self, number):
+        try:
+            return self.transform(read_image(self.files[number])), ""
+        except UserError as error:
+            return self.transform(Image.new("RGB", (1, 1))), str(error)
+
+
+@torch.inference_mode()
+def predict(model: Model, files: list[Path], *, batch: int, device: str) -> tuple[np.ndarray, np.ndarray, dict]:
+    """Probabilities float64 (files, classes), features float32 (files, channels), and {number of a file: why it cannot
+    be read}, whose rows are of no use."""
+    network, found, faults = model.network.to(device), [], {}
+    workers = 0 if len(files) <= batch else usable_cores()
+    for inputs, reasons in DataLoader(_Pictures(files, model.transform), batch, num_workers=workers):
+        faults |= {batch * len(found) + place: why for place, why in enumerate(reasons) if why}
+        found.append(_outputs(network, inputs.to(device), flip=model.flip))
+    probabilities, features = (torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True))
+    return probabilities, features, faults
+
+
+def _outputs(network, inputs: Tensor, *, flip: bool) -> tuple[Tensor, Tensor]:
+    maps = network.forward_features(inputs)
+    logits, features = network.forward_head(maps), network.forward_head(maps, pre_logits=True)
+    if flip:
+        logits = (logits + network(inputs.flip(3))) / 2
+    return logits.double().softmax(1), features
+
+
+def rows_of(files, labels, names, probabilities: np.ndarray, *, top: int, every: bool) -> list[dict]:
+    """A row for each file, in the order of its columns."""
+    rows = []
+    for file, label, shares in zip(files, labels, probabilities, strict=True):
+        row = {"file": str(file)} | ({"label": label} if any(labels) else {})
+        for place, number in enumerate(np.argsort(-shares, kind="stable")[:top], start=1):
+            suffix = f"_{place}" if place > 1 else ""
+            row |= {f"class{suffix}": names[number], f"probability{suffix}": round(float(shares[number]), 6)}
+        if every:
+            row |= {f"p({name})": round(float(share), 6) for name, share in zip(names, shares, strict=True)}
+        rows.append(row)
+    return rows
+
+
+def write(path: Path, rows: list[dict], kind: str) -> None:
+    """As `kind` says, .csv or .json."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        if kind == ".json":
+            json.dump(rows, file, indent=1, ensure_ascii=False)
+            return
+        table = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)), restval="")
+        table.writeheader()
+        table.writerows(rows)
+
+
+def _panel(file, label, row) -> Panel:
+    picture = read_image(file)
+    picture.thumbnail((224, 224))
+    return Panel(np.asarray(picture), below=f"{label}\nnot {row['class']} ({row['probability']:.0%})\n{file.name}")
+
+
+if __name__ == "__main__":
+    main()
