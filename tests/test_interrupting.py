@@ -1,5 +1,6 @@
-"""Ctrl-C at real processes: one line that says what is kept, status 130, and the same command goes on."""
+"""Ctrl-C at real processes, five times: one line that says what is kept, status 130, and the same command goes on."""
 
+import contextlib
 import json
 import os
 import re
@@ -18,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def interrupted(words, reached, cwd=ROOT):
-    """Starts the command, sends SIGINT to all of its session once `reached()`, as a terminal does. Returns what it
-    printed on both streams."""
+    """Starts the command, sends SIGINT five times to all of its session once `reached()`, as a terminal does. Returns
+    what it printed on both streams."""
     process = subprocess.Popen(
         [sys.executable, *words], cwd=cwd, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
@@ -29,7 +30,10 @@ def interrupted(words, reached, cwd=ROOT):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)
+    for _ in range(5):
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.03)
     said, errors = process.communicate(timeout=30)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors

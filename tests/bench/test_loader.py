@@ -292,6 +292,9 @@ def test_markdown_goes_between_its_markers(tmp_path):
     )
     with pytest.raises(UserError, match="needs one line <!-- y -->"):
         report.replace_between(file, "y", table)
+    with pytest.raises(UserError, match=r"nothing\.md: needs one line <!-- x -->"):
+        report.marked("x")(str(tmp_path / "nothing.md"))
+    assert not (tmp_path / "nothing.md").exists()
 
 
 def test_the_plot_shows_every_loader():

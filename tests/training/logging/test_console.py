@@ -1,6 +1,8 @@
 """What is seen on a terminal and in a file."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -20,6 +22,17 @@ def clock(monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
     return now
+
+
+def test_a_run_goes_on_when_nobody_reads_its_output():
+    code = "from training.logging.console import ConsoleProgress\nsay = ConsoleProgress([], quiet=False).say\n"
+    code += "for line in range(20_000): say(str(line))"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "0\n"
+    process.stdout.close()
+    assert process.stderr.read() == "nobody reads the output any more; the run goes on, and log.jsonl has it all\n"
+    assert process.wait() == 0
+    process.stderr.close()
 
 
 def test_without_a_terminal_lines_come_once_a_minute(clock, capsys):

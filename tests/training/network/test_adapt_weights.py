@@ -133,6 +133,39 @@ def test_a_mapped_head_takes_the_rows_of_the_same_classes():
     assert (num_classes(weights, network), num_classes(own, network)) == (7, 4)
 
 
+@pytest.mark.parametrize(
+    ("odd", "said"),
+    [
+        ({"pos_embed": torch.zeros(1, 10, 7)}, r"\(1, 4, 7\)|no square grid"),
+        ({"pos_embed": torch.zeros(2, 5, 128)}, "no square grid"),
+        ({"pos_embed": torch.zeros(1, 0, 128)}, r"pos_embed: \(1, 0, 128\), the model has"),
+        ({"pos_embed": torch.zeros(1, 9, 128, dtype=torch.int32)}, "pos_embed: numbers of torch.int32"),
+        ({"cls_token": torch.zeros(1, 1, 128, dtype=torch.int64)}, "cls_token: numbers of torch.int64"),
+        (
+            {"head.weight": torch.zeros(4, 128, dtype=torch.int32)},
+            "head.weight(: numbers| has 4 classes) of torch.int32",
+        ),
+        ({"head.weight": torch.zeros(0, 128)}, r"head.weight(: \(0, 128\), the model| has 0 classes of)"),
+        ({"head.bias": torch.zeros(2)}, r"head.bias(: \(2,\), the model| has 2 classes of)"),
+    ],
+)
+@pytest.mark.parametrize("head", ["keep", "map"])
+def test_odd_weights_are_refused(odd, said, head):
+    network = create(classes=4)
+    with pytest.raises(UserError, match=said):
+        given = network.state_dict() | odd
+        load_weights(network, adapt_state_dict(given, network, head=head, class_map=[0, 1, 2, 3]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+@pytest.mark.parametrize("head", ["keep", "map"])
+def test_weights_of_any_precision_are_taken(dtype, head):
+    weights, network = create(classes=4).state_dict(), create(classes=4)
+    given = {key: value.to(dtype) for key, value in weights.items()}
+    load_weights(network, adapt_state_dict(given, network, head=head, class_map=[0, 1, 2, 3]))
+    assert all(torch.equal(value, given[key].float()) for key, value in network.state_dict().items())
+
+
 def test_a_head_without_all_its_parts_is_not_mapped():
     weights, network = create(classes=7).state_dict(), create(classes=4)
     for head in ({"head.weight": torch.tensor(1.0)}, {"head.weight": torch.zeros(7, 3)}):

@@ -164,6 +164,9 @@ def test_what_cannot_be_used_is_said_in_one_line(tmp_path):
     torch.save({"model": network().state_dict(), "args": Hostile(tmp_path / "ran")}, tmp_path / "hostile.pth")
     torch.save({0: torch.ones(2), 1: torch.ones(2)}, tmp_path / "numbers.pth")
     torch.save({"model": {"a": torch.ones(2).to_sparse()}}, tmp_path / "sparse.pth")
+    torch.save({"model": {"a": torch.ones(2, dtype=torch.complex64)}}, tmp_path / "complex.pth")
+    torch.save({"model": {"state_dict": {"a": torch.ones(2)}}}, tmp_path / "nested.pth")
+    torch.save({"a": torch.ones(2), "b": None}, tmp_path / "none.pth")
     torch.save({"model": {"a": torch.empty(2, device="meta")}}, tmp_path / "meta.pth")
     torch.save({"model": {"a": torch.ones(2)}, "args": OPTIONS, "net": nn.Linear(1, 1)}, tmp_path / "whole.pth")
     for name, words in {
@@ -176,6 +179,9 @@ def test_what_cannot_be_used_is_said_in_one_line(tmp_path):
         "hostile.pth": "holds more than tensors and plain values, which are not loaded",
         "numbers.pth": "a weight's name is 0, which is no text",
         "sparse.pth": "a is not a plain tensor",
+        "complex.pth": "a is not a plain tensor",
+        "nested.pth": "no weights under the key `model`",
+        "none.pth": "no weights under the key `model`",
         "meta.pth": "a is not a plain tensor",
         "whole.pth": "which are not loaded: .*torch.nn.modules.linear.Linear.*; save its weights alone",
         ".": "no such file",

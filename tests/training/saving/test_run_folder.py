@@ -149,6 +149,16 @@ def test_a_checkpoint_is_due_by_the_clock(run, monkeypatch):
     assert (found, folder.is_checkpoint_due(), never.is_checkpoint_due()) == ([False, True, True], False, False)
 
 
+def test_a_refused_start_leaves_nothing_behind(run):
+    folder = RunFolder(run)
+    with pytest.raises(UserError), folder.alone():
+        raise UserError("refused")
+    assert not folder.path.exists()
+    with folder.alone():
+        (folder.path / "log.jsonl").touch()
+    assert [path.name for path in folder.path.iterdir()] == ["log.jsonl"]
+
+
 def test_a_folder_belongs_to_one_recipe(run):
     folder = RunFolder(run)
     folder.prepare(run, {})
