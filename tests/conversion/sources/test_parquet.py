@@ -137,9 +137,9 @@ def test_damaged_data_name_the_file(tmp_path, jpeg):
     """The footer is whole, a page is not: the image is refused when it is read."""
     write(tmp_path / "0.parquet", [(jpeg(k), None) for k in range(4)], [0, 1, 2, 0], rows=4)
     content = bytearray((tmp_path / "0.parquet").read_bytes())
-    source = open_source(str(tmp_path))
     content[4:60] = b"\xff" * 56
     (tmp_path / "0.parquet").write_bytes(content)
+    source = open_source(str(tmp_path))
     with pytest.raises(UserError, match=r"0.parquet cannot be read"):
         source.read(source.splits["train"].items[0])
 
