@@ -21,6 +21,9 @@ THREE_CHOICE = 49
 THREE_SIGMA = 50
 JITTER = 51
 JITTER_ORDER = 54
+GRAY = 55
+SOLARIZE = 56
+BLUR = 57  # whether, then how much
 # Streams of one mixing chunk (training/mixing.py), whose sample id is a chunk number.
 MIX = 64
 # Streams of the epoch order (order.py; of images and of pages), and of a stage's own seed.

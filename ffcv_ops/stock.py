@@ -6,6 +6,7 @@ Numba's own again when the import is done. This works where this module is the f
 """
 
 import numba.typed
+import numpy as np
 
 _typed_dict, numba.typed.Dict = numba.typed.Dict, dict
 try:
@@ -15,11 +16,13 @@ try:
     from ffcv.fields.rgb_image import IMAGE_MODES, SimpleRGBImageDecoder
     from ffcv.loader import Loader
     from ffcv.loader.epoch_iterator import EpochIterator
+    from ffcv.memory_managers import OSCacheManager
     from ffcv.memory_managers.base import MemoryContext, MemoryManager
     from ffcv.pipeline import PipelineSpec
     from ffcv.pipeline.allocation_query import AllocationQuery
     from ffcv.pipeline.compiler import Compiler
     from ffcv.pipeline.graph import Graph
+    from ffcv.pipeline.operation import Operation
     from ffcv.transforms import ToDevice, ToTensor
     from ffcv.types import (
         ALLOC_TABLE_TYPE,
@@ -32,6 +35,21 @@ try:
     from ffcv.utils import decode_null_terminated_string
 finally:
     numba.typed.Dict = _typed_dict
+
+
+
+def _compile_reader(manager):
+    """What FFCV's loader reads stored bytes with, compiled for what it is given. FFCV names types instead, and for that
+    makes Numba's one type of byte arrays read-only: kernels that anyone compiled before with it are lost."""
+
+    def read(address, state):
+        data, places, sizes = state
+        return data[address : address + sizes[np.searchsorted(places, address)]]
+
+    return Compiler.compile(read)
+
+
+OSCacheManager.compile_reader = _compile_reader
 
 __all__ = [
     "ALLOC_TABLE_TYPE",
@@ -48,6 +66,7 @@ __all__ = [
     "Loader",
     "MemoryContext",
     "MemoryManager",
+    "Operation",
     "PipelineSpec",
     "RGBImageField",
     "SimpleRGBImageDecoder",

@@ -228,3 +228,15 @@ def interleave(planes, out):
             line[3 * x] = red[x]
             line[3 * x + 1] = green[x]
             line[3 * x + 2] = blue[x]
+
+
+@kernel
+def deinterleave(image, planes):
+    """Pixels [height, width, 3] -> planes [3, height, width]."""
+    _, height, width = planes.shape
+    for y in range(height):
+        red, green, blue, line = planes[0, y], planes[1, y], planes[2, y], image[y].reshape(-1)
+        for x in range(width):
+            red[x] = line[3 * x]
+            green[x] = line[3 * x + 1]
+            blue[x] = line[3 * x + 2]
