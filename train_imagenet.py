@@ -42,7 +42,7 @@ from config.recipe import Recipe
 from ffcv_ops.jpeg import native
 from ffcv_ops.loader import eval_loader, train_loader
 from ffcv_ops.warm_up import prepare_kernels
-from training import distributed, optim, schedule
+from training import distributed, optim, repeatable, schedule
 from training.datasets import open_sets, planned_sets
 from training.distributed import parallel, stop
 from training.distributed.parallel import gradient_sync
@@ -195,9 +195,10 @@ def prepare(run: Run, stage: Stage) -> None:
     prepare_kernels(run.log.say, train_batches.decoder.params)  # or the first epoch would wait for the compiler
     stage.micro_batch_size = micro_batch.find(run, stage, forward_backward)  # before the loader takes its memory
     val_batches = eval_loader(val.path, val.samples, config, batch=eval_batch_size(run, stage), placement=run.placement)
+    parallel.shard(run, stage)
     if recipe.speed.compile:
         compiling.compile_stage(run, stage, forward_backward, say=run.log.say)
-    parallel.distribute(run, stage)
+    parallel.wrap(run, stage)
     stage.train_loader = run.watchdog.watched(train_batches, f"stage {config.name}")
     stage.val_loader = run.watchdog.watched(val_batches, f"evaluating in stage {config.name}")
     stage.meter = Meter(ranks.device)
@@ -343,6 +344,8 @@ def check_resume(run: Run, checkpoint: dict, identity: dict, start_at: int) -> N
 def main(argv=None) -> signal.Signals | None:
     """Returns the signal that stopped the run before its end, or None."""
     options, recipe, evaluation = train_command.parse(__doc__, argv)
+    if recipe.speed.deterministic:
+        repeatable.make_deterministic()
     if options.print:
         estimate.print_plan(recipe, images_per_s=measure(recipe) if options.measure else options.at_throughput)
         return None
@@ -356,7 +359,7 @@ def main(argv=None) -> signal.Signals | None:
         start_at = stage_number(recipe, options.start_at) if options.start_at else 0
         folder = RunFolder(recipe)
         datasets = open_sets(recipe, first=folder.first_stage(recipe, start_at))
-        with Watchdog(recipe.watchdog, ranks) as watchdog, stop.on_request() as stop_requested:
+        with Watchdog(recipe.watchdog, ranks) as watchdog, stop.on_request() as stop_requested, repeatable.explained():
             run = Run(recipe, ranks, datasets, dtype, folder, watchdog=watchdog, stop_requested=stop_requested)
             train_run(run, init=options.init, start_at=start_at)
         return None

@@ -17,7 +17,7 @@ try:
     from ffcv.loader.epoch_iterator import EpochIterator
     from ffcv.memory_managers.base import MemoryContext, MemoryManager
     from ffcv.pipeline import PipelineSpec
-    from ffcv.pipeline.allocation_query import AllocationQuery
+    from ffcv.pipeline.allocation_query import AllocationQuery, allocate_query
     from ffcv.pipeline.compiler import Compiler
     from ffcv.pipeline.graph import Graph
     from ffcv.transforms import ToDevice, ToTensor
@@ -53,6 +53,7 @@ __all__ = [
     "SimpleRGBImageDecoder",
     "ToDevice",
     "ToTensor",
+    "allocate_query",
     "decode_null_terminated_string",
     "get_handlers",
     "get_metadata_type",

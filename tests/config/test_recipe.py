@@ -24,8 +24,8 @@ stage.erasing stage.erasing_mode stage.repeats stage.mixup stage.cutmix stage.mi
 stage.drop_path stage.optimizer stage.lr stage.min_lr stage.warmup_epochs stage.warmup_lr stage.schedule
 stage.weight_decay stage.betas stage.eps stage.momentum stage.clip_norm stage.ema stage.start stage.head
 stage.eval_resolution stage.eval_crop stage.eval_flip
-speed.device speed.precision speed.compile speed.cuda_graphs speed.drop_path speed.parallel speed.micro_batch
-speed.channels_last
+speed.device speed.precision speed.compile speed.deterministic speed.cuda_graphs speed.drop_path speed.parallel
+speed.micro_batch speed.channels_last
 log.out log.name log.every log.eval_every log.tensorboard log.tracker log.save_every log.keep
 """
 
