@@ -7,7 +7,7 @@
     python train_imagenet.py --cfg recipes/demo.yaml --eval-only --init=runs/demo --eval.data=other.beton
     python train_imagenet.py --cfg recipes/transfer/cars.yaml --init=timm:deit3_base_patch16_224.fb_in1k
 
-Everything goes to runs/NAME. The same command again goes on where the last one stopped, bit for bit.
+Everything goes to runs/NAME. The same command again goes on where the last one stopped (on a CPU bit for bit).
 
 Read it bottom-up: `train_epoch` takes one optimizer step after the other, `train_stage` one epoch after the other,
 `train_run` one stage (pre-training at a resolution, a fine-tune) after the other.

@@ -163,7 +163,6 @@ def test_the_emulation_sees_what_stock_ffcv_does(jpg_beton, expected, emulated, 
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("resolution", [24, 32])
 def test_a_real_device_that_is_behind(jpg_beton, expected, resolution):
     """Each step spins for about 20 ms; 24 of them fit into the queue of launches."""
