@@ -6,14 +6,15 @@ VENV ?= .venv
 export PYTHON VENV
 RUN = "$(VENV)/bin/python"
 
-.PHONY: help demo test lint bench gpu-bench faults clean
+.PHONY: help demo test lint bench gpu-check gpu-bench faults clean
 
 help:
 	@echo "make demo    set up, write the bundled photographs, train on them, report"
 	@echo "make test    set up, run the tests"
 	@echo "make lint    set up, check the style"
 	@echo "make bench   set up, measure the loader and the training step beside others (20 minutes on 2 cores)"
-	@echo "make gpu-bench  measure the training step on a GPU (10 minutes), into a file of bench/results/"
+	@echo "make gpu-check  does a GPU compute what the CPU does? (5 minutes)"
+	@echo "make gpu-bench  measure the training step on a GPU (10 minutes)"
 	@echo "make faults  set up, inject faults and see what becomes of them (15 minutes on 2 cores)"
 	@echo "make clean   remove the virtual environment and caches; data/ and runs/ stay"
 
@@ -37,9 +38,15 @@ bench:
 	$(RUN) -m bench.write --json bench/results/write.json
 	$(RUN) -m bench.step --json bench/results/step.json --markdown docs/performance.md
 
+gpu-check:
+	@./setup.sh
+	$(RUN) write_datasets.py
+	$(RUN) -m bench.gpu check --markdown docs/performance.md
+
 gpu-bench:
 	@./setup.sh
-	$(RUN) -m bench.step --device cuda --json bench/results --markdown docs/performance.md
+	$(RUN) -m bench.gpu bench --markdown docs/performance.md
+	$(RUN) -m bench.step --table --markdown docs/performance.md
 
 faults:
 	@./setup.sh

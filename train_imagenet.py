@@ -7,7 +7,7 @@
     python train_imagenet.py --cfg recipes/demo.yaml --eval-only --init=runs/demo --eval.data=other.beton
     python train_imagenet.py --cfg recipes/transfer/cars.yaml --init=timm:deit3_base_patch16_224.fb_in1k
 
-Everything goes to runs/NAME. The same command again goes on where the last one stopped, bit for bit.
+Everything goes to runs/NAME. The same command again goes on where the last one stopped (on a CPU bit for bit).
 
 Read it bottom-up: `train_epoch` takes one optimizer step after the other, `train_stage` one epoch after the other,
 `train_run` one stage (pre-training at a resolution, a fine-tune) after the other.
@@ -44,7 +44,7 @@ from config.recipe import Recipe
 from ffcv_ops.jpeg import native
 from ffcv_ops.loader import eval_loader, train_loader
 from ffcv_ops.warm_up import prepare_kernels
-from training import distributed, optim
+from training import distributed, optim, repeatable
 from training.datasets import open_sets, planned_sets, remarks
 from training.distillation import distilled_loss
 from training.distributed import parallel, stop
@@ -217,9 +217,10 @@ def prepare(run: Run, stage: Stage) -> None:
     prepare_kernels(run.log.say, train_batches.decoder.params)  # or the first epoch would wait for the compiler
     stage.micro_batch_size = micro_batch.find(run, stage, forward_backward)  # before the loader takes its memory
     val_batches = eval_loader(val.path, val.samples, config, batch=eval_batch_size(run, stage), placement=run.placement)
+    parallel.shard(run, stage)
     if recipe.speed.compile:
         compiling.compile_stage(run, stage, forward_backward, say=run.log.say)
-    parallel.distribute(run, stage)
+    parallel.wrap(run, stage)
     stage.train_loader = run.watchdog.watched(train_batches, f"stage {config.name}")
     stage.val_loader = run.watchdog.watched(val_batches, f"evaluating in stage {config.name}")
     stage.meter = Meter(ranks.device)
@@ -383,6 +384,8 @@ def check_resume(run: Run, checkpoint: dict, identity: dict, start_at: int) -> N
 def main(argv=None) -> signal.Signals | None:
     """Returns the signal that stopped the run before its end, or None."""
     options, recipe, evaluation = train_command.parse(__doc__, argv, preprocessing)
+    if recipe.speed.deterministic:
+        repeatable.make_deterministic()
     if options.print:
         estimate.print_plan(recipe, images_per_s=measure(recipe) if options.measure else options.at_throughput)
         return None
@@ -396,7 +399,7 @@ def main(argv=None) -> signal.Signals | None:
         start_at = stage_number(recipe, options.start_at) if options.start_at else 0
         folder = RunFolder(recipe)
         datasets = open_sets(recipe, first=folder.first_stage(recipe, start_at))
-        with Watchdog(recipe.watchdog, ranks) as watchdog, stop.on_request() as stop_requested:
+        with Watchdog(recipe.watchdog, ranks) as watchdog, stop.on_request() as stop_requested, repeatable.explained():
             run = Run(recipe, ranks, datasets, dtype, folder, watchdog=watchdog, stop_requested=stop_requested)
             train_run(run, init=options.init, start_at=start_at)
         return None

@@ -19,7 +19,7 @@ try:
     from ffcv.memory_managers import OSCacheManager
     from ffcv.memory_managers.base import MemoryContext, MemoryManager
     from ffcv.pipeline import PipelineSpec
-    from ffcv.pipeline.allocation_query import AllocationQuery
+    from ffcv.pipeline.allocation_query import AllocationQuery, allocate_query
     from ffcv.pipeline.compiler import Compiler
     from ffcv.pipeline.graph import Graph
     from ffcv.pipeline.operation import Operation
@@ -35,7 +35,6 @@ try:
     from ffcv.utils import decode_null_terminated_string
 finally:
     numba.typed.Dict = _typed_dict
-
 
 
 def _compile_reader(manager):
@@ -72,6 +71,7 @@ __all__ = [
     "SimpleRGBImageDecoder",
     "ToDevice",
     "ToTensor",
+    "allocate_query",
     "decode_null_terminated_string",
     "get_handlers",
     "get_metadata_type",

@@ -21,9 +21,15 @@ from config.text import nearest
 from config.yaml_file import read_yaml
 from ffcv_ops.errors import UserError
 
+
+def _key(name):
+    """The key of a recipe that `name` of an augmentation is: the stage's, but for precision."""
+    return name if "." in name else f"stage.{name}"
+
+
 NETWORK = ("model.name", "model.layer_scale", "model.blur_pool", "stage.lr", "stage.weight_decay", "stage.drop_path")
-AUGMENTATION = ("augment", "jitter", "erasing", "erasing_mode")
-VARIED = (*NETWORK, *(f"stage.{name}" for name in AUGMENTATION), "seed", "log.name")
+AUGMENTATION = ("augment", "jitter", "erasing", "erasing_mode", "speed.precision")
+VARIED = (*NETWORK, *map(_key, AUGMENTATION), "seed", "log.name")
 
 
 class Cell(NamedTuple):
@@ -70,7 +76,7 @@ def read(path, overrides: Mapping[str, str] | None = None) -> Grid:
     folder = Path(load_recipe(base, fixed).log.out) / Path(path).stem
 
     def cell(network, augmentation, seed):
-        own = networks[network] | {f"stage.{name}": value for name, value in augmentations[augmentation].items()}
+        own = networks[network] | {_key(name): value for name, value in augmentations[augmentation].items()}
         place = {"seed": str(seed), "log.out": str(folder), "log.name": f"{network}_{augmentation}_{seed}"}
         run = load_recipe(base, fixed | own | place)
         return Cell(network, augmentation, seed, dataclasses.replace(run, source=str(path)))

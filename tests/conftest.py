@@ -1,6 +1,7 @@
 """Images, .beton files and processes that many tests share. The .beton files here are written by stock FFCV."""
 
 import io
+import os
 import signal
 import socket
 import subprocess
@@ -16,8 +17,28 @@ from ffcv.writer import DatasetWriter
 from PIL import Image
 
 from bench.processes import Server
+from tests import emulated_streams
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_collection_modifyitems(items):
+    """Tests with the mark `gpu` are skipped where there is none."""
+    if torch.cuda.device_count() == 0:
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def pretended_gpu():
+    """With PRETEND_GPU=1 torch says that there is a GPU, and FFCV takes its (emulated) streams for loaders on the CPU
+    too: a rehearsal of this suite for a machine with a GPU. Started commands see none, there as here."""
+    with pytest.MonkeyPatch.context() as patch:
+        if os.environ.get("PRETEND_GPU"):
+            patch.setattr(torch.cuda, "is_available", lambda: True)
+            emulated_streams.install(patch)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -14,7 +14,6 @@ from types import SimpleNamespace
 import torch
 from ffcv.loader import epoch_iterator
 from ffcv.pipeline.allocation_query import AllocationQuery
-from ffcv.pipeline.graph import Graph
 from ffcv.transforms import ToDevice
 
 from ffcv_ops import prefetch
@@ -95,18 +94,16 @@ def install(monkeypatch):
     cuda = SimpleNamespace(Stream=Stream, Event=Event, current_stream=current_stream, stream=_stream)
     monkeypatch.setattr(epoch_iterator, "ch", SimpleNamespace(cuda=cuda))
     monkeypatch.setattr(prefetch, "ToDevice", _Upload)
-    given, allocate = {}, Graph.allocate_memory
+    given, allocate = {}, prefetch._Graph.allocate_memory
 
     def allocate_memory(graph, batch, slots):
-        shapes = str(graph.collect_requirements()[0])
-        fresh = allocate(graph, batch, slots)
-        freed = given.setdefault((id(graph), shapes), fresh)
-        for node, query in graph.collect_requirements()[0]["operation"].items():
-            if query is not None and query.device is not None:  # memory of the device; torch keeps that of the host
-                fresh["operation"][node] = freed["operation"][node]  # until the copies out of it are done
-        return fresh
+        memory = allocate(graph, batch, slots)
+        for node, query in memory["queries"].items():
+            if query.device is not None:
+                memory["operation"][node] = given.setdefault((node, query), memory["operation"][node])
+        return memory
 
-    monkeypatch.setattr(Graph, "allocate_memory", allocate_memory)
+    monkeypatch.setattr(prefetch._Graph, "allocate_memory", allocate_memory)
 
 
 class Device:

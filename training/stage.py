@@ -122,7 +122,9 @@ def create_stage(run: Run, number: int, start_weights: dict[str, Tensor] | None 
     _check_model(run, config, network)
     network.to(device)
     _check_sizes(run, config, network)
-    if recipe.speed.channels_last and model.tokens(network) is None:  # convolutions are faster so, transformers not
+    convolutional = model.tokens(network) is None
+    torch.backends.cudnn.benchmark = convolutional and not recipe.speed.deterministic  # tries the ways to convolve
+    if recipe.speed.channels_last and convolutional:  # convolutions are faster so, transformers not
         network.to(memory_format=torch.channels_last)
     if config.freeze is not None:
         freezing.freeze(network, config.freeze)

@@ -27,7 +27,7 @@ from training import distributed, optim
 from training.datasets import DataSet
 from training.memory import compiling
 from training.run import Run, precision
-from training.stage import create_stage
+from training.stage import Stage, create_stage
 
 # What is measured is the program's own function. Nobody imports a program, so it is read as a file.
 forward_backward = runpy.run_path(str(ROOT / "train_imagenet.py"))["forward_backward"]
@@ -58,13 +58,13 @@ TASKS = {
 QUICK = TASKS["S112"]._replace(title="quick: 6 blocks, 48 px, batch 16", model="deit3_micro_patch16_224", resolution=48)
 
 
-def run_of(task: Task, device: torch.device, *, drop_path="exact", compiles=False, products="auto") -> Run:
-    """A task as a run of train_imagenet.py in one process, whatever the environment says."""
+def run_of(task: Task, device: torch.device, *, drop_path="exact", compiles=False, products="auto", **more) -> Run:
+    """A task as a run of train_imagenet.py in one process, whatever the environment says. more: of the stage's keys."""
     keys = {
         "model.name": task.model, "stage.resolution": task.resolution, "stage.batch": task.batch,
         "stage.mix_chunk": task.batch, "stage.drop_path": task.drop_path, "speed.drop_path": drop_path,
         "speed.compile": compiles, "speed.device": device.type,
-    }  # fmt: skip
+    } | {f"stage.{key}": value for key, value in more.items()}  # fmt: skip
     recipe = load_recipe(ROOT / "recipes/vit_s_800ep.yaml", {key: str(value) for key, value in keys.items()})
     ranks = distributed.Ranks(0, 0, 1, device)
     return Run(recipe, ranks, {"main": DataSet(None, None, 1000)}, precision(products, device))
@@ -82,6 +82,16 @@ def step_of(name: str, task: Task, *, compiles: bool, device: torch.device, mark
 def pinned(tensor: Tensor, device: torch.device) -> Tensor:
     """In memory that a GPU copies from by itself."""
     return tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
+
+
+def update(stage: Stage, loss: Tensor) -> Tensor:
+    """What `train_epoch` does with the gradients of a batch. Returns 1.0, on the device, where the step is left out."""
+    norm = optim.gradient_norm(stage.optimizer)
+    skip = (~(loss.isfinite() & norm.isfinite())).float()
+    optim.step(stage.optimizer, norm, clip_norm=stage.config.clip_norm, skip=skip)
+    optim.update_ema(stage.ema, stage.model, stage.config.ema, skip=skip)
+    stage.step_in_epoch, stage.step = stage.step_in_epoch + 1, stage.step + 1
+    return skip
 
 
 class OurStep:
@@ -105,11 +115,7 @@ class OurStep:
         self.mark("data")
         loss = forward_backward(self.run, stage, images, labels)
         self.mark("backward")
-        norm = optim.gradient_norm(stage.optimizer)
-        skip = (~(loss.isfinite() & norm.isfinite())).float()
-        optim.step(stage.optimizer, norm, clip_norm=stage.config.clip_norm, skip=skip)
-        optim.update_ema(stage.ema, stage.model, stage.config.ema, skip=skip)
-        stage.step_in_epoch, stage.step = stage.step_in_epoch + 1, stage.step + 1
+        update(stage, loss)
         self.mark("optimizer")
 
     def _forward(self, inputs):

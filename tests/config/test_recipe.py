@@ -26,8 +26,8 @@ stage.drop_path stage.freeze stage.optimizer stage.lr stage.layer_decay stage.mi
 stage.schedule stage.weight_decay stage.betas stage.eps stage.momentum stage.nesterov stage.clip_norm stage.ema
 stage.best stage.patience stage.start stage.head
 stage.eval_resolution stage.eval_crop stage.eval_flip
-speed.device speed.precision speed.compile speed.cuda_graphs speed.drop_path speed.parallel speed.micro_batch
-speed.grad_checkpointing speed.channels_last
+speed.device speed.precision speed.compile speed.deterministic speed.cuda_graphs speed.drop_path speed.parallel
+speed.micro_batch speed.grad_checkpointing speed.channels_last
 log.out log.name log.every log.eval_every log.tensorboard log.tracker log.save_every log.keep
 """
 

@@ -1,5 +1,7 @@
 """Batches as a GPU sees them that is many steps behind the host: equal to those of a loader for the CPU."""
 
+import gc
+import weakref
 from dataclasses import dataclass
 
 import pytest
@@ -107,6 +109,35 @@ def test_leaving_an_epoch_early(jpg_beton, expected, device):
     assert not differing(device.finish(), wanted + expected["next"])
 
 
+def addresses(batches):
+    """Where the pinned memory lies that no epoch uses, of images and of labels."""
+    return sorted(array.ctypes.data for array in batches.graph.spare.values())
+
+
+def test_pinned_memory_is_kept_between_epochs_and_freed_with_the_loader(jpg_beton, expected, emulated):
+    batches, device, found = train(jpg_beton, device=CUDA), Device(lag=6), []
+    for epoch, most in ((0, 99), (0, 3), (0, 99)):  # the second is left early
+        for number, batch in enumerate(batches.epoch(epoch)):
+            device.step(*batch)
+            if number + 1 == most:
+                break
+        found.append(addresses(batches))
+    assert found[0] == found[1] == found[2]
+    assert len(set(found[0])) == 2
+    assert not differing(device.finish(), expected["training"] + expected["training"][:3] + expected["training"])
+    open_epoch = batches.epoch(0)
+    next(open_epoch)
+    assert addresses(batches) == []  # in use: another epoch at the same time gets memory of its own
+    open_epoch.close()
+    assert addresses(batches) == found[0]
+    run(device, batches.epoch(1, resolution=32))
+    assert addresses(batches) != found[0]
+    memory = [weakref.ref(array) for array in batches.graph.spare.values()]
+    del batches, open_epoch, batch
+    gc.collect()
+    assert all(ref() is None for ref in memory)
+
+
 def test_two_loaders_at_a_time(jpg_beton, expected, device):
     both = train(jpg_beton, device=CUDA).epoch(0), evaluation(jpg_beton, device=CUDA).epoch(0)
     for one, other in zip(*both, strict=True):
@@ -132,7 +163,6 @@ def test_the_emulation_sees_what_stock_ffcv_does(jpg_beton, expected, emulated, 
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("resolution", [24, 32])
 def test_a_real_device_that_is_behind(jpg_beton, expected, resolution):
     """Each step spins for about 20 ms; 24 of them fit into the queue of launches."""

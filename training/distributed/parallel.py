@@ -1,6 +1,7 @@
 """One model on several devices: DDP, where each holds all of it, or FSDP2, where each holds a part of every tensor.
 
-A stage is made, restored and saved whole; `distribute` comes between. Both ways average the same gradients and give the
+A stage is made, restored and saved whole; `shard` and `wrap` come between, and the compiler between them: what it made
+of blocks that are not sharded yet would not serve those that are. Both ways average the same gradients and give the
 same steps within rounding, and a checkpoint of one goes on under the other, on any number of ranks.
 """
 
@@ -17,14 +18,10 @@ from training.run import Run
 from training.stage import Stage
 
 
-def distribute(run: Run, stage: Stage) -> None:
-    """Sets `stage.network`, the model as the training loop calls it. With fsdp the stage is sharded in place."""
-    ranks, parallel = run.ranks, run.recipe.speed.parallel
-    stage.network = stage.model
-    if ranks.world == 1:
-        return
-    if parallel == "fsdp":
-        _shard(stage, ranks)
+def wrap(run: Run, stage: Stage) -> None:
+    """Sets `stage.network`, the model as the training loop calls it: itself, also where it is sharded, or in DDP."""
+    ranks, stage.network = run.ranks, stage.model
+    if ranks.world == 1 or run.recipe.speed.parallel == "fsdp":
         return
     # DDP cannot take the graph as static when the first backward pass is one without a sum over the ranks.
     accumulates = stage.micro_batch_size < run.local_batch_size(stage.config)
@@ -36,8 +33,12 @@ def distribute(run: Run, stage: Stage) -> None:
     )
 
 
-def _shard(stage, ranks):
-    """Each block is gathered when it is needed; in float32, as autocast's own casts give DDP's numbers."""
+def shard(run: Run, stage: Stage) -> None:
+    """With fsdp: model, average and optimizer are sharded in place. Each block is gathered when it is needed; in
+    float32, as autocast's own casts give DDP's numbers."""
+    ranks = run.ranks
+    if ranks.world == 1 or run.recipe.speed.parallel != "fsdp":
+        return
     mesh = init_device_mesh(ranks.device.type, (ranks.world,))
     for module in filter(None, (stage.model, stage.ema)):
         for block in getattr(module, "blocks", ()):

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from ffcv_ops.errors import UserError
 from training import distributed, mixing
@@ -24,7 +25,8 @@ def compile_stage(
     *,
     say: Callable[[str], object],
 ) -> None:
-    """Compiles with one random batch. Where that does not work, one line says why, and everything runs as it is."""
+    """Compiles with one random batch. Where that does not work, one line says why, and everything runs as it is. The
+    model is sharded already, if it is to be, but not in DDP, which would average the gradients."""
     speed, size, local_batch_size = run.recipe.speed, stage.micro_batch_size, run.local_batch_size(stage.config)
     if speed.cuda_graphs and size < local_batch_size:
         wrong = f"speed.cuda_graphs takes a batch at once, not {size} of {local_batch_size} samples at a time"
@@ -39,15 +41,30 @@ def compile_stage(
     else:
         for block in getattr(network, "blocks", [network]):
             block.compile(dynamic=False)
-    fault = ""
-    try:
+
+    def compiler():
+        torch.compile(torch.neg, dynamic=False)(torch.zeros(8, device=run.ranks.device))
+
+    def trial():
         with untouched(network):
-            trial = replace(stage, network=network)  # without DDP, which would average the gradients
-            forward_backward(run, trial, *random_batch(run, stage.config, size))
+            forward_backward(run, replace(stage, network=network), *random_batch(run, stage.config, size))
+
+    # Ranks that share weights need each other in a trial: a rank without a compiler must be found before it.
+    attempts = (compiler, trial) if isinstance(network, FSDPModule) else (trial,)
+    for attempt in attempts:
+        fault = _fault(attempt)
+        if not distributed.all_reduce_min(int(not fault), run.ranks.device):
+            torch.compiler.set_stance("force_eager")
+            say(f"speed.compile: this platform cannot ({fault or 'another rank says why'}); going on without")
+            return
+
+
+def _fault(attempt) -> str:
+    """What went wrong, in one line, or nothing."""
+    try:
+        attempt()
     except torch.OutOfMemoryError:
         raise  # says nothing about the platform
     except Exception as error:  # Dynamo, Inductor, Triton and the C++ compiler have a kind each
-        fault = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-    if not distributed.all_reduce_min(int(not fault), run.ranks.device):
-        torch.compiler.set_stance("force_eager")
-        say(f"speed.compile: this platform cannot ({fault or 'another rank says why'}); going on without")
+        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    return ""

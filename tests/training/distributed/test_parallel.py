@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
 
-WORKER = """
+SETUP = """
 import copy, json, sys
 sys.path.insert(0, {root!r})
 import torch
@@ -24,7 +24,7 @@ from training.stage import create_stage
 ranks = distributed.init_process_group("cpu")
 
 
-def train(how, optimizer, *, steps, mode="exact", piece=8, saved=None):
+def train(how, optimizer, *, steps, mode="exact", piece=8, saved=None, compile=None):
     keys = {{"stage.resolution": "32", "stage.batch": "32", "stage.drop_path": "0.3", "stage.optimizer": optimizer,
              "stage.lr": "1e-3", "stage.clip_norm": "1.0", "speed.drop_path": mode, "speed.parallel": how,
              "log.out": sys.argv[1]}}
@@ -34,7 +34,10 @@ def train(how, optimizer, *, steps, mode="exact", piece=8, saved=None):
     stage.micro_batch_size, stage.seed = piece, 0
     if saved:
         stage.load_state_dict(copy.deepcopy(saved))
-    parallel.distribute(run, stage)
+    parallel.shard(run, stage)
+    if compile:
+        compile(run, stage)
+    parallel.wrap(run, stage)
     stage.model.train()
     means = []
     for k in steps:
@@ -44,8 +47,11 @@ def train(how, optimizer, *, steps, mode="exact", piece=8, saved=None):
         loss, norm = take_step(run, stage, images, labels)
         means.append([(distributed.all_reduce_sum(torch.tensor(loss)) / ranks.world).item(), norm])
     return run, stage, means
+"""
 
-
+WORKER = (
+    SETUP
+    + """
 class Uneven:  # more batches in one rank than in the other; together always the same images
     def epoch(self, _):
         every = [random_batch(run, run.recipe.stages[0], 8) for k in range(5) if torch.manual_seed(k)]
@@ -75,6 +81,34 @@ if ranks.is_main:
     print(json.dumps(found), flush=True)
 distributed.destroy_process_group()
 """
+)
+
+COMPILED = (
+    SETUP
+    + """
+from contextlib import nullcontext
+from torch._dynamo.utils import counters
+from training.memory import compiling
+
+graphs, said = [], []
+
+
+def compile(run, stage):
+    compiling.compile_stage(run, stage, train_imagenet.forward_backward, say=said.append)
+    graphs.append(counters["stats"]["unique_graphs"])
+
+
+losses = [train("fsdp", "lamb", steps=range(3))[2], train("fsdp", "lamb", steps=range(3), compile=compile)[2]]
+graphs.append(counters["stats"]["unique_graphs"])
+said.append("now without a compiler in one rank")
+none = torch._inductor.config.patch({{"cpp.cxx": ("no-such-compiler",), "fx_graph_cache": False}})
+with none if ranks.rank == 1 else nullcontext():
+    losses.append(train("fsdp", "lamb", steps=range(3), compile=compile)[2])
+if ranks.is_main:
+    print(json.dumps([graphs, said, losses]), flush=True)
+distributed.destroy_process_group()
+"""
+)
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +163,19 @@ def test_a_sharded_model_is_evaluated_with_unequal_shares(found):
     assert two["evaluation"] == pytest.approx(one["evaluation"], abs=1e-5)
     assert two["evaluation"]["val_images"] == 40
     assert "ema_top1" in two["evaluation"]
+
+
+@pytest.mark.slow
+def test_a_sharded_model_is_compiled_once_or_in_no_rank(run_python, tmp_path):
+    """A graph each for the block, the mixing and the compiler's trial. One rank without a compiler does not hang."""
+    (tmp_path / "worker.py").write_text(COMPILED.format(root=str(ROOT)))
+    done = run_python([tmp_path / "worker.py", tmp_path], ranks=2)
+    assert done.returncode == 0, done.stderr
+    graphs, said, (eager, compiled, without) = json.loads(done.stdout)
+    assert graphs[:2] == [3, 3]
+    assert said == [
+        "now without a compiler in one rank",
+        "speed.compile: this platform cannot (another rank says why); going on without",
+    ]
+    assert flat(compiled) == pytest.approx(flat(eager), abs=1e-5)
+    assert without == eager
