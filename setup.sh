@@ -108,7 +108,7 @@ import tomllib
 
 with open("pyproject.toml", "rb") as file:
     project = tomllib.load(file)["project"]
-extras = [project["optional-dependencies"][name] for name in sys.argv[1:]]
+extras = [project["optional-dependencies"][name] for name in ("train", *sys.argv[1:])]
 print(*project["dependencies"], *sum(extras, []), sep="\n")
 PYTHON_CODE
     "$VENV/bin/python" -m pip install --quiet --no-input --disable-pip-version-check \

@@ -42,7 +42,7 @@ import report
 from config import schedule
 from config.recipe import Recipe
 from ffcv_ops.jpeg import native
-from ffcv_ops.loader import eval_loader, train_loader
+from ffcv_ops.mixing import Mixing, mix_params
 from ffcv_ops.warm_up import prepare_kernels
 from training import distributed, optim, repeatable
 from training.datasets import open_sets, planned_sets, remarks
@@ -54,12 +54,12 @@ from training.evaluation import predictions
 from training.evaluation.accuracy import CountAccuracy
 from training.evaluation.evaluate_only import evaluate_only
 from training.evaluation.loop import evaluate
+from training.loading import eval_loader, train_loader
 from training.log_point import log_point, save_checkpoint
 from training.logging.environment import commit
 from training.logging.run_log import RunLog
 from training.losses import loss_of
 from training.memory import compiling, micro_batch, out_of_memory
-from training.mixing import mix_params
 from training.network import weights
 from training.network.freezing import train_mode
 from training.planning import estimate
@@ -135,7 +135,8 @@ def forward_backward(run: Run, stage: Stage, images: Tensor, labels: Tensor) -> 
 
         # Normalizes, makes soft targets, and mixes where mixup or CutMix is on. inputs: float32 (size, 3, height,
         # width), targets: float32 (size, classes).
-        params = mix_params(config, resolution=images.shape[1], **draws)
+        how = Mixing(config.mixup, config.cutmix, config.mix_chunk)
+        params = mix_params(how, resolution=images.shape[1], **draws)
         inputs, targets = stage.mix(
             images[micro],
             labels[micro],

@@ -8,8 +8,8 @@ import dataclasses
 import shutil
 from collections.abc import Mapping, Sequence
 
-from config.options import all_names, changes, describe_type, full_name, options_of, parse_value, to_yaml
-from config.text import nearest
+from config.options import all_names, changes, full_name, options_of, to_yaml
+from ffcv_ops.options import describe_type, nearest, parse_value
 
 MOST_COLUMNS = 120
 PIPED_COLUMNS = 100

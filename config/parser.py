@@ -3,8 +3,8 @@
 import argparse
 import sys
 
-from config.text import nearest
 from ffcv_ops.errors import UserError, exits_cleanly, one_line
+from ffcv_ops.options import nearest
 
 
 @exits_cleanly

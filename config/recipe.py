@@ -16,22 +16,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 from config.options import (
-    INVALID,
     all_names,
     full_name,
     missing,
     options_of,
     parse_options,
-    refuse,
     select,
     to_yaml,
 )
 from config.rules import broken_rules
 from config.schema import SECTIONS, WITHOUT_WEIGHTS, GeneralConfig, Recipe, StageConfig
-from config.text import nearest
 from config.yaml_file import read_yaml
 from ffcv_ops.augment import chain
 from ffcv_ops.errors import UserError, one_line
+from ffcv_ops.options import INVALID, nearest, refuse
 
 BASE_RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "base.yaml"
 MOST_MISSING = 5  # options that are named one by one

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from config import schedule
+from config.loading import chain_of
 from config.options import to_yaml
 from config.schema import Recipe
 from ffcv_ops.augment import chain
@@ -88,7 +89,7 @@ def cuda_graphs_are_compiled(recipe):
 def augmentations_are_there(stage, before, recipe):
     try:
         chain.pin(stage.augment)
-        chain.parse(chain.text_of(stage))
+        chain.parse(chain_of(stage))
     except UserError as error:
         return f"augment: {error}"
 

@@ -1,8 +1,7 @@
 """Numbers and tables in words: what the console, Markdown pages and messages show. Imports nothing heavy."""
 
-import difflib
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 _DURATIONS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 
@@ -37,8 +36,3 @@ def markdown_table(rows: Sequence[Sequence[str]], *, left: int = 0) -> str:
         disable_numparse=True,  # 5.10 stays 5.10
         colalign=["left"] * left + ["right"] * (columns - left),
     )
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The most similar of the known words."""
-    return difflib.get_close_matches(word, known, n=1, cutoff=0)[0]

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from config import command_line
-from config.options import build, parse_value, select
+from config.options import build, select
 from config.recipe import base_values, load_recipe
 from config.schema import SECTIONS, EvalConfig, Recipe
 from ffcv_ops.errors import UserError
+from ffcv_ops.options import parse_value
 
 WEIGHTS = "a run's folder, a .safetensors, .pt or .pth file, a timm folder, timm:NAME or hf-hub:ORG/NAME@REVISION"
 MOST_IMAGES_PER_S = 1e7

@@ -22,6 +22,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from config.loading import train_options
 from config.options import option, to_yaml
 from config.text import format_bytes, format_duration
 from conversion import beton
@@ -219,10 +220,10 @@ def _measure(source, image, changes, items, stage, folder, page_size):
 
 def _loading(path, samples, stage, changes) -> float:
     """Images in a second of the training loader's processor time, after an epoch that is not timed."""
-    from ffcv_ops.loader import Placement, train_loader  # torch and FFCV take seconds
+    from ffcv_ops.loader import train_loader  # torch and FFCV take seconds
 
     stage = dataclasses.replace(stage, batch=min(BATCH, samples), repeats=1, mixup=0.0, cutmix=0.0, **changes)
-    loader = train_loader(path, samples, stage, seed=0, placement=Placement(workers=1))
+    loader = train_loader(path, workers=1, **train_options(stage))
     for _ in loader.epoch(0):
         pass
     began, seen = time.process_time(), 0

@@ -1,4 +1,4 @@
-"""FFCV's operations of a loader: a batch's sample ids -> uint8 images and labels.
+"""FFCV's operation of a loader that reads images: a batch's sample ids -> uint8 pixels.
 
 Each of the loader's threads takes the next sample until there is none (transform.py says what it does with it). All
 randomness comes from the sample id, so the result does not depend on which thread took it.
@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ffcv_ops.stock import AllocationQuery, IntDecoder, SimpleRGBImageDecoder
+from ffcv_ops.stock import AllocationQuery, SimpleRGBImageDecoder
 from ffcv_ops.storage.index import Index, column
 from ffcv_ops.stored_images import stored_images
 from ffcv_ops.transform import TransformParams, transform_samples
@@ -41,6 +41,12 @@ class ImageDecoder(SimpleRGBImageDecoder):
         """Says where the images are described, and which of their levels may be decoded."""
         self.index, self.levels = index, [column(index, name) for name in levels]
 
+    def of_another(self, index: Index, name: str) -> "ImageDecoder":
+        """The same for the image field `name` of the same samples: with the same random numbers."""
+        other = ImageDecoder(params=self.params, resolution=self.resolution, seed=self.seed, workers=self.workers)
+        other.reads(index, (name,))
+        return other
+
     def declare_state_and_memory(self, previous_state):
         shape, dtype = (self.resolution, self.resolution, 3), np.dtype("u1")
         return replace(previous_state, jit_mode=True, shape=shape, dtype=dtype), AllocationQuery(shape, dtype)
@@ -59,17 +65,6 @@ class ImageDecoder(SimpleRGBImageDecoder):
                 thread.result()
             if faults.any():
                 raise SampleError(np.flatnonzero(faults), faults[faults > 0])
-            return out[: len(sample_ids)]
-
-        return decode
-
-
-class LabelDecoder(IntDecoder):
-    """The label of each sample id's image, int64 [batch, 1]."""
-
-    def generate_code(self):
-        def decode(sample_ids, out, metadata, storage):
-            out[: len(sample_ids), 0] = metadata[sample_ids % len(metadata)]
             return out[: len(sample_ids)]
 
         return decode

@@ -101,15 +101,6 @@ def replacement(sample_id: int, *, seed: int, num_samples: int) -> int:
     return int(sample_id - sample_id % num_samples + image)
 
 
-def smaller_batch(stage, num_samples: int) -> str:
-    """Options for a data set that does not fill one of the stage's batches: the largest power of two with which an
-    epoch has ten steps. What is trained with them is another recipe, so nothing chooses them silently."""
-    length = epoch_length(num_samples, repeats=stage.repeats)
-    batch = 1 << max(length // 10, min(2, length)).bit_length() - 1
-    chunk = f" --stage.mix_chunk={batch}" if (stage.mixup or stage.cutmix) and batch % stage.mix_chunk else ""
-    return f"--stage.batch={batch}{chunk}"
-
-
 def arrange(ids: np.ndarray, *, batch: int, chunk: int) -> np.ndarray:
     """Puts sample ids into the order in which the global batches hold them; incomplete last batch dropped.
 

@@ -5,6 +5,7 @@ stays in the host's memory until it has been copied, however far the loop is ahe
 gets the same memory.
 """
 
+from collections import namedtuple
 from collections.abc import Callable
 from queue import Empty
 from typing import NamedTuple
@@ -13,9 +14,19 @@ import numpy as np
 import torch
 
 from ffcv_ops.corrupt_samples import CorruptSamples
-from ffcv_ops.decoders import ImageDecoder, LabelDecoder, SampleError
+from ffcv_ops.decoders import ImageDecoder, SampleError
 from ffcv_ops.errors import UserError
-from ffcv_ops.stock import Compiler, EpochIterator, Graph, PipelineSpec, ToDevice, ToTensor, allocate_query
+from ffcv_ops.fields import FieldDecoder
+from ffcv_ops.stock import (
+    Compiler,
+    EpochIterator,
+    Graph,
+    PipelineSpec,
+    RGBImageField,
+    ToDevice,
+    ToTensor,
+    allocate_query,
+)
 from ffcv_ops.stock import Loader as FFCVLoader
 from ffcv_ops.storage.index import Index, levels_of
 from ffcv_ops.storage.reading import Files, Pages
@@ -108,13 +119,13 @@ class _Iterator(EpochIterator):
 
 
 class Loader(FFCVLoader):
-    """Stock FFCV's loader with epochs by number. Build one with `train_loader` or `eval_loader`.
+    """Stock FFCV's loader with epochs by number, of whose samples it reads `fields`; one of them is `image`.
 
     The constructor does what FFCV's does, part by part, with our index and memory managers and without its global seed.
     """
 
     def __init__(self, index: Index, decoder: ImageDecoder, order: Order, corrupt_samples: CorruptSamples, *,
-                 device: torch.device, cache: str):  # fmt: skip
+                 device: torch.device, cache: str, fields: tuple[str, ...]):  # fmt: skip
         self.reader, self.decoder, self.corrupt_samples = index, decoder, corrupt_samples
         self.sample_ids, self.length, self.batch_size = order
         self.batches_ahead, self.num_workers, self.on_gpu = 3, decoder.workers, device.type == "cuda"
@@ -127,13 +138,20 @@ class Loader(FFCVLoader):
         decoder.reads(index, levels)
         self.memory_manager = Files(index) if cache == "os" else Pages(index)
         upload = [ToDevice(device, non_blocking=True)] if self.on_gpu else []
-        self.pipeline_specs = {
-            "image": PipelineSpec("image", transforms=[decoder, ToTensor(), *upload]),
-            "label": PipelineSpec("label", transforms=[LabelDecoder(), ToTensor(), *upload]),
-        }
-        fields = {name: number for number, name in enumerate(index.handlers)}
+        self.batch = namedtuple("Batch", fields, rename=True)
+        self.decoders, self.pipeline_specs = [decoder], {}
+        for name in fields:
+            operation = decoder
+            if name != "image" and isinstance(index.handlers[name], RGBImageField):
+                operation = decoder.of_another(index, name)
+                self.decoders.append(operation)
+            elif name != "image":
+                operation = FieldDecoder(index, name)
+            further = [ToTensor(), *upload] if getattr(operation, "is_tensor", True) else []
+            self.pipeline_specs[name] = PipelineSpec(name, operation, further)
+        numbers = {name: number for number, name in enumerate(index.handlers)}
         self.graph = _Graph(
-            self.pipeline_specs, index.handlers, fields, index.metadata, self.memory_manager.compile_reader()
+            self.pipeline_specs, index.handlers, numbers, index.metadata, self.memory_manager.compile_reader()
         )
         Compiler.set_enabled(False)  # what FFCV would compile calls our own kernels, once per batch
         try:
@@ -141,27 +159,25 @@ class Loader(FFCVLoader):
         finally:
             Compiler.set_enabled(True)
 
-    def __iter__(self):
-        return self.epoch(0)
-
     def __len__(self):
         return -(-self.length // self.batch_size)
 
     def epoch(self, number: int, start: int = 0, *, resolution: int | None = None):
-        """Yields (images, labels) of epoch `number`, from batch `start` on; always the same ones. resolution: of the
-        images, from this epoch on; None: as before.
+        """Yields the batches of epoch `number`, from batch `start` on; always the same ones. resolution: of the images,
+        from this epoch on; None: as before.
 
         `corrupt_samples.replaced` counts the samples that were replaced, up to the last batch that was yielded."""
         if resolution is not None:
-            self.decoder.resolution = resolution
+            for decoder in self.decoders:
+                decoder.resolution = resolution
         sample_ids = self.sample_ids(number)[start * self.batch_size :]
         self.corrupt_samples.begin(len(sample_ids))
         if len(sample_ids) == 0:
             return
         iterator = _Iterator(self, sample_ids)
         try:
-            for place, (images, labels) in enumerate(iterator):
+            for place, values in enumerate(iterator):
                 self.corrupt_samples.yielded(place)
-                yield images, labels[:, 0]
+                yield self.batch(*values)
         finally:
             iterator.close()

@@ -24,7 +24,7 @@ JITTER_ORDER = 54
 GRAY = 55
 SOLARIZE = 56
 BLUR = 57  # whether, then how much
-# Streams of one mixing chunk (training/mixing.py), whose sample id is a chunk number.
+# Streams of one mixing chunk (mixing.py), whose sample id is a chunk number.
 MIX = 64
 # Streams of the epoch order (order.py; of images and of pages), and of a stage's own seed.
 ORDER = 96

@@ -11,8 +11,7 @@ import numpy as np
 _typed_dict, numba.typed.Dict = numba.typed.Dict, dict
 try:
     from ffcv import libffcv
-    from ffcv.fields import IntField, RGBImageField
-    from ffcv.fields.basics import IntDecoder
+    from ffcv.fields import BytesField, FloatField, IntField, JSONField, NDArrayField, RGBImageField, TorchTensorField
     from ffcv.fields.rgb_image import IMAGE_MODES, SimpleRGBImageDecoder
     from ffcv.loader import Loader
     from ffcv.loader.epoch_iterator import EpochIterator
@@ -27,6 +26,7 @@ try:
     from ffcv.types import (
         ALLOC_TABLE_TYPE,
         CURRENT_VERSION,
+        TYPE_ID_HANDLER,
         FieldDescType,
         HeaderType,
         get_handlers,
@@ -54,23 +54,28 @@ __all__ = [
     "ALLOC_TABLE_TYPE",
     "CURRENT_VERSION",
     "IMAGE_MODES",
+    "TYPE_ID_HANDLER",
     "AllocationQuery",
+    "BytesField",
     "Compiler",
     "EpochIterator",
     "FieldDescType",
+    "FloatField",
     "Graph",
     "HeaderType",
-    "IntDecoder",
     "IntField",
+    "JSONField",
     "Loader",
     "MemoryContext",
     "MemoryManager",
+    "NDArrayField",
     "Operation",
     "PipelineSpec",
     "RGBImageField",
     "SimpleRGBImageDecoder",
     "ToDevice",
     "ToTensor",
+    "TorchTensorField",
     "allocate_query",
     "decode_null_terminated_string",
     "get_handlers",

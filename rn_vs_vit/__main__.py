@@ -19,11 +19,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from config import command_line
-from config.options import parse_value
 from config.recipe import base_values, load_recipe, render_recipe, result_changing_diff
 from config.schema import SECTIONS
 from ffcv_ops.errors import UserError, exits_cleanly
 from ffcv_ops.files import Locked, locked, write_atomically
+from ffcv_ops.options import parse_value
 
 MOST_CELLS = 1_000_000
 

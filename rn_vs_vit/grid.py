@@ -15,11 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from config.options import parse_value
 from config.recipe import Recipe, load_recipe
-from config.text import nearest
 from config.yaml_file import read_yaml
 from ffcv_ops.errors import UserError
+from ffcv_ops.options import nearest, parse_value
 
 
 def _key(name):

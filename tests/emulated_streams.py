@@ -18,7 +18,7 @@ from ffcv.transforms import ToDevice
 
 from ffcv_ops import prefetch
 
-CUDA = SimpleNamespace(type="cuda")  # what a loader asks of its torch.device
+CUDA = torch.device("cuda")
 _of_this_thread = threading.local()
 
 
@@ -91,6 +91,7 @@ class _Upload(ToDevice):
 def install(monkeypatch):
     """From now on FFCV's iterators see the emulated CUDA, and loaders for the device `CUDA` copy to it."""
     monkeypatch.setattr(epoch_iterator, "IS_CUDA", True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     cuda = SimpleNamespace(Stream=Stream, Event=Event, current_stream=current_stream, stream=_stream)
     monkeypatch.setattr(epoch_iterator, "ch", SimpleNamespace(cuda=cuda))
     monkeypatch.setattr(prefetch, "ToDevice", _Upload)

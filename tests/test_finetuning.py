@@ -17,10 +17,10 @@ import train_imagenet
 from config.recipe import load_recipe
 from ffcv_ops import order
 from ffcv_ops.errors import UserError
-from ffcv_ops.loader import train_loader
 from ffcv_ops.storage.index import describe
 from tests.training.one_step import take_step
 from training import datasets, distributed, optim
+from training.loading import train_loader
 from training.memory.micro_batch import random_batch
 from training.network import freezing, model
 from training.run import Run

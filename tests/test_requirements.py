@@ -9,7 +9,8 @@ from packaging.version import Version
 
 def least(name: str) -> Version:
     project = tomllib.loads(Path(__file__).parents[1].joinpath("pyproject.toml").read_text())["project"]
-    (wanted,) = (one for one in map(Requirement, project["dependencies"]) if one.name == name)
+    asked = [*project["dependencies"], *project["optional-dependencies"]["train"]]
+    (wanted,) = (one for one in map(Requirement, asked) if one.name == name)
     return min(Version(part.version) for part in wanted.specifier if part.operator == ">=")
 
 

@@ -14,8 +14,8 @@ import torch
 
 import train_imagenet
 from config.recipe import load_recipe
-from ffcv_ops.loader import Placement, train_loader
 from training.distributed import stop
+from training.loading import Placement, train_loader
 from training.logging import records, run_log
 from training.loss_history import LossHistory
 from training.saving import checkpoint

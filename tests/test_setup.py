@@ -98,7 +98,7 @@ def test_a_fresh_machine_is_set_up_once(machine):
     assert calls[-1] == "python3.11 -m ffcv_ops.warm_up"
     asked = (machine.project / ".venv" / "requirements.txt").read_text().splitlines()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert asked == project["dependencies"]
+    assert asked == project["dependencies"] + project["optional-dependencies"]["train"]
 
     again, calls = machine.setup()
     assert (again.returncode, again.stdout, calls) == (0, "", [])

@@ -22,9 +22,9 @@ import train_imagenet
 from config.recipe import load_recipe
 from ffcv_ops.errors import UserError
 from ffcv_ops.files import locked
-from ffcv_ops.loader import Placement, eval_loader, train_loader
 from report.collect import collect as report_of
 from training.evaluation import predictions
+from training.loading import Placement, eval_loader, train_loader
 from training.network import model
 from training.saving import checkpoint
 

@@ -50,6 +50,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from config import loading
 from config.schema import StageConfig
 from conversion.rgb import read_image
 from ffcv_ops import rng
@@ -94,7 +95,7 @@ def main(argv=None) -> None:
         sheet(rows).savefig(options.out, dpi=100)
     print(f"{options.out}: {said} of {options.cfg}")
     for stage in stages:
-        print(f"{stage.name}: {chain.describe(stage)}")
+        print(f"{stage.name}: {loading.describe(stage)}")
 
 
 class Panel(NamedTuple):
@@ -107,7 +108,10 @@ class Panel(NamedTuple):
 
 def row_of(image: np.ndarray, shown, seed: int) -> list[Panel]:
     """The stored image and one panel for each (stage, draw) of `shown`."""
-    views = [(View(stage, plan_of(stage), load.from_text(chain.text_of(stage))), draw) for stage, draw in shown]
+    views = [
+        (View(stage, plan_of(**loading.train_options(stage)), load.from_text(loading.chain_of(stage))), draw)
+        for stage, draw in shown
+    ]
     return [_stored_panel(image)] + [_panel(image, view, RandomKey(seed, draw)) for view, draw in views]
 
 
@@ -125,8 +129,8 @@ def compared(image: np.ndarray, shown, seed: int) -> list[list[Panel]]:
 
     rows = [[_stored_panel(image)], [Panel(None)], [Panel(None)]]
     for stage, draw in shown:
-        loaded = [one for one in load.from_text(chain.text_of(stage)) if one.augmentation.reference]
-        params = plan_of(stage)
+        loaded = [one for one in load.from_text(loading.chain_of(stage)) if one.augmentation.reference]
+        params = plan_of(**loading.train_options(stage))
         augmented = load.compiled(loaded, params.interpolation)
         params = params._replace(min_oversampling=0.0, chain=augmented)  # decoding less has no other implementation
         key = RandomKey(seed, draw)
@@ -145,7 +149,7 @@ def policy_rows(image: np.ndarray, stage, seed: int, number: int) -> list[list[P
     examples = [text for augmentation in chain.declared().values() for text in augmentation.examples]
     rows = []
     for text in (chain.NONE, *examples):
-        loaded, params = load.from_text(text), plan_of(stage)
+        loaded, params = load.from_text(text), plan_of(**loading.train_options(stage))
         view = View(stage, params._replace(chain=load.compiled(loaded, params.interpolation)), loaded)
         panels = [_panel(image, view, RandomKey(seed, draw)) for draw in range(number)]
         rows.append([Panel(image, below=text.replace(" | ", "\n| ")), *panels])

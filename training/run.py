@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from config.recipe import Recipe, StageConfig
+from ffcv_ops import mixing
 from ffcv_ops.errors import UserError
-from ffcv_ops.loader import Placement
-from training import mixing
 from training.datasets import DataSet
 from training.distributed import Ranks
 from training.distributed.watchdog import Watchdog
+from training.loading import Placement
 from training.logging.run_log import RunLog
 from training.saving.run_folder import RunFolder
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from config.recipe import StageConfig
-from ffcv_ops import rng
+from ffcv_ops import mixing, rng
 from ffcv_ops.errors import UserError
 from ffcv_ops.rng import RandomKey
-from training import datasets, distributed, mixing, optim
+from training import datasets, distributed, optim
 from training.distillation import load_teacher, separate_outputs
 from training.loss_history import LossHistory
 from training.network import adapt_weights, freezing, model, stochastic_depth

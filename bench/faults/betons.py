@@ -94,8 +94,8 @@ def _while_open(name: str, path: Path):
 def _read(path: Path, after_opening=lambda: None) -> tuple[np.ndarray, np.ndarray]:
     """(pixels, labels) as training would see them without augmentation."""
     from config.recipe import BASE_RECIPE, load_recipe
-    from ffcv_ops import loader
     from ffcv_ops.storage.index import describe
+    from training import loading as loader
 
     stage = load_recipe(BASE_RECIPE, {"stage.resolution": str(SIDE)}).stages[0]
     batches = loader.eval_loader(path, describe(path).samples, stage, batch=16, placement=loader.Placement(workers=1))

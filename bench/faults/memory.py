@@ -52,7 +52,7 @@ def _growth(data: Path, epochs: int, batches: int) -> tuple[float, float, int, i
 
 def _loader(data: Path):
     from config.recipe import BASE_RECIPE, load_recipe
-    from ffcv_ops import loader
+    from training import loading as loader
 
     stage = load_recipe(BASE_RECIPE, {"stage.resolution": str(SIDE), "stage.batch": str(BATCH), "stage.mix_chunk": "8"})
     placement = loader.Placement(workers=os.cpu_count())

@@ -19,8 +19,8 @@ from bench import report
 from bench.step.baselines import QUICK, ROOT, TASKS, forward_backward, run_of, update
 from bench.step.measure import CPU, Clock, Matmul
 from config.recipe import load_recipe
-from ffcv_ops.loader import Placement, train_loader
 from ffcv_ops.storage.index import describe
+from training.loading import Placement, train_loader
 from training.memory import compiling
 from training.memory.micro_batch import random_batch
 from training.repeatable import make_deterministic

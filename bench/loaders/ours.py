@@ -8,8 +8,8 @@ import numpy as np
 from bench.loaders import Unavailable
 from bench.tasks import JITTER
 from config.recipe import BASE_RECIPE, load_recipe
-from ffcv_ops.loader import Placement, eval_loader, train_loader
 from ffcv_ops.storage.index import describe
+from training.loading import Placement, eval_loader, train_loader
 
 
 def stage_of(task, batch, keys):

@@ -34,8 +34,9 @@ from bench import report
 from bench.report import chosen
 from bench.step.baselines import QUICK, TASKS, forward_backward, run_of, update
 from bench.step.measure import CPU
+from ffcv_ops import mixing
 from ffcv_ops.errors import exits_cleanly
-from training import distributed, mixing, optim
+from training import distributed, optim
 from training.memory import compiling
 from training.memory.micro_batch import random_batch
 from training.network.stochastic_depth import DepthMasks
@@ -133,7 +134,8 @@ def mixing_alone(task) -> Counted:
 
 def _mix(mix, run, samples):
     config = run.recipe.stages[0]
-    rows = mixing.mix_params(config, 0, 0, resolution=config.resolution, first=0, samples=samples)
+    how = mixing.Mixing(config.mixup, config.cutmix, config.mix_chunk)
+    rows = mixing.mix_params(how, 0, 0, resolution=config.resolution, first=0, samples=samples)
     images, labels = random_batch(run, config, samples)
     mix(images, labels, rows, classes=1000, smoothing=0.0)
 

@@ -17,9 +17,10 @@ from torch import nn
 from bench import report
 from bench.report import say
 from bench.step.baselines import TASKS, OurStep, Task, run_of, step_of
-from ffcv_ops.loader import Placement, train_loader
+from ffcv_ops import mixing
 from ffcv_ops.storage.index import describe
-from training import distributed, mixing, optim
+from training import distributed, optim
+from training.loading import Placement, train_loader
 from training.memory.micro_batch import random_batch
 from training.network import model, stochastic_depth
 from training.planning import cost
@@ -208,7 +209,8 @@ def measure_parts(task: Task, options, device: torch.device) -> list[dict]:
         "timm-foreach": lambda: timms.update(stage.model),
     }
     images, labels = random_batch(run, config, config.batch)
-    draws = mixing.mix_params(config, 0, 0, resolution=config.resolution, first=0, samples=config.batch).to(device)
+    how = mixing.Mixing(config.mixup, config.cutmix, config.mix_chunk)
+    draws = mixing.mix_params(how, 0, 0, resolution=config.resolution, first=0, samples=config.batch).to(device)
     targets = {"classes": 1000, "smoothing": 0.0}
     mix = {"eager": lambda: mixing.mix(images, labels, draws, **targets)}
     if options.compile:

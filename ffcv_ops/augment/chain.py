@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ffcv_ops.augment import policies
-from ffcv_ops.augment.declare import Augmentation, nearest
+from ffcv_ops.augment.declare import Augmentation
 from ffcv_ops.errors import UserError
 from ffcv_ops.files import read_regular
+from ffcv_ops.options import nearest
 
 NONE = "none"
 _STEP = re.compile(r"(?P<name>[^()|@]+?)(@(?P<hash>[0-9a-f]{16}))?\s*(\((?P<options>[^()|]*)\))?")
@@ -118,23 +119,9 @@ def help_text() -> str:
     return f"{NONE}, FILE.py:NAME, or {', '.join(said)}; a | b: one after the other"
 
 
-def text_of(stage) -> str:
-    """The whole chain of a stage: `augment`, then what the keys `jitter` and `erasing` add."""
-    parts = [stage.augment] if stage.augment != NONE else []
-    parts += [f"jitter({stage.jitter:g})"] if stage.jitter else []
-    parts += [f"erase({stage.erasing:g}, {stage.erasing_mode})"] if stage.erasing else []
+def text_of(augment: str, *, color_jitter: float | None, erasing: float, erasing_mode: str) -> str:
+    """The whole chain: `augment`, then what color jitter and random erasing add."""
+    parts = [augment] if augment != NONE else []
+    parts += [f"jitter({color_jitter:g})"] if color_jitter else []
+    parts += [f"erase({erasing:g}, {erasing_mode})"] if erasing else []
     return " | ".join(parts) or NONE
-
-
-def describe(stage) -> str:
-    """What happens to a training sample of this stage in a line: `rrc(224) | flip(.5) | three(gray+blur)`."""
-    steps = [f"{stage.crop}({stage.resolution})"] + ([f"flip({_short(stage.flip)})"] if stage.flip else [])
-    for step in parse(text_of(stage)):
-        inside = ", ".join(_short(value) for _, value in step.options)
-        steps.append(step.name + (f"({inside})" if inside else ""))
-    return " | ".join(steps)
-
-
-def _short(value):
-    """0.5 -> .5"""
-    return re.sub(r"^0\.", ".", str(value))

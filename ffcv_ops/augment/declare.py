@@ -11,7 +11,6 @@ scratch: uint8, at least 4 * height * width values of memory to work in. The fun
 nothing and raises nothing.
 """
 
-import difflib
 from collections.abc import Callable
 from functools import cached_property
 from typing import NamedTuple
@@ -20,6 +19,7 @@ import numpy as np
 
 from ffcv_ops import compiled
 from ffcv_ops.errors import UserError
+from ffcv_ops.options import nearest
 
 
 class Option(NamedTuple):
@@ -168,8 +168,3 @@ def _key_type():
     from ffcv_ops.rng import RandomKey
 
     return types.NamedUniTuple(types.int64, 2, RandomKey)
-
-
-def nearest(word, known):
-    """The nearest of the known words."""
-    return (difflib.get_close_matches(word, known, 1, 0) or list(known))[0]

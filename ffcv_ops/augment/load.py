@@ -13,9 +13,10 @@ import numpy as np
 
 from ffcv_ops import rng
 from ffcv_ops.augment import chain
-from ffcv_ops.augment.declare import Augmentation, nearest
+from ffcv_ops.augment.declare import Augmentation
 from ffcv_ops.compiled import kernel
 from ffcv_ops.errors import UserError
+from ffcv_ops.options import nearest
 from ffcv_ops.rng import RandomKey
 
 

@@ -18,9 +18,10 @@ from ffcv_ops.files import MOST_TEXT, open_regular, read_regular
 from ffcv_ops.stock import (
     ALLOC_TABLE_TYPE,
     CURRENT_VERSION,
+    TYPE_ID_HANDLER,
     FieldDescType,
     HeaderType,
-    IntField,
+    JSONField,
     RGBImageField,
     decode_null_terminated_string,
     get_handlers,
@@ -80,7 +81,8 @@ def _read_sidecar(path: Path) -> tuple[dict, tuple[str, ...] | None]:
         said = json.loads(read_regular(described))
         if not isinstance(said["classes"], list):
             raise TypeError("classes is no list")
-        return said, tuple(str(name).encode("utf-8", "backslashreplace").decode() for name in said["classes"])
+        names = tuple(str(name).encode("utf-8", "backslashreplace").decode() for name in said["classes"])
+        return said, names or None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"{described}: not the description of a .beton ({error!r}); write the data set again"
@@ -124,15 +126,17 @@ def read_head(path: Path) -> Head:
 
 
 def _handlers(path, descriptors):
-    """FFCV's fields by name; those that training needs must be there."""
+    """FFCV's fields by name; there must be one for the image."""
     try:
         names = [decode_null_terminated_string(one["name"]) for one in descriptors]
         handlers = dict(zip(names, get_handlers(descriptors), strict=True))
+        is_json = [TYPE_ID_HANDLER[one["type_id"]] is JSONField for one in descriptors]  # FFCV takes it for bytes
+        handlers |= {name: JSONField() for name, found in zip(names, is_json, strict=True) if found}
     except Exception as error:  # FFCV's fields read their arguments unchecked: whatever they raise
         raise UserError(f"{path}: not a readable .beton file ({error!a}); write it again") from error
-    if not isinstance(handlers.get("image"), RGBImageField) or not isinstance(handlers.get("label"), IntField):
+    if not isinstance(handlers.get("image"), RGBImageField):
         found = ", ".join(name if name.isprintable() else ascii(name) for name in names)
-        raise UserError(f"{path}: needs an RGB field `image` and an integer field `label`, has: {found}")
+        raise UserError(f"{path}: needs an RGB field `image`, has: {found}")
     if len(handlers) != len(names) or None in handlers.values():
         raise UserError(f"{path}: its fields are not all known and of different names; write it again")
     return handlers

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ffcv_ops.errors import UserError
-from ffcv_ops.stock import RGBImageField
+from ffcv_ops.errors import UserError, one_line
+from ffcv_ops.stock import BytesField, IntField, NDArrayField, RGBImageField
 from ffcv_ops.storage import beton_file, sources, validate
 from ffcv_ops.storage.fingerprint import fingerprint
 from ffcv_ops.storage.info import MOST_CLASSES, DatasetInfo
@@ -49,6 +49,9 @@ def describe(path: Path | str) -> DatasetInfo:
     """What a .beton, or the shards that match a pattern, hold. The image fields are `image` and perhaps smaller levels
     of it, the label is `label`. Raises UserError with one clear line."""
     index = open_index(path)
+    if not isinstance(index.handlers.get("label"), IntField):
+        found = ", ".join(map(one_line, index.handlers))
+        raise UserError(f"{path}: needs an integer field `label`, has: {found}")
     labels, images = column(index, "label"), column(index, "image")["data_ptr"]
     classes = max(int(labels.max()) + 1, len(index.class_names or ()))
     if classes > MOST_CLASSES:
@@ -63,6 +66,15 @@ def describe(path: Path | str) -> DatasetInfo:
 def column(index: Index, field: str) -> np.ndarray:
     """The metadata of one field of all samples: for images mode, width, height and data_ptr."""
     return index.metadata[index.metadata.dtype.names[index.field_names.index(field)]]
+
+
+def pointers_of(field, entries: np.ndarray) -> np.ndarray | None:
+    """Where the stored values of a field begin: a view of its metadata. None where the metadata are the values."""
+    if isinstance(field, RGBImageField):
+        return entries["data_ptr"]
+    if isinstance(field, BytesField):
+        return entries["ptr"]
+    return entries if isinstance(field, NDArrayField) else None
 
 
 def pages_of(image: np.ndarray, page_size: int) -> np.ndarray:
@@ -97,8 +109,9 @@ def open_index(path: Path | str) -> Index:
         if checksums is not None:
             checksums[own_images] = own_checksums
         for field, name in zip(head.handlers.values(), metadata.dtype.names, strict=True):
-            if isinstance(field, RGBImageField):
-                records[name]["data_ptr"] += np.uint64(start)
+            places_of = pointers_of(field, records[name])
+            if places_of is not None:
+                places_of += np.uint64(start)
         files.append(File(head.path, start, head.samples, head.identity))
         start += -(-head.length // head.page_size) * head.page_size
         sample, image = own_samples.stop, own_images.stop

@@ -15,7 +15,7 @@ import re
 import numpy as np
 
 from ffcv_ops.errors import UserError
-from ffcv_ops.stock import RGBImageField
+from ffcv_ops.stock import IntField, RGBImageField
 from ffcv_ops.storage import sources
 from ffcv_ops.storage.beton_file import Head
 
@@ -31,15 +31,30 @@ def levels(handlers: dict) -> tuple[str, ...]:
     return ("image", *sorted(smaller, key=sides.get, reverse=True))
 
 
+def others_of(handlers: dict) -> list[str]:
+    """The RGB fields that are no levels of `image`."""
+    known = levels(handlers)
+    return [name for name, field in handlers.items() if isinstance(field, RGBImageField) and name not in known]
+
+
 def check(head: Head, metadata: np.ndarray, table: np.ndarray) -> None:
     """Raises UserError where a file contradicts itself. metadata: a record per sample; table: the allocation table, by
     place."""
     if fault := _fault_of_table(head, table):
         raise UserError(f"{head.path}: damaged: {fault}; write or copy it again")
     fields = dict(zip(head.handlers, metadata.dtype.names, strict=True))
-    images, labels = [metadata[fields[name]] for name in levels(head.handlers)], metadata[fields["label"]]
+    images = [metadata[fields[name]] for name in levels(head.handlers)]
+    others = [metadata[fields[name]] for name in others_of(head.handlers)]
+    labels = metadata[fields["label"]] if isinstance(head.handlers.get("label"), IntField) else None
     entries = table, np.ascontiguousarray(table["ptr"])
-    damaged = [begin + np.flatnonzero(_damaged(images, labels, entries, begin)) for begin in _parts(len(metadata))]
+
+    def damaged_in(begin):
+        damaged = _damaged(images, entries, begin)
+        for image in others:
+            damaged |= _contradicts_table(image[begin : begin + _AT_ONCE], entries, begin)
+        return damaged if labels is None else damaged | (labels[begin : begin + _AT_ONCE] < 0)
+
+    damaged = [begin + np.flatnonzero(damaged_in(begin)) for begin in _parts(len(metadata))]
     if count := sum(map(len, damaged)):
         first = int(next(part[0] for part in damaged if len(part)))
         source = next(sources.of_file(head.path, first), "")
@@ -78,11 +93,11 @@ def _fault_of_table(head: Head, table: np.ndarray) -> str | None:
     return None
 
 
-def _damaged(images: list[np.ndarray], labels: np.ndarray, entries, begin: int) -> np.ndarray:
+def _damaged(images: list[np.ndarray], entries, begin: int) -> np.ndarray:
     """Which of the samples from `begin` on are damaged. images: the metadata of each level, from the largest on;
     entries: the allocation table and its places."""
     part = slice(begin, begin + _AT_ONCE)
-    damaged = labels[part] < 0
+    damaged = np.zeros(len(images[0][part]), bool)
     full = larger = images[0][part]
     for image in images:
         image = image[part]

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from config import command_line, options
 from config.help import GROUPS
-from config.options import build, option, parse_value, select, to_yaml
+from config.options import build, option, select, to_yaml
 from config.schema import SECTIONS, EvalConfig
 from config.yaml_file import read_yaml
 from ffcv_ops.errors import UserError
+from ffcv_ops.options import parse_value
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from config.recipe import BASE_RECIPE, load_recipe
-from ffcv_ops import loader, order, stored_images
+from ffcv_ops import order, stored_images
 from ffcv_ops.corrupt_samples import CorruptSamples
 from ffcv_ops.decoders import SampleError
 from ffcv_ops.errors import UserError
 from ffcv_ops.storage.index import open_index
+from training import loading as loader
 
 pytestmark = pytest.mark.timeout(240)
 

@@ -14,11 +14,12 @@ from conversion import beton
 from conversion.convert import WriteOptions, convert
 from conversion.encode import ImageConfig, encode_rgb
 from conversion.sources import image_folder
-from ffcv_ops import host, loader, order
+from ffcv_ops import host, order
 from ffcv_ops.errors import UserError
 from ffcv_ops.rng import RandomKey
 from ffcv_ops.storage.index import column, describe, pages_of
 from ffcv_ops.transform import transform_image
+from training import loading as loader
 
 pytestmark = pytest.mark.timeout(240)
 

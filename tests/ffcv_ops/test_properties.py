@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from config.recipe import BASE_RECIPE, load_recipe
-from ffcv_ops import loader, order, rng
+from ffcv_ops import order, rng
 from ffcv_ops.kernels import crops
 from ffcv_ops.rng import RandomKey
+from training import loading as loader
 
 SEEDS, SAMPLE_IDS, STREAMS = st.integers(0, 2**62), st.integers(0, 2**55), st.integers(0, 2**20)
 SAMPLES = 96  # of jpg_beton

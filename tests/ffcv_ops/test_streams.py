@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from ffcv_ops import loader
 from tests import emulated_streams
 from tests.emulated_streams import CUDA, Device
+from training import loading as loader
 
 SAMPLES, BATCH = 96, 4
 

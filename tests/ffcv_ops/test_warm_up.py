@@ -9,8 +9,8 @@ import pytest
 from config.recipe import BASE_RECIPE, load_recipe
 from ffcv_ops import compiled, warm_up
 from ffcv_ops.errors import UserError
-from ffcv_ops.loader import eval_loader, train_loader
 from ffcv_ops.transform import transform_samples
+from training.loading import eval_loader, train_loader
 
 pytestmark = pytest.mark.timeout(600)  # a busy machine may take minutes to compile
 

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 import train_imagenet
-from ffcv_ops.loader import eval_loader
 from rn_vs_vit import __main__ as command
 from rn_vs_vit import grid, others
+from training.loading import eval_loader
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from config import loading
 from config.recipe import load_recipe
 from conversion.encode import encode_rgb
 from ffcv_ops import loader
@@ -93,7 +94,7 @@ def test_rows_show_the_stages_as_training_sees_them(photos):
     assert stored.below == "451x300" and stored.above == "stored"
     assert [panel.picture.shape[0] for panel in panels] == [224, 224, 384, 384]
     assert [panel.above for panel in panels[1:3]] == ["pretrain_224, 224 px", "finetune_384, 384 px"]
-    plan = loader.plan_of(stages[1])
+    plan = loader.plan_of(**loading.train_options(stages[1]))
     np.testing.assert_array_equal(
         panels[3].picture, transform_image(photos["cat"], plan, resolution=384, key=RandomKey(7, 4))
     )

@@ -24,10 +24,10 @@ from bench.dataset import write_images
 from config.recipe import load_recipe, render_recipe
 from conversion.photos import photographs
 from ffcv_ops.errors import UserError
-from ffcv_ops.loader import eval_loader
 from ffcv_ops.storage.index import describe
 from tools import export
 from training.evaluation.loop import predict
+from training.loading import eval_loader
 from training.network import model
 
 ROOT = Path(__file__).parents[2]

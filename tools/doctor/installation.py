@@ -75,7 +75,9 @@ def library(name, answer):
 
 def _ranges():
     """{"torch": ">=2.6"} of pyproject.toml."""
-    parts = (re.match(r"([\w-]+)(.*)", entry) for entry in _project()["dependencies"])
+    project = _project()
+    asked = [*project["dependencies"], *project["optional-dependencies"]["train"]]
+    parts = (re.match(r"([\w-]+)(.*)", entry) for entry in asked)
     return {part[1]: part[2] for part in parts}
 
 

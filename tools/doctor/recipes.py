@@ -1,5 +1,6 @@
 """A recipe: whether it can be read, and whether data, GPUs and recipe go together."""
 
+from config import loading
 from tools.doctor.findings import FAULT, OK, WARNING, Finding
 
 
@@ -32,9 +33,7 @@ def recipe_fits(run, known, torch):
         name = run.data.train if stage.data == "main" else run.data.finetune_train
         samples = known.get(name, {}).get("samples", 0)
         if samples and stage.batch > samples:
-            from ffcv_ops.order import smaller_batch  # these samples were counted through ffcv, so Numba works
-
-            fix = f"{smaller_batch(stage, samples)}, and a lower --stage.lr"
+            fix = f"{loading.smaller_batch(stage, samples)}, and a lower --stage.lr"
             yield Finding(f"stage {stage.name}", FAULT, f"batch {stage.batch} is more than {samples} images", fix)
         elif gpus and stage.batch % gpus:
             fix = f"torchrun --nproc-per-node={max(n for n in range(1, gpus + 1) if stage.batch % n == 0)} ..."

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from config.schema import EvalConfig
 from ffcv_ops.errors import UserError, writing
-from ffcv_ops.loader import eval_loader
 from ffcv_ops.storage.index import describe
 from ffcv_ops.storage.info import DatasetInfo
 from training.datasets import files_of
@@ -17,6 +16,7 @@ from training.evaluation import records
 from training.evaluation.accuracy import Accuracy, CountAccuracy
 from training.evaluation.labels import OutputNames, label_specs, output_names
 from training.evaluation.loop import evaluate
+from training.loading import eval_loader
 from training.memory import micro_batch, out_of_memory
 from training.network import adapt_weights, model, weights
 from training.planning import cost

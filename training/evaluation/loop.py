@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from training import mixing
+from ffcv_ops import mixing
 
 
 class Reducer(Protocol):

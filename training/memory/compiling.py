@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
+from ffcv_ops import mixing
 from ffcv_ops.errors import UserError
-from training import distributed, mixing
+from training import distributed
 from training.memory.micro_batch import random_batch, untouched
 from training.run import Run
 from training.stage import Stage

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from config.recipe import StageConfig
+from ffcv_ops import mixing
 from ffcv_ops.errors import UserError
-from training import distributed, mixing, optim
+from training import distributed, optim
 from training.planning import cost
 from training.run import Run
 from training.stage import Stage

@@ -6,11 +6,11 @@ networks and without their files it needs no torch, so that --print answers at o
 
 from collections.abc import Sequence
 
-from config import schedule
+from config import loading, schedule
 from config.recipe import render_recipe
 from config.schema import Recipe, StageConfig
 from ffcv_ops import order
-from ffcv_ops.augment import chain, load
+from ffcv_ops.augment import load
 from ffcv_ops.errors import UserError
 from ffcv_ops.storage.info import exists
 from training.datasets import DataSet, planned_sets
@@ -74,8 +74,8 @@ def describe(recipe: Recipe, sets: dict[str, DataSet], *, images_per_s: Sequence
 
 def _notes(recipe, sets, images_per_s):
     for stage in recipe.stages:
-        load.from_text(chain.text_of(stage))  # a mistake in a file of the user's own is found before a run is
-        yield f"{stage.name}: {chain.describe(stage)}"
+        load.from_text(loading.chain_of(stage))  # a mistake in a file of the user's own is found before a run is
+        yield f"{stage.name}: {loading.describe(stage)}"
     yield "GiB: estimated peak memory of a device that takes `at once` samples (see training/planning/estimate.py)."
     if images_per_s:
         speeds = ", ".join(f"{speed:.4g}" for speed in images_per_s)
@@ -93,7 +93,7 @@ def stage_length(stage: StageConfig, sets: dict[str, DataSet]) -> tuple[int, tup
     if per_epoch == 0:
         raise UserError(
             f"stage {stage.name}: {samples} images do not fill one batch of {stage.batch}; try"
-            f" {order.smaller_batch(stage, samples)} and a lower --stage.lr"
+            f" {loading.smaller_batch(stage, samples)} and a lower --stage.lr"
         )
     steps = per_epoch * stage.epochs
     rates = [schedule.of_stage(stage, step, per_epoch) for step in (*range(0, steps, per_epoch), steps - 1)]

@@ -8,7 +8,8 @@ import torch
 from bench.step import baselines
 from bench.step.baselines import QUICK, pinned, run_of, step_of
 from bench.step.measure import PHASES, Clock
-from training import distributed, mixing
+from ffcv_ops import mixing
+from training import distributed
 from training.memory.micro_batch import random_batch
 
 CPU = torch.device("cpu")

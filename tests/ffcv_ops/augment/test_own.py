@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from config import loading
 from config.recipe import BASE_RECIPE, load_recipe, render_recipe
 from ffcv_ops import rng
 from ffcv_ops.augment import calls, chain, load, operations
@@ -83,7 +84,7 @@ def test_two_of_them_draw_other_numbers(folder, photos):
 
 LOADS = """
 import sys, dataclasses, hashlib
-from ffcv_ops import loader
+from training import loading as loader
 from ffcv_ops.augment import chain, load
 from config.recipe import BASE_RECIPE, load_recipe
 given = {"stage.augment": "three | grain.py:grain(24)", "stage.resolution": "48", "stage.batch": "16"}
@@ -121,7 +122,7 @@ def test_a_recipe_pins_the_file_and_executes_nothing(folder):
     assert re.fullmatch(
         r"three\(ops=gray\+solarize\+blur\) \| grain.py:grain@[0-9a-f]{16}\(24\)", run.stages[0].augment
     )
-    assert chain.describe(run.stages[0]).endswith("| three(gray+solarize+blur) | grain.py:grain(24) | jitter(.3)")
+    assert loading.describe(run.stages[0]).endswith("| three(gray+solarize+blur) | grain.py:grain(24) | jitter(.3)")
     kept = folder / "recipe.yaml"
     kept.write_text(render_recipe(run))
     (folder / "grain.py").unlink()

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from ffcv_ops.errors import UserError
-from ffcv_ops.loader import Placement, train_loader
 from ffcv_ops.storage.index import describe
+from training.loading import Placement, train_loader
 
 
 @dataclass

@@ -13,10 +13,10 @@ from ffcv.types import ALLOC_TABLE_TYPE, FieldDescType, HeaderType
 from ffcv.writer import DatasetWriter
 
 from ffcv_ops.errors import UserError
-from ffcv_ops.loader import Placement, train_loader
 from ffcv_ops.storage.index import open_index
 from tests.ffcv_ops.storage.flip_bits import Stage
 from tools.verify import verify
+from training.loading import Placement, train_loader
 
 ROOT = Path(__file__).resolve().parents[3]
 SAMPLES = 3

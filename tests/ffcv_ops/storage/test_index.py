@@ -12,11 +12,11 @@ from xxhash import xxh64_hexdigest
 
 from config.recipe import BASE_RECIPE, load_recipe
 from conversion import beton
-from ffcv_ops import loader
 from ffcv_ops.errors import UserError
 from ffcv_ops.storage import index, sources
 from ffcv_ops.storage.index import describe, open_index
 from ffcv_ops.storage.info import exists
+from training import loading as loader
 
 COUNTS = (40, 1, 35, 20)
 

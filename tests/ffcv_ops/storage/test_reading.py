@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from config.recipe import BASE_RECIPE, load_recipe
-from ffcv_ops import loader
 from ffcv_ops.errors import UserError
 from ffcv_ops.storage import reading
 from ffcv_ops.storage.index import pages_of
+from training import loading as loader
 
 pytestmark = pytest.mark.timeout(240)
 

@@ -14,10 +14,10 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 import train_imagenet
 from config.recipe import load_recipe
 from ffcv_ops.errors import UserError
-from ffcv_ops.loader import eval_loader
 from ffcv_ops.storage.index import describe
 from training.evaluation import evaluate_only, records
 from training.evaluation.labels import OutputNames, class_map, output_names
+from training.loading import eval_loader
 from training.network.adapt_weights import synsets
 from training.saving.run_folder import RunFolder
 

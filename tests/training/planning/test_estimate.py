@@ -8,8 +8,8 @@ import torch
 
 from config.recipe import load_recipe
 from ffcv_ops.errors import UserError
-from ffcv_ops.loader import train_loader
 from training import datasets, optim
+from training.loading import train_loader
 from training.planning import estimate
 from training.planning.model_costs import model_costs
 from training.planning.throughput import throughput

@@ -1,5 +1,7 @@
-"""uint8 images (n, height, width, 3) and int64 labels (n,) -> normalised float32 images (n, 3, height, width) in
+"""uint8 images (n, height, width, 3) and int64 labels (n,) -> normalized float32 images (n, 3, height, width) in
 channels-last memory and float32 targets (n, classes), mixed by mixup or CutMix (paper: both, chosen chunk by chunk).
+
+    images, targets = mixup_cutmix(images, labels, classes=1000, seed=0, step=step)    # one call does it all
 
 A global batch consists of chunks, each of which is mixed with one draw, as on one GPU of the official runs; a draw is
 a pure function of (seed, step, chunk). The loader lays chunks out so that the partner of the sample at position p is
@@ -10,14 +12,26 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from config.recipe import StageConfig
 from ffcv_ops import rng
+from ffcv_ops.errors import UserError
 from ffcv_ops.rng import RandomKey
 
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of values from 0 to 1
 _CHUNKS = 1 << 20  # more than the chunks of any step: step * _CHUNKS + chunk is unique
+
+
+class Mixing(NamedTuple):
+    """How batches are mixed: alphas of Beta(alpha, alpha), 0 for none of the kind, and the samples that share a
+    draw."""
+
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    chunk: int = 256
+
+
+_AS_PUBLISHED = Mixing()
 
 
 class MixParams(NamedTuple):
@@ -55,17 +69,35 @@ def _interval(side, center, resolution):
     return max(center - side // 2, 0), min(center + side // 2, resolution)
 
 
-def mix_params(
-    config: StageConfig, seed: int, step: int, *, resolution: int, first: int, samples: int
-) -> Tensor | None:
+def mix_params(how: Mixing, seed: int, step: int, *, resolution: int, first: int, samples: int) -> Tensor | None:
     """The draws of samples first .. first + samples - 1 of the global batch, a row for each: (samples, 6) float32 on
-    the host, the columns of `MixParams`. Both numbers even. None where the stage does not mix."""
-    if not config.mixing:
+    the host, the columns of `MixParams`. Both numbers even. None where nothing is mixed."""
+    if how.mixup == how.cutmix == 0:
         return None
-    chunks = range(first // config.mix_chunk, (first + samples - 1) // config.mix_chunk + 1)
-    alphas = {"mixup": config.mixup, "cutmix": config.cutmix}
+    chunks = range(first // how.chunk, (first + samples - 1) // how.chunk + 1)
+    alphas = {"mixup": how.mixup, "cutmix": how.cutmix}
     rows = torch.tensor([draw(seed, step, chunk, **alphas, resolution=resolution) for chunk in chunks])
-    return rows[torch.arange(first, first + samples) // config.mix_chunk - chunks[0]]
+    return rows[torch.arange(first, first + samples) // how.chunk - chunks[0]]
+
+
+def mixup_cutmix(
+    images: Tensor, labels: Tensor, *, classes: int, seed: int, step: int, how: Mixing = _AS_PUBLISHED, smoothing=0.0
+) -> tuple[Tensor, Tensor]:
+    """A batch of a loader, mixed on its device: (images, targets), floats (n, 3, height, width) and (n, classes).
+
+    images: uint8 (n, height, width, 3), which are normalized, or normalized floats (n, 3, height, width); n is even and
+    neighbors are mixed, so nothing is asked of the loader. labels: int64 (n,), or floats (n, classes), as they are.
+    step: since the start, from which the draws follow. Ranks of torch.distributed have draws of their own. UserError
+    where n is odd.
+    """
+    if len(images) % 2:
+        raise UserError(f"mixup_cutmix: an even number of images is mixed, not {len(images)}")
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    first = len(images) * torch.distributed.get_rank() if together else 0
+    rows = mix_params(how, seed, step, resolution=images.shape[2], first=first, samples=len(images))
+    if rows is not None and images.is_cuda:
+        rows = rows.pin_memory().to(images.device, non_blocking=True)
+    return mix(images, labels, rows, classes=classes, smoothing=smoothing)
 
 
 def mix(
@@ -75,11 +107,12 @@ def mix(
     *,
     classes: int,
     smoothing: float,
-    mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
-    std: Sequence[float] = IMAGENET_DEFAULT_STD,
+    mean: Sequence[float] = MEAN,
+    std: Sequence[float] = STD,
 ) -> tuple[Tensor, Tensor]:
     """rows: the samples' `mix_params`, on the device of the images; None mixes nothing. The host waits for no GPU."""
-    images, targets = normalize(images, mean, std), soft_targets(labels, classes=classes, smoothing=smoothing)
+    images = normalize(images, mean, std) if images.dtype == torch.uint8 else images
+    targets = labels if labels.is_floating_point() else soft_targets(labels, classes=classes, smoothing=smoothing)
     if rows is None:
         return images, targets
     lam, keep, top, bottom, left, right = rows[:, :, None, None].unbind(1)  # (n, 1, 1) each
@@ -93,12 +126,10 @@ def mix(
 def _blend(tensor, own):
     """`own` of each sample and 1 - `own` of its neighbour; exact where `own` is 0 or 1."""
     partner = tensor.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
-    return torch.lerp(partner, tensor, own)
+    return torch.lerp(partner, tensor, own.to(tensor.dtype))
 
 
-def normalize(
-    images: Tensor, mean: Sequence[float] = IMAGENET_DEFAULT_MEAN, std: Sequence[float] = IMAGENET_DEFAULT_STD
-) -> Tensor:
+def normalize(images: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
     """uint8 (n, height, width, 3) -> float32 (n, 3, height, width): of channels in 0..1, `mean` becomes 0 and the
     deviation `std` 1."""
     scale = _channels([1 / (255 * one) for one in std], images.device)

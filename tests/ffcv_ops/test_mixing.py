@@ -10,16 +10,12 @@ from timm.data import mixup as timm_mixup
 from torchvision.transforms import functional as vision
 
 from ffcv_ops import rng
-from training.mixing import MixParams, draw, mix, mix_params, normalize, soft_targets
+from ffcv_ops.mixing import Mixing, MixParams, draw, mix, mix_params, normalize, soft_targets
 
 CLASSES = 10
 
 
-class Stage:
-    mixing = True
-    mixup = 0.8
-    cutmix = 1.0
-    mix_chunk = 16
+HOW = Mixing(mixup=0.8, cutmix=1.0, chunk=16)
 
 
 def box_of_the_official_runs(shape, lam, margin=0.0, count=None):
@@ -94,31 +90,26 @@ def test_a_chunk_is_mixed_as_timm_mixes_it(alphas, smoothing, monkeypatch):
 def test_any_even_slice_is_mixed_as_in_the_whole(count):
     images, labels = batch(48)
     whole = mix(
-        images, labels, mix_params(Stage, 1, 5, resolution=40, first=0, samples=48), classes=CLASSES, smoothing=0.1
+        images, labels, mix_params(HOW, 1, 5, resolution=40, first=0, samples=48), classes=CLASSES, smoothing=0.1
     )
     for offset in range(0, 48, count):
         part = slice(offset, offset + count)
-        rows = mix_params(Stage, 1, 5, resolution=40, first=offset, samples=count)
+        rows = mix_params(HOW, 1, 5, resolution=40, first=offset, samples=count)
         images_part, targets_part = mix(images[part], labels[part], rows, classes=CLASSES, smoothing=0.1)
         assert torch.equal(images_part, whole[0][part])
         assert torch.equal(targets_part, whole[1][part])
 
 
 def test_plan_gives_each_sample_the_draw_of_its_chunk():
-    rows = mix_params(Stage, 1, 5, resolution=40, first=8, samples=24)
+    rows = mix_params(HOW, 1, 5, resolution=40, first=8, samples=24)
     law = {"mixup": 0.8, "cutmix": 1.0, "resolution": 40}
     expected = [draw(1, 5, 0, **law)] * 8 + [draw(1, 5, 1, **law)] * 16
     assert torch.equal(rows, torch.tensor(expected))
 
 
-def test_a_stage_without_mixing_has_no_plan_and_keeps_its_images():
-    class Plain(Stage):
-        mixup = 0.0
-        cutmix = 0.0
-        mixing = False
-
+def test_without_mixing_there_is_no_plan_and_images_stay():
     images, labels = batch(3)
-    rows = mix_params(Plain, 1, 5, resolution=40, first=0, samples=3)
+    rows = mix_params(Mixing(0.0, 0.0), 1, 5, resolution=40, first=0, samples=3)
     assert rows is None
     mixed, targets = mix(images, labels, rows, classes=CLASSES, smoothing=0.0)
     assert torch.equal(mixed, normalize(images))
