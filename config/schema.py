@@ -47,7 +47,7 @@ class ModelConfig:
         "of the images' channels in 0..1, which becomes 0; auto: the weights', else ImageNet's", low=0, high=1
     )
     std: tuple[float, float, float] | Literal["auto"] = option(
-        "standard deviation, which becomes 1; auto: the weights', else ImageNet's", above=0, high=1
+        "standard deviation, which becomes 1; auto: the weights', else ImageNet's", low=0.001, high=1
     )
     blur_pool: bool = option("blur before each strided convolution of 16 channels or more")
 
