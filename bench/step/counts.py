@@ -24,6 +24,7 @@ import torch
 from timm.models import vision_transformer
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
+from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.graph import GraphLowering
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import get_total_norm
@@ -90,9 +91,12 @@ def launches_of(lists: list) -> int:
 def fake_stage(task, drop_path: str):
     """A run and a stage whose weights are fake tensors; so are all that are made within."""
     run = run_of(task, CPU, drop_path=drop_path, products="bf16")
-    same = mock.patch.object(vision_transformer, "calculate_drop_path_rates", lambda rate, depth, **_: [rate] * depth)
-    with FakeTensorMode(allow_non_fake_inputs=True), same:  # timm's own reads a tensor
-        stage = create_stage(run, 0)
+    rates = mock.patch.object(vision_transformer, "calculate_drop_path_rates", lambda rate, depth, **_: [rate] * depth)
+    weights = mock.patch.object(nn.init, "trunc_normal_")
+    moved = mock.patch.object(nn.Module, "to", lambda module, *_, **__: module)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        with rates, weights, moved:  # which read or swap tensors
+            stage = create_stage(run, 0)
         stage.model.train()
         stage.micro_batch_size = task.batch
         yield run, stage
@@ -142,7 +146,8 @@ def _mix(mix, run, samples):
 
 @contextlib.contextmanager
 def inductors_graphs():
-    """A list that gets (launches, bytes of pointwise work) of each graph that Inductor compiles within."""
+    """A list that gets (launches, bytes of pointwise work) of each graph that Inductor makes within. The C++ compiler
+    is not called, and what would be its kernels do nothing."""
     graphs, compile_ = [], GraphLowering.compile_to_module
 
     def compiled(graph):
@@ -153,8 +158,9 @@ def inductors_graphs():
         graphs.append((len(nodes), sum(node.get_read_write_buffers_sizes() for node in own)))
         return module
 
+    idle = mock.patch.object(AsyncCompile, "cpp_pybinding", lambda *_, **__: lambda *_: None)
     fresh = torch._inductor.config.patch(force_disable_caches=True)
-    with fresh, mock.patch.object(GraphLowering, "compile_to_module", compiled):
+    with fresh, idle, mock.patch.object(GraphLowering, "compile_to_module", compiled):
         yield graphs
 
 
