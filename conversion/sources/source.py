@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from conversion.encode import ReadError
-from ffcv_ops.errors import UserError, one_line
+from ffcv_ops.errors import UserError, one_line, reading
 from ffcv_ops.files import Irregular, open_regular
 
 MAX_FILE = 2**30  # bytes of an image file: a file of holes can claim any size
@@ -41,14 +41,23 @@ def read_file(item: str, root: str = "") -> bytes:
 
 
 def stamps(paths: Iterable[Path | str]) -> dict[str, tuple[int, int]]:
-    """Of each file what changes when it is replaced or written to: length and time of change (ns)."""
-    found = ((str(path), os.stat(path)) for path in paths)
-    return {path: (status.st_size, status.st_mtime_ns) for path, status in found}
+    """Of each file what changes when it is replaced or written to: length and time of change (ns). A `UserError` where
+    one is none."""
+    found = {}
+    for path in map(str, paths):
+        with reading(path), open_regular(path) as file:
+            found[path] = _stamp(file.fileno())
+    return found
+
+
+def _stamp(file):
+    status = os.stat(file)
+    return status.st_size, status.st_mtime_ns
 
 
 def require_unchanged(path: str, known: Mapping[str, tuple[int, int]]):
     """A `ReadError` where a file of which there is a stamp is no longer what its labels were read from."""
-    if path in known and stamps([path])[path] != known[path]:
+    if path in known and _stamp(path) != known[path]:
         raise ReadError(f"{path} was written to or replaced since its labels were read; run the same command again")
 
 
