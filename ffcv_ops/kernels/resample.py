@@ -2,11 +2,11 @@
 
 Pillow's arithmetic: one pass along each axis with rounding and clipping to uint8 in between, the horizontal one first;
 weights are float64, normalized, then fixed point with 22 fractional bits. (Pillow 13 does the vertical pass first where
-that removes more than twice as much: a last bit differs now and then. One axis at a time, every Pillow agrees.) Only
-the summation order inside a pixel is free, and integers do not mind. What is different is the layout: a weighted sum of
-whole lines needs no shuffling inside the sum. The vertical pass has such lines, the rows. For the
-horizontal pass sixteen rows at a time are transposed, so that a line holds one column of them; this tile stays in the
-first-level cache. In: RGBX pixels. Out: three planes.
+that removes more than twice as much; docs/reproduce.md, D27. One axis at a time, all versions agree.) Only the
+summation order inside a pixel is free, and integers do not mind. What is different is the layout: a weighted sum of
+whole lines needs no shuffling inside the sum. The vertical pass has such lines, the rows. For the horizontal pass
+sixteen rows at a time are transposed, so that a line holds one column of them; this tile stays in the first-level
+cache. In: RGBX pixels. Out: three planes.
 
     work = workspace(longest, height, width, interpolation)     # once for many images
     rows = fill_taps(axis_of_rows, interpolation, work.vertical)
