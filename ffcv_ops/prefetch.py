@@ -68,8 +68,14 @@ class _Iterator(EpochIterator):
 
     failure: BaseException | None = None
 
+    def __init__(self, loader, order):
+        self.torch_threads = torch.get_num_threads()
+        super().__init__(loader, order)
+
     def run_pipeline(self, b_ix, batch_indices, batch_slot, cuda_event):
         """A batch, decoded again with replacements where samples are corrupt, out of files that have not changed."""
+        if b_ix == 0:  # FFCV has given torch as many threads as decode; the loop's are none of a loader's business
+            torch.set_num_threads(self.torch_threads)
         if self.loader.on_gpu:
             # FFCV's event makes the device wait before it writes this slot's memory on the device again. That in the
             # host our threads write at once: the slot's last batch must have been copied. Its stream holds that only.

@@ -3,6 +3,7 @@
 import gc
 import inspect
 import itertools
+import json
 import multiprocessing
 import os
 import pickle
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from ffcv import fields as ffcv_fields
+from ffcv.reader import Reader
 from ffcv.writer import DatasetWriter
 from PIL import Image
 from torchvision.transforms import functional as vision
@@ -350,16 +352,22 @@ def test_every_field_comes_along(written, tiles, name, cache):
 
 
 def test_our_file_is_one_of_ffcvs(written, tiles):
-    """Stock FFCV reads it."""
-    from ffcv.loader import Loader
-
-    stock = Loader(str(written / "ours.beton"), batch_size=16, num_workers=1,
-                   pipelines=dict.fromkeys(("image", "second", "said", "code"), None))  # fmt: skip
-    labels, ages, tags, boxes = map(torch.cat, zip(*([one.clone() for one in batch] for batch in stock), strict=True))
-    assert labels[:, 0].tolist() == [number % 2 for number in range(SAMPLES)]
-    assert ages[:, 0].tolist() == [number / 3 for number in range(SAMPLES)]
-    assert torch.equal(tags.argmax(1), torch.arange(SAMPLES) % 5)
-    assert torch.equal(boxes, -torch.arange(SAMPLES, dtype=torch.int16)[:, None, None].expand(-1, 2, 2))
+    """FFCV's reader finds the fields, and their values where it looks for them."""
+    reader, samples = Reader(str(written / "ours.beton")), Samples(tiles)
+    assert {name: type(field) for name, field in reader.handlers.items()} == {
+        name: {"said": ffcv_fields.BytesField, "box": ffcv_fields.NDArrayField}.get(name, type(field))
+        for name, field in FIELDS.items()
+    }
+    assert (reader.handlers["box"].shape, reader.handlers["box"].dtype) == ((2, 2), np.int16)
+    stored = (written / "ours.beton").read_bytes()
+    for number, (image, label, age, tags, box, said, code, _) in enumerate(reader.metadata):
+        tile, *expected, expected_code, _ = samples[number]
+        assert stored[image["data_ptr"] :][: tile.nbytes] == tile.tobytes()
+        assert (label, age) == tuple(expected[:2])
+        assert np.frombuffer(stored, "f4", 5, tags).tolist() == expected[2].tolist()
+        assert np.frombuffer(stored, "i2", 4, box).tolist() == expected[3].flatten().tolist()
+        assert json.loads(stored[said["ptr"] :][: said["size"] - 1]) == expected[4]
+        assert stored[code["ptr"] :][: code["size"]] == expected_code
     assert describe(written / "ours.beton").class_names == ("even", "odd")
 
 
@@ -377,7 +385,9 @@ def test_damage_in_any_field_is_found(written, tmp_path, field):
     place = int(record) if field == "tags" else int(record["ptr" if field == "said" else "data_ptr"])
     with open(tmp_path / "ours.beton", "r+b") as file:
         file.seek(place + 2)
-        file.write(b"\xff")
+        byte = file.read(1)[0]
+        file.seek(place + 2)
+        file.write(bytes([byte ^ 1]))
     with pytest.raises(UserError, match=r"sample 7 .*its checksum differs"):
         list(eval_loader(tmp_path / "ours.beton", **SMALL))
     replaced = training(tmp_path / "ours.beton", bad_limit=0.5)
