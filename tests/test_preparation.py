@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 import train_imagenet
 from config.recipe import load_recipe
+from ffcv_ops.errors import UserError
 from tools import export
 from training.network import weights
 
@@ -77,6 +78,8 @@ def test_preparation_of_timms_names():
         "stage": {"interpolation": "bicubic", "eval_crop": 0.9},
     }
     assert not any(weights.preprocessing("timm:nothing").values())
+    with pytest.raises(UserError, match="Invalid pretrained tag"):
+        weights.preprocessing("timm:vit_tiny_patch16_224.nothing")
 
 
 def test_a_preparation_that_cannot_be_is_refused(given, capsys):

@@ -33,12 +33,16 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--features", type=Path, metavar="FILE", help="an .npz to write: files and features")
     parser.add_argument("--sheet", type=Path, metavar="FILE", help="a picture to write: the surest mistakes")
     parser.add_argument("--batch", type=int, default=64, help="pictures at a time")
-    parser.add_argument("--device", default="auto", help="cpu, cuda; auto: cuda where there is one")
+    parser.add_argument(
+        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto: cuda where there is one"
+    )
     options = parser.parse_args(argv)
     for name, kinds in (("out", (".csv", ".json")), ("features", (".npz",)), ("sheet", (".png", ".jpg", ".pdf"))):
         path = getattr(options, name)
         if path and path.suffix not in kinds:
             raise UserError(f"--{name}={path}: its name must end with {' or '.join(kinds)}")
+        if path and not path.parent.is_dir():
+            raise UserError(f"--{name}={path}: there is no folder {path.parent}")
     for name in ("top", "batch"):
         if not 1 <= getattr(options, name) <= 10_000:
             raise UserError(f"--{name}={getattr(options, name)}: it must be 1 to 10,000")
@@ -78,7 +82,9 @@ class Model(NamedTuple):
 @exits_cleanly
 def main(argv=None) -> None:
     options = parse(argv)
-    device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
+    if device != options.device != "auto":
+        raise UserError("--device=cuda: torch finds no GPU; leave it out, or take cpu")
     files, model = listed(options.pictures), load(options.model)
     probabilities, features, faults = predict(model, files, batch=options.batch, device=device)
     labels = [path.parent.name if path.parent.name in model.names else None for path in files]
@@ -96,12 +102,7 @@ def main(argv=None) -> None:
     if rated:
         said += "; " + rating(rated, labels, [model.names[best] for best in probabilities.argmax(1)])
     if options.sheet:
-        wrong = [n for n in rated if labels[n] != model.names[probabilities[n].argmax()]]
-        wrong = sorted(wrong, key=lambda n: -probabilities[n].max())[:SHOWN]
-        panels = [_panel(files[n], labels[n], rows[n]) for n in wrong] + [Panel(None)] * (ACROSS - 1)
-        with writing(options.sheet):
-            rows_of_panels = [panels[k : k + ACROSS] for k in range(0, max(len(wrong), 1), ACROSS)]
-            sheet([row + [Panel(None)] * (ACROSS - len(row)) for row in rows_of_panels]).savefig(options.sheet, dpi=100)
+        draw_mistakes(options.sheet, [(files[n], rows[n]) for n in rated if rows[n]["class"] != labels[n]])
     print(said)
     for number, reason in faults.items():
         print(f"{files[number]}: {reason}")
@@ -212,10 +213,17 @@ def write(path: Path, rows: list[dict], kind: str) -> None:
         table.writerows(rows)
 
 
-def _panel(file, label, row) -> Panel:
-    picture = read_image(file)
-    picture.thumbnail((224, 224))
-    return Panel(np.asarray(picture), below=f"{label}\nnot {row['class']} ({row['probability']:.0%})\n{file.name}")
+def draw_mistakes(path: Path, mistakes: list[tuple[Path, dict]]) -> None:
+    """A contact sheet of the surest of these (file, row): label, what was said instead, how surely."""
+    panels = []
+    for file, row in sorted(mistakes, key=lambda one: -one[1]["probability"])[:SHOWN]:
+        picture = read_image(file)
+        picture.thumbnail((224, 224))
+        said = f"{row['label']}\nnot {row['class']} ({row['probability']:.0%})\n{file.name}"
+        panels.append(Panel(np.asarray(picture), below=said))
+    panels += [Panel(None)] * (-len(panels) % ACROSS or ACROSS * (not panels))
+    with writing(path):
+        sheet([panels[k : k + ACROSS] for k in range(0, len(panels), ACROSS)]).savefig(path, dpi=100)
 
 
 if __name__ == "__main__":

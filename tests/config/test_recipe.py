@@ -72,7 +72,9 @@ def test_the_papers_vit_s_in_400_epochs():
         "min_lr": 1e-5, "warmup_epochs": 5, "warmup_lr": 1e-6, "schedule": "epoch", "betas": (0.9, 0.999),
         "bce_threshold": 0, "eps": 1e-8, "momentum": 0.9, "nesterov": False, "ema": 0.99996, "start": "last",
         "head": "keep",
-        "eval_resolution": None, "eval_crop": 1.0, "eval_flip": False,
+        "eval_resolution": None, "eval_crop": 1.0, "eval_flip": False, "sampling": "uniform", "class_weights": "none",
+        "distill": "none", "teacher": None, "distill_alpha": 0.5, "distill_tau": 1.0, "freeze": None,
+        "layer_decay": None, "best": "top1", "patience": None,
     }  # fmt: skip
     assert pretrain == shared | {
         "name": "pretrain_224", "resolution": 224, "epochs": 400, "batch": 2048, "jitter": 0.3,
@@ -151,6 +153,8 @@ def test_stages_that_share_nothing_are_rendered_too(write):
         "optimizer": "sgd", "lr": 1.5, "min_lr": 0.1, "warmup_epochs": 1, "warmup_lr": 0.1, "schedule": "step",
         "weight_decay": 0.0, "betas": (0.1, 0.2), "eps": 1e-6, "momentum": 0.1, "nesterov": True,
         "clip_norm": None, "ema": None,
+        "sampling": "balanced", "class_weights": "balanced", "distill": "soft", "teacher": "timm:a",
+        "distill_alpha": 0.25, "distill_tau": 2.0, "freeze": 3, "layer_decay": 0.5, "best": "val_loss", "patience": 4,
         "start": "ema", "head": "new", "eval_resolution": 96, "eval_crop": 0.875, "eval_flip": True,
     }  # fmt: skip
     run = load_recipe(BASE_RECIPE)

@@ -118,6 +118,8 @@ def test_features_sheet_and_a_file_that_is_none(world, capsys):
         (["nowhere", "{root}/pets", "--out=a.csv"], "neither a run's folder nor an export"),
         (["{root}/run", "{root}/none", "--out=a.csv"], "none: no such file or folder"),
         (["{root}/run", "{root}/pets", "--out=a.txt"], "must end with .csv or .json"),
+        (["{root}/run", "{root}/pets", "--out={root}/none/a.csv"], "there is no folder"),
+        (["{root}/run", "{root}/pets", "--out=a.csv", "--device=tpu"], "invalid choice: 'tpu'"),
         (["{root}/run", "{root}/pets", "--out=a.csv", "--top=0"], "it must be 1 to 10,000"),
     ],
 )

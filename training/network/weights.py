@@ -76,7 +76,8 @@ def preprocessing(source: str | Path) -> dict[str, dict]:
         known = {"mean": model.mean, "std": model.std}
         known |= {"interpolation": stage.interpolation, "crop_pct": stage.eval_crop}
     elif kind == "timm":
-        known = vars(timm.get_pretrained_cfg(name)) if timm.is_model(name.partition(".")[0]) else {}
+        is_known = timm.is_model(name.partition(".")[0])
+        known = vars(_fetched(source, lambda: timm.get_pretrained_cfg(name))) if is_known else {}
     else:
         content = _model_config(source)
         known = content.get("pretrained_cfg", content)
