@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import io
-import warnings
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -153,9 +152,7 @@ def _limited_jpeg(buffer, pixels, frame, scale_num, *, max_side, min_side):
 
 def encode_all(encode, items) -> list[tuple[Encoded, ...] | Refused]:
     """What `encode` makes of each item."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's are about damaged metadata, and do not name the file
-        return [_encode_or_refuse(encode, item) for item in items]
+    return [_encode_or_refuse(encode, item) for item in items]
 
 
 def _encode_or_refuse(encode, item):

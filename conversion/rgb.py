@@ -4,12 +4,18 @@ Pillow decodes. A file that is cut short, no image, too large or without a defin
 the caller adds the path. Of several frames the first is taken; color profiles are not applied (ImageNet's practice).
 """
 
+import contextlib
+import os
+import warnings
+
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, PngImagePlugin, TiffTags
 
 from conversion import formats
 from ffcv_ops.errors import UserError, one_line
+from ffcv_ops.files import Irregular, open_regular
 
+warnings.filterwarnings("ignore", module=r"PIL\.")  # about damaged metadata, mostly; none of them names its file
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**28  # bytes of text; Pillow refuses more than 1 MiB
 MAX_PIXELS = 100_000_000  # 300 MB as RGB: a file of a few kB can claim to be larger than memory
@@ -40,7 +46,8 @@ def read_image(file) -> Image.Image:
     Whatever Pillow's many decoders raise on a damaged file becomes `UserError`; running out of memory does not.
     """
     try:
-        with Image.open(file, formats=formats.FORMATS) as image:
+        opened = open_regular(file) if isinstance(file, str | os.PathLike) else contextlib.nullcontext(file)
+        with opened as stream, Image.open(stream, formats=formats.FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise UserError(f"{width} x {height} pixels are more than the {MAX_PIXELS:,} of one image")
@@ -48,6 +55,8 @@ def read_image(file) -> Image.Image:
                 raise UserError(f"{fault}, which Pillow decodes to other pixels; store it in another way")
             image.load()
             return upright(to_rgb(image), image)
+    except Irregular as fault:
+        raise UserError(fault.reason) from None
     except (UserError, MemoryError):
         raise
     except Exception as error:

@@ -19,7 +19,7 @@ def _jpeg(number: int = 0) -> bytes:
     return stream.getvalue()
 
 
-def _folder(place: Path, names=("a/0.jpg", "a/1.jpg", "b/0.jpg")) -> list[str]:
+def _folder(place: Path, names=("a/odd.jpg", "a/1.jpg", "b/0.jpg")) -> list[str]:
     for number, name in enumerate(names):
         path = place / "in" / "train" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ def _named(names) -> str:
 
 # A file that a conversion reads: what writes the source and returns (words of the command, path of that file).
 FILES: dict[str, Callable[[Path], tuple[list[str], Path]]] = {
-    "an image": lambda place: (_folder(place), place / "in" / "train" / "a" / "0.jpg"),
+    "an image": lambda place: (_folder(place), place / "in" / "train" / "a" / "odd.jpg"),
     "a tar": lambda place: (_tar(place), place / "in" / "0.tar"),
     "a Parquet file": lambda place: (_parquet(place), place / "in" / "0.parquet"),
     "_info.json": lambda place: (_tar(place, info=_info()), place / "in" / "_info.json"),

@@ -11,7 +11,6 @@ import inspect
 import operator
 import os
 import sys
-import warnings
 
 import numpy as np
 
@@ -162,8 +161,7 @@ def _refuse(name, error):
 def _split(source, split, arguments, dataset, root) -> Split:
     """root: of the files whose paths the data set gives; None where it gives pixels."""
     labels, names = np.empty(len(dataset), np.int64), []
-    with progress(f"{split}, reading labels", len(dataset)) as advance, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's are about damaged metadata, and do not name the file
+    with progress(f"{split}, reading labels", len(dataset)) as advance:
         for number in range(len(dataset)):
             sample = dataset[number]
             try:

@@ -37,7 +37,7 @@ def test_yaml_that_is_refused(tmp_path, content, complaint):
 def test_yaml_files_that_cannot_be_read(tmp_path):
     with pytest.raises(UserError, match="No such file"):
         read_yaml(tmp_path / "none.yaml")
-    with pytest.raises(UserError, match="Is a directory"):
+    with pytest.raises(UserError, match="is a folder, not a file"):
         read_yaml(tmp_path)
 
 

@@ -15,6 +15,7 @@ of their run too, which are objects: an empty stand-in is made of each.
 
 import argparse
 import json
+import os
 import pathlib
 import pickle
 import re
@@ -29,6 +30,7 @@ from torch import Tensor
 from config import train_command
 from config.recipe import load_recipe
 from ffcv_ops.errors import UserError, one_line
+from ffcv_ops.files import open_regular, read_regular
 
 IN_FOLDER = ("model.safetensors", "pytorch_model.bin")
 SOURCES = train_command.WEIGHTS
@@ -99,14 +101,14 @@ def _model_config(source) -> dict:
     if kind == "timm":
         return {}
     path = Path(_from_hub(source, "config.json")) if kind == "hf-hub" else Path(name) / "config.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_regular(path))
         if not isinstance(content, dict) or not isinstance(content.get("pretrained_cfg", {}), dict):
             raise ValueError("no object")
         return content
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise UserError(f"{path}: not the config.json of a timm model ({error!r:.200})") from error
 
 
@@ -137,9 +139,10 @@ def _fetched(source, fetch):
 def _read_file(path, say):
     if path.is_dir():
         path = next((path / name for name in IN_FOLDER if (path / name).exists()), path / IN_FOLDER[0])
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"{path}: no such file; --init takes {SOURCES}")
     try:
+        open_regular(path).close()
         content = load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
         part, weights = _part_with_weights(content)
     except pickle.UnpicklingError as error:  # torch's own words advise to load it all the same, which could run code
