@@ -72,7 +72,7 @@ def _struck(server: Server, words: list[str], run: Path, whole: Path, step: int)
     ended = finished(process, LIMIT)
     if ended.status != 130 or ended.text.count("interrupted") != 1 or "Traceback" in ended.text:
         return ("hang" if ended.status is None else "crash"), f"status {ended.status}: {ended.last_line}"
-    again = finished(server.start(words), LIMIT)
+    again = finished(server.start(words), 5 * LIMIT)  # all that is left of the run
     kept = again.status == 0 and same_weights(whole, run)
     return ("detected", ended.last_line) if kept else ("lost", f"status {again.status}: {again.last_line}")
 
