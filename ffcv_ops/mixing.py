@@ -100,6 +100,13 @@ def mixup_cutmix(
     return mix(images, labels, rows, classes=classes, smoothing=smoothing)
 
 
+class Patches(NamedTuple):
+    """How images are cut for a model that takes patches: their side in pixels, and the type of their numbers."""
+
+    side: int
+    dtype: torch.dtype
+
+
 def mix(
     images: Tensor,
     labels: Tensor,
@@ -107,6 +114,7 @@ def mix(
     *,
     classes: int,
     smoothing: float,
+<<<<<<< HEAD:ffcv_ops/mixing.py
     mean: Sequence[float] = MEAN,
     std: Sequence[float] = STD,
 ) -> tuple[Tensor, Tensor]:
@@ -115,6 +123,38 @@ def mix(
     targets = labels if labels.is_floating_point() else soft_targets(labels, classes=classes, smoothing=smoothing)
     if rows is None:
         return images, targets
+=======
+    patches: Patches | None = None,
+    mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+    std: Sequence[float] = IMAGENET_DEFAULT_STD,
+) -> tuple[Tensor, Tensor]:
+    """rows: the samples' `mix_params`, on the device of the images; None mixes nothing. The host waits for no GPU.
+
+    Returns images, float32 (n, 3, height, width), or where `patches` says how to cut them what `cut` gives; and
+    targets, float32 (n, classes). Compiled, all that becomes of the images is one kernel, from uint8 to patches.
+    """
+    images, targets = normalize(images, mean, std), soft_targets(labels, classes=classes, smoothing=smoothing)
+    if rows is not None:
+        images, targets = _mixed(images, targets, rows)
+    return images if patches is None else cut(images, patches.side).to(patches.dtype), targets
+
+
+def cut(images: Tensor, side: int) -> Tensor:
+    """(n, 3, height, width) -> (n, patches, 3 side^2), line by line, each in the order of a convolution's weights. What
+    is left over at the right and below is left out, as a convolution does."""
+    down, across = images.shape[2] // side, images.shape[3] // side
+    images = images[:, :, : down * side, : across * side]
+    return (
+        images.unflatten(3, (across, side))
+        .unflatten(2, (down, side))
+        .permute(0, 2, 4, 1, 3, 5)
+        .flatten(3)
+        .flatten(1, 2)
+    )
+
+
+def _mixed(images, targets, rows):
+>>>>>>> 89eb145 (GPU: LAMB and the average in two passes, ViT's first layer as a matrix product, one order of attention kernels, max-autotune):training/mixing.py
     lam, keep, top, bottom, left, right = rows[:, :, None, None].unbind(1)  # (n, 1, 1) each
     y = torch.arange(images.shape[2], device=images.device)[:, None]
     x = torch.arange(images.shape[3], device=images.device)
