@@ -144,13 +144,8 @@ def cut(images: Tensor, side: int) -> Tensor:
     is left over at the right and below is left out, as a convolution does."""
     down, across = images.shape[2] // side, images.shape[3] // side
     images = images[:, :, : down * side, : across * side]
-    return (
-        images.unflatten(3, (across, side))
-        .unflatten(2, (down, side))
-        .permute(0, 2, 4, 1, 3, 5)
-        .flatten(3)
-        .flatten(1, 2)
-    )
+    parts = images.unflatten(3, (across, side)).unflatten(2, (down, side))  # (n, 3, down, side, across, side)
+    return parts.permute(0, 2, 4, 1, 3, 5).reshape(len(images), down * across, -1)
 
 
 def _mixed(images, targets, rows):

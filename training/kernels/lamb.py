@@ -1,8 +1,8 @@
 """LAMB, and the average of the weights, in two passes over memory for all tensors together. The formula: optim.Lamb.
 
-`moments` reads weights, gradients and moments and writes the moments; `apply` reads weights, moments and averages,
-makes the same direction again, and writes weights and averages: 24 bytes a weight each. Between them `lengths` adds up
-|p|^2 and |u|^2 of each tensor, from two numbers a chunk and in order, so that a step has the same bits each time.
+`lamb_moments` reads weights, gradients and moments and writes the moments; `lamb_apply` reads weights, moments and
+averages, makes the same direction again, and writes weights and averages: 24 bytes a weight each. Between them
+`lamb_lengths` adds up |p|^2 and |u|^2 of each tensor, from two numbers a chunk and in order: the same bits each time.
 """
 
 import functools
@@ -57,13 +57,13 @@ def step(updates: Sequence[Update], law: Law, divisor: Tensor, skip: Tensor, gro
     sums, squares = (torch.empty((rows, 2), device=device) for rows in (len(owners), len(updates)))
     fixed = {"BETA1": law.beta1, "BETA2": law.beta2, "EPS": law.eps, "VECTORS": vectors}
     if len(owners):
-        moments[(len(owners),)](addresses, shapes, owners, sums, divisor, skip, law.decay, **fixed)
-    lengths[(len(updates),)](addresses, shapes, sums, squares, skip)
+        lamb_moments[(len(owners),)](addresses, shapes, owners, sums, divisor, skip, law.decay, **fixed)
+    lamb_lengths[(len(updates),)](addresses, shapes, sums, squares, skip)
     if group is not None:
         torch.distributed.all_reduce(squares, group=group)
     if len(owners):
         law = (law.lr, law.decay, law.share)
-        apply[(len(owners),)](addresses, shapes, owners, squares, skip, *law, **fixed)
+        lamb_apply[(len(owners),)](addresses, shapes, owners, squares, skip, *law, **fixed)
 
 
 @functools.lru_cache(maxsize=8)
@@ -104,7 +104,7 @@ def _direction(p, m, v, step, decay, BETA1: tl.constexpr, BETA2: tl.constexpr, E
 
 
 @triton.jit
-def moments(
+def lamb_moments(
     addresses, shapes, owners, sums, divisor, skip, decay,
     BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr, VECTORS: tl.constexpr,
 ):  # fmt: skip
@@ -127,7 +127,7 @@ def moments(
 
 
 @triton.jit
-def lengths(addresses, shapes, sums, squares, skip):
+def lamb_lengths(addresses, shapes, sums, squares, skip):
     """A program for each tensor, which also counts the step. squares: float32 [tensors, 2], the sums of its chunks."""
     if tl.load(skip) == 0:
         owner = tl.program_id(0)
@@ -144,7 +144,7 @@ def lengths(addresses, shapes, sums, squares, skip):
 
 
 @triton.jit
-def apply(
+def lamb_apply(
     addresses, shapes, owners, squares, skip, lr, decay, share,
     BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr, VECTORS: tl.constexpr,
 ):  # fmt: skip

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from training import kernels
+from tests.training.test_optim import give_gradients, small_vit, update
+from training import kernels, optim
 
 ROOT = Path(__file__).resolve().parents[3]
 triton = pytest.importorskip("triton")
@@ -19,6 +20,7 @@ from training.kernels import lamb  # noqa: E402
 
 POINTERS = dict.fromkeys(("addresses", "shapes"), "*i64") | {"owners": "*i32"}
 POINTERS |= dict.fromkeys(("sums", "squares", "divisor", "skip"), "*fp32")
+LAMB = lamb.lamb_moments, lamb.lamb_lengths, lamb.lamb_apply
 CONSTANTS = {"BETA1": 0.9, "BETA2": 0.999, "EPS": 1e-8}
 
 
@@ -35,7 +37,7 @@ def test_in_the_interpreter():
 
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("vectors", [True, False])
-@pytest.mark.parametrize("kernel", [lamb.moments, lamb.lengths, lamb.apply], ids=lambda kernel: kernel.fn.__name__)
+@pytest.mark.parametrize("kernel", LAMB, ids=lambda kernel: kernel.fn.__name__)
 def test_compiles_for_a_gpu(kernel, vectors, capability):
     """To machine code, without one. Where addresses allow it, a thread reads and writes 16 bytes at once."""
     constants = CONSTANTS | {"VECTORS": vectors}
@@ -44,7 +46,7 @@ def test_compiles_for_a_gpu(kernel, vectors, capability):
     source = ASTSource(kernel, signature, {name: constants[name] for name in signature if name in constants})
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32))
     assert made.asm["cubin"][:4] == b"\x7fELF"
-    if kernel is not lamb.lengths:
+    if kernel is not lamb.lamb_lengths:
         assert ("ld.global.v4" in made.asm["ptx"], "st.global.v4" in made.asm["ptx"]) == (vectors, vectors)
 
 
@@ -65,14 +67,11 @@ def test_a_gpu_without_triton_takes_torchs_operations(capsys, monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_on_a_gpu_lamb_is_that_of_the_cpu():
-    from tests.training.test_optim import LAMB, give_gradients, small_vit, update
-    from training import optim
-
     ends = []
     for device in ("cpu", "cuda"):
         network = small_vit().to(device)
         average = optim.Average(small_vit().to(device).requires_grad_(False), network, 0.9)
-        optimizer = optim.Lamb(optim.parameter_groups(network, 0.05), **LAMB)
+        optimizer = optim.Lamb(optim.parameter_groups(network, 0.05))
         for step in range(4):
             give_gradients(network, step, size=5.0)
             update(optimizer, clip_norm=1.0, average=average)
