@@ -4,7 +4,9 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from tests.training.test_optim import LAMB, give_gradients, lamb_by_hand, update
 from training import kernels, optim
@@ -75,6 +77,29 @@ def test_lamb_repeats_its_bits_and_reads_states_of_the_other_path(monkeypatch):
     for one, two, other in zip(*ends, strict=True):
         assert torch.equal(one, two)
         assert torch.allclose(one, other, atol=1e-6, rtol=0)
+
+
+def test_sharded_tensors_take_the_same_step(tmp_path):
+    """By one process, which has all parts: its sums go through the group."""
+    store = distributed.FileStore(str(tmp_path / "store"), 1)
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        mesh, ends = init_device_mesh("cpu", (1,)), []
+        for shard in (lambda tensor: tensor, lambda tensor: distribute_tensor(tensor, mesh, [Shard(0)])):
+            torch.manual_seed(0)
+            network = nn.Linear(97, 89)
+            give_gradients(network, 0, size=5.0)
+            for name, p in [*network.named_parameters()]:
+                setattr(network, name, nn.Parameter(shard(p.detach())))
+                getattr(network, name).grad = shard(p.grad)
+            average = optim.Average(copy.deepcopy(network).requires_grad_(False), network, 0.9)
+            optimizer = optim.Lamb(optim.parameter_groups(network, 0.05), **LAMB)
+            update(optimizer, clip_norm=1.0, average=average)
+            ends.append(optim.local([*network.parameters(), *average.copy.parameters()]))
+    finally:
+        distributed.destroy_process_group()
+    assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
+    assert not torch.equal(ends[0][0], ends[0][2])
 
 
 def test_lengths_adds_up_more_chunks_than_it_reads_at_once():
