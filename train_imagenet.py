@@ -132,14 +132,9 @@ def forward_backward(run: Run, stage: Stage, images: Tensor, labels: Tensor) -> 
         draws = {"seed": stage.seed, "step": stage.step_in_stage, "first": place, "samples": size}
 
         # Normalizes, makes soft targets, and mixes where mixup or CutMix is on. inputs: float32 (size, 3, height,
-<<<<<<< HEAD
-        # width), targets: float32 (size, classes).
+        # width), or on a GPU the patches of a ViT's images; targets: float32 (size, classes).
         how = Mixing(config.mixup, config.cutmix, config.mix_chunk)
         params = mix_params(how, resolution=images.shape[1], **draws)
-=======
-        # width), or on a GPU the patches of a ViT's images; targets: float32 (size, classes).
-        params = mix_params(config, resolution=images.shape[1], **draws)
->>>>>>> 89eb145 (GPU: LAMB and the average in two passes, ViT's first layer as a matrix product, one order of attention kernels, max-autotune)
         inputs, targets = stage.mix(
             images[micro],
             labels[micro],

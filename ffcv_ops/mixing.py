@@ -114,26 +114,17 @@ def mix(
     *,
     classes: int,
     smoothing: float,
-<<<<<<< HEAD:ffcv_ops/mixing.py
+    patches: Patches | None = None,
     mean: Sequence[float] = MEAN,
     std: Sequence[float] = STD,
-) -> tuple[Tensor, Tensor]:
-    """rows: the samples' `mix_params`, on the device of the images; None mixes nothing. The host waits for no GPU."""
-    images = normalize(images, mean, std) if images.dtype == torch.uint8 else images
-    targets = labels if labels.is_floating_point() else soft_targets(labels, classes=classes, smoothing=smoothing)
-    if rows is None:
-        return images, targets
-=======
-    patches: Patches | None = None,
-    mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
-    std: Sequence[float] = IMAGENET_DEFAULT_STD,
 ) -> tuple[Tensor, Tensor]:
     """rows: the samples' `mix_params`, on the device of the images; None mixes nothing. The host waits for no GPU.
 
     Returns images, float32 (n, 3, height, width), or where `patches` says how to cut them what `cut` gives; and
     targets, float32 (n, classes). Compiled, all that becomes of the images is one kernel, from uint8 to patches.
     """
-    images, targets = normalize(images, mean, std), soft_targets(labels, classes=classes, smoothing=smoothing)
+    images = normalize(images, mean, std) if images.dtype == torch.uint8 else images
+    targets = labels if labels.is_floating_point() else soft_targets(labels, classes=classes, smoothing=smoothing)
     if rows is not None:
         images, targets = _mixed(images, targets, rows)
     return images if patches is None else cut(images, patches.side).to(patches.dtype), targets
@@ -149,7 +140,6 @@ def cut(images: Tensor, side: int) -> Tensor:
 
 
 def _mixed(images, targets, rows):
->>>>>>> 89eb145 (GPU: LAMB and the average in two passes, ViT's first layer as a matrix product, one order of attention kernels, max-autotune):training/mixing.py
     lam, keep, top, bottom, left, right = rows[:, :, None, None].unbind(1)  # (n, 1, 1) each
     y = torch.arange(images.shape[2], device=images.device)[:, None]
     x = torch.arange(images.shape[3], device=images.device)

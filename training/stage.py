@@ -155,14 +155,15 @@ def create_stage(run: Run, number: int, start_weights: dict[str, Tensor] | None 
         class_weights=weights,
         step=step,
         network=network,
-        patches=_patches(run, network),
+        patches=_patches(run, network, teacher),
     )
 
 
-def _patches(run, network):
-    """On GPUs only: a matrix product rounds in another order than a convolution."""
+def _patches(run, network, teacher):
+    """On GPUs only: a matrix product rounds in another order than a convolution. A teacher wants images."""
     side = model.patch_side(network)
-    return None if side is None or run.ranks.device.type == "cpu" else mixing.Patches(side, run.precision)
+    takes_images = side is None or teacher is not None or run.ranks.device.type == "cpu"
+    return None if takes_images else mixing.Patches(side, run.precision)
 
 
 def stage_seed(seed: int, number: int) -> int:

@@ -10,11 +10,7 @@ from timm.data import mixup as timm_mixup
 from torchvision.transforms import functional as vision
 
 from ffcv_ops import rng
-<<<<<<< HEAD:tests/ffcv_ops/test_mixing.py
-from ffcv_ops.mixing import Mixing, MixParams, draw, mix, mix_params, normalize, soft_targets
-=======
-from training.mixing import MixParams, Patches, cut, draw, mix, mix_params, normalize, soft_targets
->>>>>>> 89eb145 (GPU: LAMB and the average in two passes, ViT's first layer as a matrix product, one order of attention kernels, max-autotune):tests/training/test_mixing.py
+from ffcv_ops.mixing import Mixing, MixParams, Patches, cut, draw, mix, mix_params, normalize, soft_targets
 
 CLASSES = 10
 

@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import train_imagenet
 from config.recipe import load_recipe
 from ffcv_ops.errors import UserError
+from ffcv_ops.mixing import Patches
 from training import datasets, distributed, optim
 from training.memory.micro_batch import random_batch
-from training.mixing import Patches
 from training.network import model
 from training.run import Run
 from training.saving.run_folder import RunFolder
