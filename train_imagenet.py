@@ -100,12 +100,10 @@ def train_epoch(run: Run, stage: Stage) -> None:
         if stage.halted is not None:
             skip = torch.maximum(skip, stage.halted)
 
-        # Clips and skips inside torch's fused kernels; weights, moments, statistics and EMA stay where skip is 1.
-        optim.step(stage.optimizer, grad_norm, clip_norm=config.clip_norm, skip=skip)
+        # Clips and skips inside fused kernels; weights, moments, statistics and EMA stay where skip is 1.
         optim.restore_statistics(statistics, skip)
+        optim.step(stage.optimizer, grad_norm, clip_norm=config.clip_norm, skip=skip, average=stage.average)
         stage.scaler.update()
-        if stage.ema is not None:
-            optim.update_ema(stage.ema, stage.model, config.ema, skip=skip)
 
         # bad: what is reported. GradScaler (fp16) expects gradients that overflow: there only the loss counts. With
         # on_nonfinite: stop, all steps after a bad one are skipped too, so that the next log point finds the weights
@@ -134,7 +132,7 @@ def forward_backward(run: Run, stage: Stage, images: Tensor, labels: Tensor) -> 
         draws = {"seed": stage.seed, "step": stage.step_in_stage, "first": place, "samples": size}
 
         # Normalizes, makes soft targets, and mixes where mixup or CutMix is on. inputs: float32 (size, 3, height,
-        # width), targets: float32 (size, classes).
+        # width), or on a GPU the patches of a ViT's images; targets: float32 (size, classes).
         how = Mixing(config.mixup, config.cutmix, config.mix_chunk)
         params = mix_params(how, resolution=images.shape[1], **draws)
         inputs, targets = stage.mix(
@@ -145,6 +143,7 @@ def forward_backward(run: Run, stage: Stage, images: Tensor, labels: Tensor) -> 
             smoothing=config.smoothing,
             mean=run.recipe.model.mean,
             std=run.recipe.model.std,
+            patches=stage.patches,
         )
         if not run.recipe.speed.channels_last:
             inputs = inputs.contiguous()  # mixing leaves them in the loader's order of memory
@@ -449,9 +448,7 @@ def measure(recipe: Recipe) -> list[float]:
             loss = forward_backward(run, stage, *batch)
             norm = optim.gradient_norm(stage.optimizer)
             skip = (~(loss.isfinite() & norm.isfinite())).float()
-            optim.step(stage.optimizer, norm, clip_norm=stage.config.clip_norm, skip=skip)
-            if stage.ema is not None:
-                optim.update_ema(stage.ema, stage.model, stage.config.ema, skip=skip)
+            optim.step(stage.optimizer, norm, clip_norm=stage.config.clip_norm, skip=skip, average=stage.average)
 
         speeds.append(throughput(step, stage.micro_batch_size, run.ranks.device))
     return speeds

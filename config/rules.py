@@ -80,7 +80,7 @@ def checkpointing_is_eager(recipe):
 
 def cuda_graphs_are_compiled(recipe):
     if recipe.speed.cuda_graphs and (not recipe.speed.compile or recipe.speed.parallel == "fsdp"):
-        return "speed.cuda_graphs belongs to speed.compile: true and speed.parallel: ddp"
+        return "speed.cuda_graphs belongs to speed.compile: true or max-autotune and speed.parallel: ddp"
 
 
 # --- of a stage, the stage before it or None, and the recipe -------------------------------------------------------

@@ -145,7 +145,9 @@ class SpeedConfig:
 
     device: Literal["auto", "cpu", "cuda"] = option("auto: cuda where there is one")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option("of the forward pass; auto: bf16 or fp16 on a GPU")
-    compile: bool = option("torch.compile the mixing and the model's blocks")
+    compile: bool | Literal["max-autotune"] = option(
+        "torch.compile the mixing and the model's blocks; max-autotune: tries kernels for minutes"
+    )
     deterministic: bool = option("a GPU's kernels that repeat their bits only; slower, and not for every model")
     cuda_graphs: bool = option("compile: the whole model, with its kernels replayed as CUDA graphs")
     drop_path: Literal["exact", "subset"] = option("stochastic depth: a mask, or compute the kept samples only")

@@ -100,6 +100,13 @@ def mixup_cutmix(
     return mix(images, labels, rows, classes=classes, smoothing=smoothing)
 
 
+class Patches(NamedTuple):
+    """How images are cut for a model that takes patches: their side in pixels, and the type of their numbers."""
+
+    side: int
+    dtype: torch.dtype
+
+
 def mix(
     images: Tensor,
     labels: Tensor,
@@ -107,14 +114,32 @@ def mix(
     *,
     classes: int,
     smoothing: float,
+    patches: Patches | None = None,
     mean: Sequence[float] = MEAN,
     std: Sequence[float] = STD,
 ) -> tuple[Tensor, Tensor]:
-    """rows: the samples' `mix_params`, on the device of the images; None mixes nothing. The host waits for no GPU."""
+    """rows: the samples' `mix_params`, on the device of the images; None mixes nothing. The host waits for no GPU.
+
+    Returns images, float32 (n, 3, height, width), or where `patches` says how to cut them what `cut` gives; and
+    targets, float32 (n, classes). Compiled, all that becomes of the images is one kernel, from uint8 to patches.
+    """
     images = normalize(images, mean, std) if images.dtype == torch.uint8 else images
     targets = labels if labels.is_floating_point() else soft_targets(labels, classes=classes, smoothing=smoothing)
-    if rows is None:
-        return images, targets
+    if rows is not None:
+        images, targets = _mixed(images, targets, rows)
+    return images if patches is None else cut(images, patches.side).to(patches.dtype), targets
+
+
+def cut(images: Tensor, side: int) -> Tensor:
+    """(n, 3, height, width) -> (n, patches, 3 side^2), line by line, each in the order of a convolution's weights. What
+    is left over at the right and below is left out, as a convolution does."""
+    down, across = images.shape[2] // side, images.shape[3] // side
+    images = images[:, :, : down * side, : across * side]
+    parts = images.unflatten(3, (across, side)).unflatten(2, (down, side))  # (n, 3, down, side, across, side)
+    return parts.permute(0, 2, 4, 1, 3, 5).reshape(len(images), down * across, -1)
+
+
+def _mixed(images, targets, rows):
     lam, keep, top, bottom, left, right = rows[:, :, None, None].unbind(1)  # (n, 1, 1) each
     y = torch.arange(images.shape[2], device=images.device)[:, None]
     x = torch.arange(images.shape[3], device=images.device)

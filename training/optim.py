@@ -11,7 +11,7 @@ Parameters may be sharded over the ranks (FSDP2). Updates are elementwise, so ea
 """
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import timm.optim
@@ -24,6 +24,7 @@ from torch.optim.sgd import sgd
 
 from config.recipe import StageConfig
 from ffcv_ops.errors import UserError
+from training import kernels
 
 CPU_TOGETHER, GPU_TOGETHER = 1 << 18, 1 << 26  # weights
 
@@ -103,14 +104,30 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
-def step(optimizer: torch.optim.Optimizer, grad_norm: Tensor, *, clip_norm: float | None, skip: Tensor) -> None:
-    """One step with the gradients at hand, clipped to `clip_norm`; nothing moves where `skip` is 1.
+class Average(NamedTuple):
+    """An exponential moving average: a copy of `model` that moves towards it by 1 - `decay` of the way in each step."""
+
+    copy: nn.Module
+    model: nn.Module
+    decay: float
+
+
+def step(
+    optimizer: torch.optim.Optimizer,
+    grad_norm: Tensor,
+    *,
+    clip_norm: float | None,
+    skip: Tensor,
+    average: Average | None = None,
+) -> None:
+    """One step with the gradients at hand, clipped to `clip_norm`, and one of the average; nothing moves where `skip`
+    is 1.
 
     grad_norm: of all gradients, before clipping. Both are scalars on the device, and stay there.
     """
-    optimizer.found_inf = skip
+    optimizer.found_inf, averaged = skip, ()
     if isinstance(optimizer, Lamb):  # clips by itself, as FusedLAMB does
-        optimizer.step(grad_norm=grad_norm)
+        averaged = optimizer.step(grad_norm=grad_norm, average=average)
     elif not optimizer.defaults.get("fused"):  # of timm or torch: they know nothing of `found_inf`, so the host waits
         if not skip.item():
             if clip_norm is not None:
@@ -122,23 +139,35 @@ def step(optimizer: torch.optim.Optimizer, grad_norm: Tensor, *, clip_norm: floa
         optimizer.grad_scale = None if clip_norm is None else ((grad_norm + 1e-6) / clip_norm).clamp(min=1.0)
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    if average is not None:
+        update_average(average, skip=skip, done=averaged)
 
 
-def update_ema(ema: nn.Module, model: nn.Module, decay: float, *, skip: Tensor) -> None:
-    """Moves the averaged weights towards those of `model` by 1 - `decay` of the way; where `skip` is 1, nothing moves.
+@torch.no_grad()
+def update_average(average: Average, *, skip: Tensor, done: Collection[Tensor] = ()) -> None:
+    """Moves the averages of all parameters and buffers but `done`; where `skip` is 1, nothing moves.
 
     This is a step of SGD on half the squared distance, and done by torch's kernel for that: one pass, which asks the
     device whether to do anything. Integer buffers are copied.
     """
-    pairs = [*zip(ema.state_dict().values(), model.state_dict().values(), strict=True)]
-    for average, value in pairs:
-        if not average.is_floating_point():
-            average.copy_(value)
-    averages, values = zip(*[pair for pair in pairs if pair[0].is_floating_point()], strict=True)
-    sgd(
-        local(averages), local(values), [None] * len(averages), fused=True, found_inf=skip, lr=1 - decay, maximize=True,
-        weight_decay=1.0, momentum=0.0, dampening=0.0, nesterov=False,
-    )  # fmt: skip
+    done = {id(value) for value in done}
+    pairs = [(copy, value) for copy, value in _pairs(average) if id(value) not in done]
+    for copy, value in pairs:
+        if not copy.is_floating_point():
+            copy.copy_(value)
+    pairs = [pair for pair in pairs if pair[0].is_floating_point()]
+    if pairs:
+        copies, values = zip(*pairs, strict=True)
+        sgd(
+            local(copies), local(values), [None] * len(copies), fused=True, found_inf=skip,
+            lr=1 - average.decay, maximize=True, weight_decay=1.0, momentum=0.0, dampening=0.0, nesterov=False,
+        )  # fmt: skip
+
+
+def _pairs(average):
+    """(average, value) of each parameter and buffer."""
+    both = ([*module.parameters(), *module.buffers()] for module in (average.copy, average.model))
+    return zip(*both, strict=True)
 
 
 def running_statistics(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
@@ -223,12 +252,16 @@ class Lamb(torch.optim.Optimizer):
         self.found_inf = None
 
     @torch.no_grad()
-    def step(self, *, grad_norm: Tensor | None = None) -> None:
-        """`grad_norm`: the global norm of all gradients, where the caller has it already."""
+    def step(self, *, grad_norm: Tensor | None = None, average: Average | None = None) -> list[Tensor]:
+        """`grad_norm`: the global norm of all gradients, where the caller has it already. Returns the parameters whose
+        averages moved with them: all that have gradients where Triton's kernels take the step, else none."""
         self.grad_norm = gradient_norm(self) if grad_norm is None else grad_norm
         divisor = None
         if self.clip_norm is not None:
             divisor = (self.grad_norm / self.clip_norm).clamp(min=1.0).float()
+        if kernels.usable(self.grad_norm.device) and self._fits_kernels():
+            self._step_in_two_passes(divisor, average)
+            return _with_gradients(self)
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
@@ -246,6 +279,32 @@ class Lamb(torch.optim.Optimizer):
                     torch._foreach_addcmul_(local(chunk), updates, self._ratios(chunk, updates), value=-group["lr"])
             if self.found_inf is not None:
                 torch._foreach_sub_(steps, [self.found_inf] * len(steps))
+        return []
+
+    def _fits_kernels(self):
+        """They walk through memory and look at no strides."""
+        return all(
+            p.dtype == p.grad.dtype == torch.float32 and p.stride() == p.grad.stride() for p in _with_gradients(self)
+        )
+
+    def _step_in_two_passes(self, divisor, average):
+        from training.kernels import lamb  # and with it Triton
+
+        zero = torch.zeros((), device=self.grad_norm.device)
+        copies = {} if average is None else {id(value): copy for copy, value in _pairs(average)}
+        for group in self.param_groups:
+            updates, mesh = [], None
+            for p in (p for p in group["params"] if p.grad is not None):
+                state, copy = self._state_of(p), copies.get(id(p))
+                parts = local([p, p.grad, state["exp_avg"], state["exp_avg_sq"]])
+                updates.append(lamb.Update(*parts, state["step"], None if copy is None else local([copy])[0]))
+                mesh = p.device_mesh if isinstance(p, DTensor) else None
+            share = 0.0 if average is None else 1 - average.decay
+            law = lamb.Law(group["lr"], *group["betas"], group["eps"], group["weight_decay"], share)
+            lamb.step(
+                updates, law, zero + 1 if divisor is None else divisor,
+                zero if self.found_inf is None else self.found_inf, mesh and mesh.get_group(),
+            )  # fmt: skip
 
     def _state_of(self, parameter):
         if parameter not in self.state:

@@ -1,10 +1,12 @@
 """What holds for a whole run: its recipe, this process among the others, its data sets, and where it writes."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from config.recipe import Recipe, StageConfig
 from ffcv_ops import mixing
@@ -45,10 +47,27 @@ class Run:
         """uint8 (n, height, width, 3) -> float32 (n, 3, height, width), as the model's weights expect it."""
         return mixing.normalize(images, self.recipe.model.mean, self.recipe.model.std)
 
+    @contextmanager
     def autocast(self):
         """The context of a forward pass."""
-        enabled = self.precision != torch.float32
-        return torch.autocast(self.ranks.device.type, dtype=self.precision if enabled else None, enabled=enabled)
+        enabled, device = self.precision != torch.float32, self.ranks.device
+        with (
+            attention(device),
+            torch.autocast(device.type, dtype=self.precision if enabled else None, enabled=enabled),
+        ):
+            yield
+
+
+def attention(device: torch.device) -> AbstractContextManager:
+    """Which of its kernels for attention torch takes on a GPU: the first that can. Its own order changes between
+    releases. cuDNN's is for Hopper and later, where it is faster than flash-2 (docs/performance.md)."""
+    if device.type == "cpu":
+        return nullcontext()
+    order = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    if torch.backends.cuda.cudnn_sdp_enabled():  # not with speed.deterministic
+        is_hopper = torch.cuda.get_device_capability(device) >= (9, 0)
+        order.insert(0 if is_hopper else 1, SDPBackend.CUDNN_ATTENTION)
+    return sdpa_kernel(order, set_priority=True)
 
 
 def precision(word: str, device: torch.device) -> torch.dtype:

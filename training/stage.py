@@ -49,6 +49,7 @@ class Stage:
     # How it runs on this machine; set before the first step.
     network: nn.Module | None = None  # the model as it is called: itself, or the model in DDP
     mix: object = mixing.mix  # or the same compiled
+    patches: mixing.Patches | None = None  # what the network is given, where it is no images
     micro_batch_size: int = 0  # samples that go through the model at once
     train_loader: object = None
     val_loader: object = None
@@ -73,6 +74,11 @@ class Stage:
     @property
     def is_epoch_end(self) -> bool:
         return self.step_in_epoch == self.steps_per_epoch
+
+    @property
+    def average(self) -> optim.Average | None:
+        """What the optimizer moves along with the weights."""
+        return None if self.ema is None else optim.Average(self.ema, self.model, self.config.ema)
 
     def state_dict(self) -> dict:
         """All that must survive a restart, as tensors and plain values."""
@@ -149,7 +155,15 @@ def create_stage(run: Run, number: int, start_weights: dict[str, Tensor] | None 
         class_weights=weights,
         step=step,
         network=network,
+        patches=_patches(run, network, teacher),
     )
+
+
+def _patches(run, network, teacher):
+    """On GPUs only: a matrix product rounds in another order than a convolution. A teacher wants images."""
+    side = model.patch_side(network)
+    takes_images = side is None or teacher is not None or run.ranks.device.type == "cpu"
+    return None if takes_images else mixing.Patches(side, run.precision)
 
 
 def stage_seed(seed: int, number: int) -> int:

@@ -16,7 +16,7 @@ KINDS = {  # the first that a kernel's name has
     "attention": r"flash|fmha|sdpa|cudnn.*attn|attention",
     "matrix products": r"gemm|cutlass|nvjet|xmma|cublas|wgmma|splitK|aten::(add)?mm|aten::bmm",
     "convolution": r"conv|implicit|wgrad|dgrad|cudnn",
-    "optimizer, norms, average": r"multi_tensor|foreach|fused_?(adam|sgd|lamb)|lpnorm",
+    "optimizer, norms, average": r"multi_tensor|foreach|fused_?(adam|sgd)|lamb_|lpnorm",
     "compiled by Triton": r"triton|cpp_fused",
     "copies": r"memcpy|memset|copy",
     "gathers": r"index|scatter|gather",

@@ -88,8 +88,7 @@ def update(stage: Stage, loss: Tensor) -> Tensor:
     """What `train_epoch` does with the gradients of a batch. Returns 1.0, on the device, where the step is left out."""
     norm = optim.gradient_norm(stage.optimizer)
     skip = (~(loss.isfinite() & norm.isfinite())).float()
-    optim.step(stage.optimizer, norm, clip_norm=stage.config.clip_norm, skip=skip)
-    optim.update_ema(stage.ema, stage.model, stage.config.ema, skip=skip)
+    optim.step(stage.optimizer, norm, clip_norm=stage.config.clip_norm, skip=skip, average=stage.average)
     stage.step_in_epoch, stage.step = stage.step_in_epoch + 1, stage.step + 1
     return skip
 

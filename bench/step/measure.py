@@ -205,7 +205,7 @@ def measure_parts(task: Task, options, device: torch.device) -> list[dict]:
     none = torch.zeros((), device=device)
     timms = ModelEmaV3(stage.model, decay=config.ema, foreach=True)
     average = {
-        "ours": lambda: optim.update_ema(stage.ema, stage.model, config.ema, skip=none),
+        "ours": lambda: optim.update_average(stage.average, skip=none),
         "timm-foreach": lambda: timms.update(stage.model),
     }
     images, labels = random_batch(run, config, config.batch)

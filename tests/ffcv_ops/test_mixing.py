@@ -10,7 +10,7 @@ from timm.data import mixup as timm_mixup
 from torchvision.transforms import functional as vision
 
 from ffcv_ops import rng
-from ffcv_ops.mixing import Mixing, MixParams, draw, mix, mix_params, normalize, soft_targets
+from ffcv_ops.mixing import Mixing, MixParams, Patches, cut, draw, mix, mix_params, normalize, soft_targets
 
 CLASSES = 10
 
@@ -202,3 +202,25 @@ def test_mixing_reads_nothing_back_to_the_host():
 def test_the_mixing_keys_of_two_steps_never_meet():
     law = {"mixup": 1.0, "cutmix": 0.0, "resolution": 8}
     assert draw(0, 0, (1 << 20) - 1, **law) != draw(0, 1, 0, **law)
+
+
+@pytest.mark.parametrize(("height", "width", "side"), [(32, 48, 16), (30, 35, 14)])
+def test_patches_are_those_of_a_convolution(height, width, side):
+    """In float64, with rows and columns that are left over."""
+    images = torch.randn(2, 3, height, width, dtype=torch.float64).to(memory_format=torch.channels_last)
+    weight = torch.randn(5, 3, side, side, dtype=torch.float64)
+    expected = torch.nn.functional.conv2d(images, weight, stride=side).flatten(2).transpose(1, 2)
+    given = cut(images, side)
+    assert given.shape == (2, (height // side) * (width // side), 3 * side**2)
+    assert torch.allclose(given @ weight.flatten(1).T, expected, atol=1e-12, rtol=0)
+
+
+def test_patches_hold_the_mixed_pixels_in_their_type():
+    """Exactly those that autocast would make of the images."""
+    images, labels = torch.randint(256, (4, 32, 32, 3), dtype=torch.uint8), torch.arange(4)
+    rows = torch.tensor([[0.7, 0.7, 0, 0, 0, 0]] * 2 + [[0.75, 1, 8, 24, 8, 24]] * 2)
+    keys = {"classes": 4, "smoothing": 0.0}
+    whole, targets = mix(images, labels, rows, **keys)
+    patches, same = mix(images, labels, rows, patches=Patches(16, torch.bfloat16), **keys)
+    assert torch.equal(patches.unflatten(2, (3, 16, 16))[:, 1], whole[:, :, :16, 16:].bfloat16())
+    assert torch.equal(targets, same)

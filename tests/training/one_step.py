@@ -10,8 +10,6 @@ def take_step(run, stage, images, labels) -> tuple[float, float]:
     """Returns this rank's loss and the norm of all gradients."""
     loss = train_imagenet.forward_backward(run, stage, images, labels)
     norm, never = optim.gradient_norm(stage.optimizer), torch.zeros((), device=loss.device)
-    optim.step(stage.optimizer, norm, clip_norm=stage.config.clip_norm, skip=never)
-    if stage.ema is not None:
-        optim.update_ema(stage.ema, stage.model, stage.config.ema, skip=never)
+    optim.step(stage.optimizer, norm, clip_norm=stage.config.clip_norm, skip=never, average=stage.average)
     stage.step_in_epoch, stage.step = stage.step_in_epoch + 1, stage.step + 1
     return loss.item(), norm.item()

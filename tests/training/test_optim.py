@@ -32,7 +32,7 @@ def give_gradients(network, step, size):
     random = torch.Generator().manual_seed(step)
     for parameter in network.parameters():
         scale = 10 ** (4 * torch.rand(1, generator=random).item() - 4)
-        parameter.grad = scale * torch.randn(parameter.shape, generator=random)
+        parameter.grad = (scale * torch.randn(parameter.shape, generator=random)).to(parameter.device)
     norm = torch.stack([p.grad.norm() for p in network.parameters()]).norm()
     for parameter in network.parameters():
         parameter.grad *= size / norm
@@ -44,13 +44,13 @@ def stage(**keys):
     return SimpleNamespace(**(base | LAMB | keys))
 
 
-def update(optimizer, *, clip_norm, scaler=None, halted=None):
+def update(optimizer, *, clip_norm, scaler=None, halted=None, average=None):
     """A step as the training loop takes it. Returns the norm and whether it was left out."""
     if scaler is not None:
         scaler.unscale_(optimizer)
     norm = optim.gradient_norm(optimizer)
     skip = (~norm.isfinite()).float() if halted is None else halted
-    optim.step(optimizer, norm, clip_norm=clip_norm, skip=skip)
+    optim.step(optimizer, norm, clip_norm=clip_norm, skip=skip, average=average)
     if scaler is not None:
         scaler.update()
     return norm, skip
@@ -390,9 +390,8 @@ def test_the_average_is_timms_with_its_buffers(name):
     optimizer = optim.build(network, stage(optimizer="sgd", lr=0.1))
     for _ in range(5):
         network(torch.randn(4, 3, 32, 32)).square().sum().backward()
-        _, skipped = update(optimizer, clip_norm=1.0)
+        update(optimizer, clip_norm=1.0, average=optim.Average(ours, network, 0.97))
         optimizer.zero_grad()
-        optim.update_ema(ours, network, 0.97, skip=skipped)
         theirs.update(network)
         exact = {key: 0.97 * exact[key] + 0.03 * value.double() for key, value in network.state_dict().items()}
     for key, value in ours.state_dict().items():
@@ -405,9 +404,9 @@ def test_the_average_is_timms_with_its_buffers(name):
 def test_the_average_stays_where_a_step_is_left_out():
     network, average = small_vit(), small_vit()
     nn.init.ones_(network.head.bias)
-    optim.update_ema(average, network, 0.9, skip=torch.tensor(1.0))
+    optim.update_average(optim.Average(average, network, 0.9), skip=torch.tensor(1.0))
     assert torch.equal(average.head.bias, torch.zeros(10))
-    optim.update_ema(average, network, 0.9, skip=torch.tensor(0.0))
+    optim.update_average(optim.Average(average, network, 0.9), skip=torch.tensor(0.0))
     assert torch.allclose(average.head.bias, torch.full((10,), 0.1))
 
 

@@ -13,8 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import train_imagenet
 from config.recipe import load_recipe
 from ffcv_ops.errors import UserError
+from ffcv_ops.mixing import Patches
 from training import datasets, distributed, optim
 from training.memory.micro_batch import random_batch
+from training.network import model
 from training.run import Run
 from training.saving.run_folder import RunFolder
 from training.stage import create_stage
@@ -228,8 +230,8 @@ def test_bad_steps_are_left_out_and_counted(tmp_path, monkeypatch):
             optim.set_lr(by_hand.optimizer, steps[k // 4]["lr"])
             train_imagenet.forward_backward(run, by_hand, images, labels)
             norm, never = optim.gradient_norm(by_hand.optimizer), torch.zeros(())
-            optim.step(by_hand.optimizer, norm, clip_norm=by_hand.config.clip_norm, skip=never)
-            optim.update_ema(by_hand.ema, by_hand.model, by_hand.config.ema, skip=never)
+            clip_norm = by_hand.config.clip_norm
+            optim.step(by_hand.optimizer, norm, clip_norm=clip_norm, skip=never, average=by_hand.average)
     one, other = weights_of(stage), weights_of(by_hand)
     assert all(torch.equal(one[key], other[key]) for key in one)
 
@@ -296,3 +298,19 @@ def test_a_meter_gives_the_means_and_the_first_bad_step():
     assert (doubled.row()["loss"], doubled.bad, doubled.steps) == (3.0, 4, 8)
     again = meter.read()
     assert (again.first_bad, again.stats.steps, again.stop, again.save) == (None, 0, None, False)
+
+
+def test_a_step_on_patches_is_the_step_on_images(tmp_path):
+    """As on a GPU: the first layer is a matrix product then."""
+    run, found = run_of(tmp_path), []
+    batches = Batches(run, 1)
+    for patches in (None, Patches(16, torch.float32)):
+        stage = stage_of(run, batches)
+        stage.patches = patches
+        stage.model.train()
+        loss = train_imagenet.forward_backward(run, stage, *batches.batches[0])
+        found.append([loss, *(p.grad for p in stage.model.parameters())])
+    assert model.patch_side(stage.model) == 16
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, atol=1e-6, rtol=1e-4)
+    assert stage.model.patch_embed.proj.weight.grad.abs().max() > 1e-6

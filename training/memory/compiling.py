@@ -37,11 +37,12 @@ def compile_stage(
     torch.compiler.reset()
     stage.mix = torch.compile(mixing.mix, dynamic=False)
     network = stage.model.train()
+    tunes = speed.compile == "max-autotune"
     if speed.cuda_graphs:
-        network.compile(mode="reduce-overhead", dynamic=False)
+        network.compile(mode="max-autotune" if tunes else "reduce-overhead", dynamic=False)
     else:
         for block in getattr(network, "blocks", [network]):
-            block.compile(dynamic=False)
+            block.compile(mode="max-autotune-no-cudagraphs" if tunes else None, dynamic=False)
 
     def compiler():
         torch.compile(torch.neg, dynamic=False)(torch.zeros(8, device=run.ranks.device))

@@ -14,8 +14,8 @@ import difflib
 
 import timm
 import torch
+from timm import layers
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import DropPath
 from timm.models import VisionTransformer, build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -113,7 +113,7 @@ def create(
     if timm.get_pretrained_cfg(architecture).fixed_input_size:
         options["img_size"] = resolution
     if is_deit3:
-        options |= {"init_values": layer_scale or 0.0, "block_fn": stochastic_depth.Block}
+        options |= {"init_values": layer_scale or 0.0, "block_fn": stochastic_depth.Block, "embed_layer": PatchEmbed}
     elif drop_path:
         options["drop_path_rate"] = drop_path
     own = arguments(args)
@@ -131,7 +131,7 @@ def create(
     else:
         # timm's DropPath draws from the global generator, so a mask would depend on what was drawn before it.
         for path, module in list(model.named_modules()):
-            if isinstance(module, DropPath):
+            if isinstance(module, layers.DropPath):
                 model.set_submodule(path, StochasticDepth(module.drop_prob))
     if blur_pool:
         # The stem has 3 channels, where FFCV's ResNets do not blur either.
@@ -146,6 +146,16 @@ def _init_as_officially(model, drop_path):
     for block in model.blocks:
         block.drop_path1 = StochasticDepth(drop_path) if drop_path else nn.Identity()
         block.drop_path2 = StochasticDepth(drop_path) if drop_path else nn.Identity()
+
+
+class PatchEmbed(layers.PatchEmbed):
+    """timm's, which also takes patches that are cut already, (n, patches, 3 side^2): then it is one matrix product,
+    where a GPU's convolution of three channels is slow."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim == 4:
+            return super().forward(x)
+        return self.norm(F.linear(x, self.proj.weight.flatten(1), self.proj.bias))
 
 
 class BlurredConv2d(nn.Conv2d):
@@ -176,6 +186,12 @@ def checkpoint_blocks(model: nn.Module, name: str) -> None:
         model.set_grad_checkpointing(True)
     except (AssertionError, AttributeError) as error:
         raise UserError(f"speed.grad_checkpointing: timm's {name} has none") from error
+
+
+def patch_side(model: nn.Module) -> int | None:
+    """Pixels, where the model also takes images that are cut into patches."""
+    embed = getattr(model, "patch_embed", None)
+    return embed.patch_size[0] if isinstance(embed, PatchEmbed) else None
 
 
 def tokens(model: nn.Module) -> int | None:

@@ -127,3 +127,17 @@ def test_attention_is_fused():
     assert any("scaled_dot_product" in name for name in names)
     assert "aten::softmax" not in names
     assert "aten::_softmax" not in names
+
+
+@pytest.mark.parametrize("graphs", ["false", "true"])
+@pytest.mark.parametrize(
+    ("word", "modes"),
+    [("true", (None, "reduce-overhead")), ("max-autotune", ("max-autotune-no-cudagraphs", "max-autotune"))],
+)
+def test_max_autotune_is_torchs_mode(monkeypatch, graphs, word, modes):
+    run, stage = begun(**{"speed.compile": word, "speed.cuda_graphs": graphs, "stage.batch": "16"})
+    seen = set()
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, *, mode, dynamic: seen.add(mode))
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
+    assert compile_stage(run, stage) == []
+    assert seen == {modes[graphs == "true"]}

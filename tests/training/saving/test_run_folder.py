@@ -43,8 +43,8 @@ def trained(run, steps=3):
     for _ in range(steps):
         stage.model(torch.randn(5, 4)).square().sum().backward()
         norm, never = optim.gradient_norm(stage.optimizer), torch.zeros(())
-        optim.step(stage.optimizer, norm, clip_norm=stage.config.clip_norm, skip=never)
-        optim.update_ema(stage.ema, stage.model, 0.9, skip=never)
+        average = optim.Average(stage.ema, stage.model, 0.9)
+        optim.step(stage.optimizer, norm, clip_norm=stage.config.clip_norm, skip=never, average=average)
         stage.step += 1
     stage.epoch, stage.step_in_epoch = 1, 2
     return stage
