@@ -1,4 +1,4 @@
-"""Stock FFCV's Loader, its decoders (which resize with OpenCV's INTER_AREA) and flip. Batches: uint8 [n, size, size, 3].
+"""Stock FFCV's Loader, decoders (which resize with OpenCV's INTER_AREA) and flip. Batches: uint8 [n, size, size, 3].
 
 What `operations` augment: those of a user, ffcv_user_ops; ffcv_tuned_ops; torchvision's v2 on each image of a batch,
 behind ToTorchImage, [n, 3, size, size]; or ours with our decoders, for_ffcv. FFCV-SSL, which brings FFCV more
