@@ -1,4 +1,4 @@
-"""Which loader makes uint8 training batches fastest on the CPU? Ours, stock FFCV, torchvision, timm, Pillow and DALI.
+"""Which loader makes uint8 training batches fastest on the CPU? Ours, FFCV, torchvision, timm, Pillow, SPDL, DALI.
 
     python -m bench.loader [--quick] [--tasks A,B] [--only ours,ffcv] [--json FILE] [--plot FILE] [--markdown FILE]
 

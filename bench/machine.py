@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ffcv_ops import host
 
-LIBRARIES = ("torch", "torchvision", "ffcv", "numba", "numpy", "pillow", "timm", "nvidia-dali-cuda130", "opencv-python")
+LIBRARIES = ("torch", "torchvision", "ffcv", "numba", "numpy", "pillow", "timm", "nvidia-dali-cuda130", "opencv-python",
+             "torchcodec", "spdl")  # fmt: skip
 
 
 def describe() -> dict:

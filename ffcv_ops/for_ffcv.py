@@ -34,7 +34,7 @@ _BYTE = np.dtype("u1")
 
 
 def set_epoch(loader, epoch: int) -> None:
-    """The next epoch of a stock FFCV loader is number `epoch`: its order, and what our operations draw. For restarts."""
+    """The next epoch of a stock FFCV loader is number `epoch`: its order, and what operations draw. For restarts."""
     if epoch < 0:
         raise UserError(f"epochs are numbered from 0; {epoch} is none")
     loader.next_epoch = epoch
@@ -141,8 +141,8 @@ class _Failure:
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64)
 def _stop(sample, fault):
-    """Called in FFCV's thread: the loop that waits for its batches gets an error in place of the next one. What is raised
-    in that thread, FFCV swallows, and the loop waits for ever."""
+    """Called in FFCV's thread: the loop that waits for its batches gets an error in place of the next one. What that
+    thread raises, FFCV swallows, and the loop waits for ever."""
     iterator = threading.current_thread()
     iterator.iter_ixes = iter(())  # this batch is the last
     said = f"{iterator.loader.fname}: sample {sample} {FAULTS[fault]}; write the file again, or leave that image out"
@@ -153,7 +153,7 @@ def _stop(sample, fault):
 
 @kernel
 def augment_samples(ticket, sample_ids, images, seed, chain, out):
-    """What one thread does of a batch: images (uint8 [batch, height, width, 3]) -> out, at the places of its tickets."""
+    """What one thread does of a batch: images, uint8 [batch, height, width, 3] -> out, at its tickets' places."""
     _, height, width, _ = images.shape
     planes, scratch = np.empty((3, height, width), np.uint8), np.empty(scratch_size(height, width), np.uint8)
     i = next_ticket(ticket)

@@ -9,6 +9,7 @@ from PIL import Image
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ffcv_ops import mixup_cutmix, train_loader
+from ffcv_ops.stock import Compiler
 
 PAGE = (Path(__file__).parents[1] / "docs" / "library.md").read_text()
 BLOCKS = dict(re.findall(r"<!-- (\w+) -->\n```python\n(.*?)```", PAGE, re.DOTALL))
@@ -51,7 +52,7 @@ def run(folder, monkeypatch):
 
 
 def test_all_blocks_are_run():
-    assert BLOCKS.keys() == {"write", "read", "fields", "state", *LOADERS}
+    assert BLOCKS.keys() == {"write", "read", "fields", "state", "ffcv", *LOADERS}
     assert PAGE.count("```python") == len(BLOCKS)
 
 
@@ -59,6 +60,15 @@ def test_all_blocks_are_run():
 def test_what_is_printed(run, capsys, name, shape):
     run(name)
     assert shape in capsys.readouterr().out
+
+
+def test_ffcvs_own_loader(run, capsys):
+    Compiler.set_enabled(False)  # test_for_ffcv.py has it compiled, which takes long
+    try:
+        run("ffcv")
+    finally:
+        Compiler.set_enabled(True)
+    assert capsys.readouterr().out == "torch.Size([16, 224, 224, 3])\n" * 3
 
 
 def test_the_state_goes_on(run):

@@ -20,15 +20,20 @@ LESS = {"min_oversampling": 1.2}  # what docs/data.md recommends
 
 LOADERS = {  # name: module of this package, settings
     "ours": ("ours", {"beton": "ours_jpg"}),
+    "ours-library": ("ours", {"beton": "ours_jpg", "library": True}),
     "ours-fast": ("ours", {"beton": "ours_jpg", "keys": LESS}),
     "ours-pyramid": ("ours", {"beton": "ours_pyramid", "keys": LESS}),
     "ours-raw": ("ours", {"beton": "ours_raw"}),
+    "ours-in-ffcv": ("stock_ffcv", {"beton": "ffcv_jpg", "operations": "ours"}),
     "ffcv": ("stock_ffcv", {"beton": "ffcv_jpg"}),
-    "ffcv-tuned": ("stock_ffcv", {"beton": "ffcv_jpg", "tuned": True}),
+    "ffcv-tuned": ("stock_ffcv", {"beton": "ffcv_jpg", "operations": "tuned"}),
+    "ffcv-torchvision": ("stock_ffcv", {"beton": "ffcv_jpg", "operations": "torchvision"}),
     "ffcv-raw": ("stock_ffcv", {"beton": "ffcv_raw"}),
     "torchvision-v2": ("torchvision_v2", {}),
+    "torchcodec": ("torchvision_v2", {"torchcodec": True}),
     "pillow": ("reference_pillow", {}),
     "timm": ("timm_loader", {}),
+    "spdl": ("spdl_ffmpeg", {}),
     "dali": ("dali", {}),
     "bound-decode": ("upper_bounds", {}),
     "bound-fast-dct": ("upper_bounds", {"fast_dct": True}),
@@ -52,6 +57,10 @@ def takes_part(name: str, task: Task) -> bool:
     """Whether this loader has anything to do in a task."""
     if name == "ffcv-tuned":
         return task.augment == "three"  # elsewhere it is ffcv
+    if name == "ffcv-torchvision":
+        return task.augment != "none"
+    if name == "spdl" and task.augment != "none":
+        return False
     if task.augment in ("rand", "auto", "trivial") and (name.startswith("ffcv") or name == "dali"):
         return False  # they have none of these
     if task.augment == "trivial" and name == "timm":

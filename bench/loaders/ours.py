@@ -1,10 +1,12 @@
-"""This project's loader, through the functions that training uses. Batches: uint8 [n, size, size, 3]."""
+"""This project's loader, through the functions that training uses or, if `library`, those of docs/library.md, which
+copy each batch. Batches: uint8 [n, size, size, 3]."""
 
 import dataclasses
 import itertools
 
 import numpy as np
 
+import ffcv_ops
 from bench.loaders import Unavailable
 from bench.tasks import JITTER
 from config.recipe import BASE_RECIPE, load_recipe
@@ -26,13 +28,24 @@ def stage_of(task, batch, keys):
     )  # fmt: skip
 
 
-def prepare(task, data, *, batch, workers, beton, keys=None):
+def library_loader(path, stage, workers):
+    """What three lines give for the stage of a task."""
+    common = {"resolution": stage.resolution, "batch_size": stage.batch, "workers": workers}
+    if stage.crop == "center":
+        return ffcv_ops.eval_loader(path, crop_ratio=stage.eval_crop, **common)
+    augment = {"augment": stage.augment, "color_jitter": stage.jitter}
+    return ffcv_ops.train_loader(path, crop=stage.crop, flip=stage.flip, seed=0, **augment, **common)
+
+
+def prepare(task, data, *, batch, workers, beton, keys=None, library=False):
     files = data.betons[beton]
     if isinstance(files, str):
         raise Unavailable(files)
     path = f"{files}_{task.split}.beton"
     samples, stage = describe(path).samples, stage_of(task, batch, keys or {})
-    if task.crop == "center":
+    if library:
+        loader = library_loader(path, stage, workers)
+    elif task.crop == "center":
         loader = eval_loader(path, samples, stage, batch=batch, placement=Placement(workers=workers))
     else:
         loader = train_loader(path, samples, stage, seed=0, placement=Placement(workers=workers))

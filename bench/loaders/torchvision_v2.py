@@ -1,10 +1,11 @@
-"""torchvision's v2 transforms on uint8 tensors, decoded by torchvision.io, in DataLoader workers. Batches: uint8
-[n, 3, size, size]. The blur takes 13 taps, 3 sigma of the largest."""
+"""torchvision's v2 transforms on uint8 tensors, decoded by torchvision.io or by torchcodec, in DataLoader workers.
+Batches: uint8 [n, 3, size, size]. The blur takes 13 taps, 3 sigma of the largest."""
 
 import torch
 from torchvision.io import decode_jpeg, read_file
 from torchvision.transforms import v2
 
+from bench.loaders import Unavailable
 from bench.loaders.files import Files, epochs_of
 from bench.tasks import JITTER
 
@@ -13,6 +14,14 @@ BICUBIC = v2.InterpolationMode.BICUBIC
 
 def read(path):
     return decode_jpeg(read_file(path), mode="RGB")
+
+
+def torchcodec_reader():
+    try:
+        from torchcodec.decoders import decode_jpeg
+    except (ImportError, RuntimeError) as error:
+        raise Unavailable(f"torchcodec is not installed (pip install torchcodec): {error}") from error
+    return decode_jpeg
 
 
 def crop_of(task):
@@ -27,21 +36,24 @@ def crop_of(task):
 
 
 def transform_of(task):
-    steps = crop_of(task)
-    if task.flip:
-        steps.append(v2.RandomHorizontalFlip())
+    flip = [v2.RandomHorizontalFlip()] if task.flip else []
+    return v2.Compose([*crop_of(task), *flip, *augmentations_of(task)])
+
+
+def augmentations_of(task):
     if task.augment == "three":
         three = [
             v2.Grayscale(3),
             v2.RandomSolarize(128, p=1.0),
             v2.GaussianBlur(13, sigma=(0.1, 2.0)),
         ]
-        steps += [v2.RandomChoice(three), v2.ColorJitter(JITTER, JITTER, JITTER)]
-    elif task.augment != "none":
-        steps.append({"rand": v2.RandAugment, "auto": v2.AutoAugment, "trivial": v2.TrivialAugmentWide}[task.augment]())
-    return v2.Compose(steps)
+        return [v2.RandomChoice(three), v2.ColorJitter(JITTER, JITTER, JITTER)]
+    if task.augment == "none":
+        return []
+    return [{"rand": v2.RandAugment, "auto": v2.AutoAugment, "trivial": v2.TrivialAugmentWide}[task.augment]()]
 
 
-def prepare(task, data, *, batch, workers):
+def prepare(task, data, *, batch, workers, torchcodec=False):
     torch.set_num_threads(1)  # as in DataLoader's workers
-    return epochs_of(Files(data.files[task.split], read, transform_of(task)), batch=batch, workers=workers)
+    dataset = Files(data.files[task.split], torchcodec_reader() if torchcodec else read, transform_of(task))
+    return epochs_of(dataset, batch=batch, workers=workers)

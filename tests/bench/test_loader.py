@@ -146,8 +146,9 @@ def test_who_has_which_policy():
     have = {task.name: {name for name in LOADERS if takes_part(name, task)} for task in TASKS.values()}
     assert have["F"] == have["G"] == have["H"] | {"timm"}
     usual = {"ours", "ours-fast", "ours-pyramid", "ours-raw", "torchvision-v2", "pillow", "timm", "bound-decode"}
-    assert have["F"] == usual
+    assert have["F"] == usual | {"ours-library", "ours-in-ffcv", "ffcv-torchvision", "torchcodec"}
     assert have["B"] - have["F"] == {"ffcv", "ffcv-tuned", "ffcv-raw", "dali"}
+    assert have["A"] - have["B"] == {"spdl"}
 
 
 def test_our_tasks_are_stages_of_those_policies():

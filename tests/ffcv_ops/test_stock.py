@@ -2,6 +2,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numba
+
+from ffcv_ops import stock
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -33,3 +37,10 @@ assert not compiled, len(compiled)
 """
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=250)
     assert ended.returncode == 0, ended.stderr
+
+
+def test_ffcvs_loader_leaves_numbas_types_as_they_are(jpg_beton):
+    """FFCV's own reader makes the type of byte arrays read-only, for every kernel of the process."""
+    kind = numba.uint8[::1]
+    stock.Loader(str(jpg_beton), batch_size=8, num_workers=1, pipelines={"image": None})
+    assert kind.mutable

@@ -1,4 +1,4 @@
-"""One operation each, with a probability of its own: torchvision's RandomGrayscale and RandomSolarize, Pillow's blur."""
+"""One operation each, with a probability: torchvision's RandomGrayscale and RandomSolarize, Pillow's GaussianBlur."""
 
 from ffcv_ops import rng
 from ffcv_ops.augment.declare import augmentation, number, whole_number
@@ -17,8 +17,10 @@ def gray_by_pillow(image, options, key):
 
 @augmentation(
     probability=number("probability", default=0.1, low=0, high=1),
-    is_gray=is_gray, words=lambda options, height, width, key: ["gray"] * is_gray(options, key), reference=gray_by_pillow,
-)  # fmt: skip
+    is_gray=is_gray,
+    words=lambda options, height, width, key: ["gray"] * is_gray(options, key),
+    reference=gray_by_pillow,
+)
 def gray(planes, options, key, scratch):
     """Grayscale."""
     if is_gray(options, key):

@@ -112,13 +112,38 @@ def test_the_declared_references_are_what_is_declared(photos, kind, theirs, pill
     """The preview's other side, of every augmentation that has one, is ours to the byte; and this test's own, too."""
     image = Image.fromarray(photos["rocket"][200:296, 100:196])
     compared = [name for name, one in chain.declared().items() if one.reference]
-    assert set(compared) >= {"three", "jitter", "rand", "auto-original", "auto-v0", "trivial"}
+    zoo = {"rand", "auto-original", "auto-v0", "trivial"}
+    assert set(compared) == {"three", "jitter", "gray", "solarize", "blur", *zoo}
     for name, draw in itertools.product(compared, range(20)):
         key, loaded = RandomKey(5, draw), load.from_text(name)
         expected = np.asarray(load.reference(loaded, kind, image, key))
         np.testing.assert_array_equal(applied(np.asarray(image), name, key=key, kind=kind), expected, err_msg=name)
-        if name not in ("three", "jitter"):
+        if name in zoo:
             np.testing.assert_array_equal(expected, np.asarray(pillow_zoo(image, name, key, theirs)))
+
+
+@pytest.mark.parametrize("probability", [0, 0.5, 1])
+@pytest.mark.parametrize("name, by_pillow", [
+    ("gray", lambda image, key: image.convert("L").convert("RGB")),
+    ("solarize", lambda image, key: ImageOps.solarize(image, 128)),
+    ("blur", lambda image, key: image.filter(ImageFilter.GaussianBlur(0.1 + 1.9 * rng.uniform(key, rng.BLUR + 1)))),
+])  # fmt: skip
+def test_a_single_operation_is_pillows_with_its_probability(photos, name, by_pillow, probability):
+    image, changed = photos["cat"][:40, :56], 0
+    for draw in range(100):
+        result, key = applied(image, f"{name}({probability})", key=RandomKey(5, draw)), RandomKey(5, draw)
+        if not np.array_equal(result, image):
+            np.testing.assert_array_equal(result, np.asarray(by_pillow(Image.fromarray(image), key)))
+            changed += 1
+    assert probability * 100 - 20 <= changed <= probability * 130
+
+
+def test_a_wide_blur_is_pillows(photos):
+    image = photos["cat"][:40, :56]
+    for draw in range(20):
+        key = RandomKey(5, draw)
+        expected = Image.fromarray(image).filter(ImageFilter.GaussianBlur(16 * rng.uniform(key, rng.BLUR + 1)))
+        np.testing.assert_array_equal(applied(image, "blur(1, 0, 16)", key=key), np.asarray(expected))
 
 
 def test_bilinear_reaches_the_operations(photos, pillow_zoo):
