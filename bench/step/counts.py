@@ -43,6 +43,7 @@ from training.network.stochastic_depth import DepthMasks
 from training.stage import create_stage
 
 MARKER = "bench.step.counts"
+BEFORE = ", 3f9e368"  # ends the tasks that were counted with that commit's step
 MODELS = {
     "S": TASKS["S224"],
     "B": TASKS["B192"],
@@ -254,18 +255,22 @@ def counted(name: str) -> list[dict]:
 
 
 def table(path: Path) -> str:
-    """A line for what was counted, a column for each model."""
+    """A line for what was counted, a column for each model; what commit 3f9e368 has of it in brackets."""
     _, rows = report.read_json(path)
     found = {(row["task"], row["name"]): row for row in rows}
     names = dict.fromkeys(row["name"] for row in rows if row["task"] in MODELS)
-    lines = [[name, *(_cell(found.get((model, name))) for model in MODELS)] for name in names]
-    text = report.markdown(report.Grid("", ["per step", *(MODELS[model].title for model in MODELS)], lines))
-    others = [f"{row['task']}, {row['name']}: {_cell(row)}" for row in rows if row["task"] not in MODELS]
-    return f"{text}\n{'; '.join(others)}.\n"
+    lines = [[name, *(_cell(found, model, name) for model in MODELS)] for name in names]
+    text = report.markdown(report.Grid("", ["per step", *(task.title for task in MODELS.values())], lines))
+    others = [key for key in found if key[0] not in MODELS and BEFORE not in key[0]]
+    return f"{text}\n{'; '.join(f'{task}, {name}: {_cell(found, task, name)}' for task, name in others)}.\n"
 
 
-def _cell(row) -> str:
-    return "-" if row is None else f"{row['value']:,.4g} {row['unit']}".replace(" launches", "").replace(" copies", "")
+def _cell(found, task, name) -> str:
+    now, before = found.get((task, name)), found.get((task + BEFORE, name))
+    if now is None:
+        return "-"
+    words = f"{now['value']:,.4g}" + (f" ({before['value']:,.4g})" if before else "")
+    return words if now["unit"] in ("launches", "copies") else f"{words} {now['unit']}"
 
 
 @exits_cleanly
@@ -278,7 +283,9 @@ def main(argv=None):
     options = parser.parse_args(argv)
     if not options.table:
         rows = [row for name in chosen("model", options.models, MODELS, MODELS) for row in counted(name)]
-        report.tell([], rows + compilations() + host_time(), options.json)
+        rows += compilations() + host_time()
+        before = report.read_json(options.json)[1] if options.json.exists() else []
+        report.tell([], rows + [row for row in before if BEFORE in row["task"]], options.json)
     if options.markdown:
         report.replace_between(options.markdown, MARKER, table(options.json))
     else:
