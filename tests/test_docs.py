@@ -138,7 +138,7 @@ def check(command):
         check(shlex.join(["python", "train_imagenet.py", *arguments[len(own) + 1 :]]))
         own += ["--", "--cfg", "x"]
     parsed = parse(program, own)
-    if parsed and program == "train_imagenet" and (ROOT / parsed[0].cfg).is_file():
+    if parsed and program == "train_imagenet" and parsed[0].cfg and (ROOT / parsed[0].cfg).is_file():
         given = {path: text for path, text in parsed[1].items() if path in all_names(SECTIONS)}
         if ".py:" in given.get("stage.augment", ""):  # a file that the page tells the reader to write
             del given["stage.augment"]

@@ -24,8 +24,11 @@ import torch
 from timm.models import vision_transformer
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
+from torch._functorch import config as functorch
 from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.graph import GraphLowering
+from torch._inductor.ir import MultiOutput
+from torch._inductor.scheduler import NopKernelSchedulerNode
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import get_total_norm
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -44,6 +47,7 @@ from training.network.stochastic_depth import DepthMasks
 from training.stage import create_stage
 
 MARKER = "bench.step.counts"
+BEFORE = ", 3f9e368"  # ends the tasks that were counted with that commit's step
 MODELS = {
     "S": TASKS["S224"],
     "B": TASKS["B192"],
@@ -152,15 +156,15 @@ def inductors_graphs():
 
     def compiled(graph):
         module = compile_(graph)
-        nodes = [node for node in graph.scheduler.nodes if not node.is_nop()]
-        nodes = [node for node in nodes if type(node.node).__name__ != "MultiOutput"]  # a part of the one before
+        nodes = [node for node in graph.scheduler.nodes if not isinstance(node, NopKernelSchedulerNode)]
+        nodes = [node for node in nodes if not isinstance(getattr(node, "node", None), MultiOutput)]  # parts of others
         own = [node for node in nodes if not node.is_extern()]
         graphs.append((len(nodes), sum(node.get_read_write_buffers_sizes() for node in own)))
         return module
 
     idle = mock.patch.object(AsyncCompile, "cpp_pybinding", lambda *_, **__: lambda *_: None)
-    fresh = torch._inductor.config.patch(force_disable_caches=True)
-    with fresh, idle, mock.patch.object(GraphLowering, "compile_to_module", compiled):
+    fresh, too = torch._inductor.config.patch(fx_graph_cache=False), functorch.patch(enable_autograd_cache=False)
+    with fresh, too, idle, mock.patch.object(GraphLowering, "compile_to_module", compiled):
         yield graphs
 
 
@@ -256,31 +260,40 @@ def counted(name: str) -> list[dict]:
 
 
 def table(path: Path) -> str:
-    """A line for what was counted, a column for each model."""
+    """A line for what was counted, a column for each model; what commit 3f9e368 has of it in brackets."""
+    if not path.exists():
+        return "Not counted yet.\n"
     _, rows = report.read_json(path)
     found = {(row["task"], row["name"]): row for row in rows}
     names = dict.fromkeys(row["name"] for row in rows if row["task"] in MODELS)
-    lines = [[name, *(_cell(found.get((model, name))) for model in MODELS)] for name in names]
-    text = report.markdown(report.Grid("", ["per step", *(MODELS[model].title for model in MODELS)], lines))
-    others = [f"{row['task']}, {row['name']}: {_cell(row)}" for row in rows if row["task"] not in MODELS]
-    return f"{text}\n{'; '.join(others)}.\n"
+    lines = [[name, *(_cell(found, model, name) for model in MODELS)] for name in names]
+    text = report.markdown(report.Grid("", ["per step", *(task.title for task in MODELS.values())], lines))
+    others = [key for key in found if key[0] not in MODELS and BEFORE not in key[0]]
+    return f"{text}\n{'; '.join(f'{task}, {name}: {_cell(found, task, name)}' for task, name in others)}.\n"
 
 
-def _cell(row) -> str:
-    return "-" if row is None else f"{row['value']:,.4g} {row['unit']}".replace(" launches", "").replace(" copies", "")
+def _cell(found, task, name) -> str:
+    now, before = found.get((task, name)), found.get((task + BEFORE, name))
+    if now is None:
+        return "-"
+    words = f"{now['value']:,.4g}" + (f" ({before['value']:,.4g})" if before else "")
+    return words if now["unit"] in ("launches", "copies") else f"{words} {now['unit']}"
 
 
 @exits_cleanly
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", help=f"some of {','.join(MODELS)}")
+    parser.add_argument("--models", help=f"only some of {','.join(MODELS)}")
     parser.add_argument("--json", type=Path, default=report.RESULTS / "step_counts.json", help="%(default)s")
     parser.add_argument("--table", action="store_true", help="count nothing: show what the file has")
     parser.add_argument("--markdown", type=Path, help=f"put the table into this file, between <!-- {MARKER} --> marks")
     options = parser.parse_args(argv)
     if not options.table:
         rows = [row for name in chosen("model", options.models, MODELS, MODELS) for row in counted(name)]
-        report.tell([], rows + compilations() + host_time(), options.json)
+        rows += compilations() + host_time() if options.models is None else []
+        tasks = {row["task"] for row in rows}
+        kept = report.read_json(options.json)[1] if options.json.exists() else []
+        report.tell([], [row for row in kept if row["task"] not in tasks] + rows, options.json)
     if options.markdown:
         report.replace_between(options.markdown, MARKER, table(options.json))
     else:
