@@ -121,7 +121,7 @@ def mix(
     """rows: the samples' `mix_params`, on the device of the images; None mixes nothing. The host waits for no GPU.
 
     Returns images, float32 (n, 3, height, width), or where `patches` says how to cut them what `cut` gives; and
-    targets, float32 (n, classes). Compiled, all that becomes of the images is one kernel, from uint8 to patches.
+    targets, float32 (n, classes).
     """
     images = normalize(images, mean, std) if images.dtype == torch.uint8 else images
     targets = labels if labels.is_floating_point() else soft_targets(labels, classes=classes, smoothing=smoothing)

@@ -135,7 +135,8 @@ def test_attention_is_fused():
     [("true", (None, "reduce-overhead")), ("max-autotune", ("max-autotune-no-cudagraphs", "max-autotune"))],
 )
 def test_max_autotune_is_torchs_mode(monkeypatch, graphs, word, modes):
-    run, stage = begun(**{"speed.compile": word, "speed.cuda_graphs": graphs, "stage.batch": "16"})
+    run, stage = begun(**{"speed.compile": word, "speed.cuda_graphs": graphs})
+    stage.micro_batch_size = 32
     seen = set()
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, *, mode, dynamic: seen.add(mode))
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
