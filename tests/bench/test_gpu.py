@@ -119,6 +119,7 @@ def test_a_part_that_fails_or_is_late_does_not_stop_the_others(capsys):
 def test_results_of_both_commands_go_into_one_file_and_a_page(tmp_path):
     file, page = tmp_path / "gpu.json", tmp_path / "page.md"
     machine = {"device": "G", "libraries": {"torch": "9"}, "date": "today"}
+    page.write_text(f"<!-- {command.MARKER} -->\n<!-- /{command.MARKER} -->\n")
     words = ["table", f"--json={file}", f"--markdown={page}"]
     assert command.main(words) == 0
     assert command.NOT_MEASURED in page.read_text()
