@@ -3,12 +3,15 @@
 FFCV makes a `numba.typed.Dict` of two numbers while it is imported, for which Numba compiles 53 functions: 5 s of
 processor time in every process. It reads the dictionary in Python only, so a plain one does; `numba.typed.Dict` is
 Numba's own again when the import is done. This works where this module is the first in a process to import FFCV.
+The import also leaves torch with one thread; here it gets back those that it had.
 """
 
 import numba.typed
 import numpy as np
+import torch
 
 _typed_dict, numba.typed.Dict = numba.typed.Dict, dict
+_threads = torch.get_num_threads()
 try:
     from ffcv import libffcv
     from ffcv.fields import BytesField, FloatField, IntField, JSONField, NDArrayField, RGBImageField, TorchTensorField
@@ -35,6 +38,7 @@ try:
     from ffcv.utils import decode_null_terminated_string
 finally:
     numba.typed.Dict = _typed_dict
+    torch.set_num_threads(_threads)
 
 
 def _compile_reader(manager):

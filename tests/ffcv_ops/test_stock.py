@@ -22,18 +22,21 @@ def test_ffcv_is_imported_in_one_place():
     assert not others
 
 
-def test_numba_compiles_nothing_during_the_import_and_has_its_dictionary_back():
+def test_the_import_compiles_nothing_and_leaves_numba_and_torch_as_they_were():
     code = """
 import numba.core.compiler as compiler
 compiled = []
 real = compiler.compile_extra
 compiler.compile_extra = lambda *a, **k: compiled.append(a) or real(*a, **k)
 import numba.typed
+import torch
+torch.set_num_threads(3)
 before = numba.typed.Dict
 from ffcv_ops import stock
 assert numba.typed.Dict is before and before is not dict
 assert stock.IMAGE_MODES == {"jpg": 0, "raw": 1}
 assert not compiled, len(compiled)
+assert torch.get_num_threads() == 3
 """
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=250)
     assert ended.returncode == 0, ended.stderr
