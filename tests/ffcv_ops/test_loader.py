@@ -39,6 +39,7 @@ class Stage:
     erasing: float = 0.0
     erasing_mode: str = "pixel"
     repeats: int = 3
+    sampling: str = "uniform"
     mixup: float = 0.8
     cutmix: float = 1.0
     mix_chunk: int = 8

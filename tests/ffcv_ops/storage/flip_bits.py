@@ -32,6 +32,7 @@ class Stage:
     erasing: float = 0.0
     erasing_mode: str = "pixel"
     repeats: int = 1
+    sampling: str = "uniform"
     mixup: float = 0.0
     cutmix: float = 0.0
     mix_chunk: int = 1
