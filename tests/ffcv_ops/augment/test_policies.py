@@ -169,5 +169,5 @@ def test_jitter_follows_any_policy(photos, pillow_zoo):
 def test_every_word_names_an_augmentation_of_its_own(photos):
     image = photos["cat"][:48, :48]
     words = ["none", *chain.declared()]
-    shown = {tuple(applied(image, word, key=RandomKey(5, d)).tobytes() for d in range(8)) for word in words}
+    shown = {tuple(applied(image, word, key=RandomKey(5, d)).tobytes() for d in range(32)) for word in words}
     assert len(shown) == len(words)
