@@ -138,6 +138,8 @@ def check(command):
         check(shlex.join(["python", "train_imagenet.py", *arguments[len(own) + 1 :]]))
         own += ["--", "--cfg", "x"]
     parsed = parse(program, own)
+    if parsed and program == "train_imagenet":
+        assert parsed[0].cfg or parsed[0].eval_only, "no --cfg"
     if parsed and program == "train_imagenet" and parsed[0].cfg and (ROOT / parsed[0].cfg).is_file():
         given = {path: text for path, text in parsed[1].items() if path in all_names(SECTIONS)}
         if ".py:" in given.get("stage.augment", ""):  # a file that the page tells the reader to write

@@ -6,6 +6,12 @@ python -m tools.api_reference
 import inspect
 from pathlib import Path
 
+from config.parser import Parser
+from ffcv_ops.errors import exits_cleanly
+
+if __name__ == "__main__":  # --help and mistakes are answered here: the imports below take seconds
+    exits_cleanly(Parser(prog="python -m tools.api_reference", description=__doc__).parse_args)()
+
 import ffcv_ops
 from ffcv_ops.loader import EvalOptions, TrainOptions
 from ffcv_ops.options import describe_type, keywords_of
@@ -53,7 +59,8 @@ def _table(keywords):
     return "\n".join(["| keyword | what it may be | default | |", "|---|---|---|---|", *rows])
 
 
-def main():
+@exits_cleanly
+def main(argv=None) -> None:
     before = PAGE.read_text(encoding="utf-8").partition(BEGIN)[0]
     PAGE.write_text(f"{before}{BEGIN}\n{reference()}", encoding="utf-8")
 

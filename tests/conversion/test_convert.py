@@ -163,7 +163,7 @@ def test_skip_lists_what_was_left_out(damaged, tmp_path):
     assert [name for name, _ in rows] == [f"train/class/{name}" for name in ("b.jpg", "d.jpg", "f.png", "h.jpg")]
     assert [reason.split(":")[0] for _, reason in rows] == ["is not an image (known formats"] * 2 + [
         "cannot be decoded",
-        "cannot be read",
+        "is a link to nowhere.jpg, which is not there",
     ]
     kept = (out / "x_train.files.txt").read_text().splitlines()
     assert kept == [f"train/class/{name}.png" for name in "acegi"]

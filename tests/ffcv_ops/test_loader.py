@@ -16,6 +16,7 @@ from conversion.encode import ImageConfig, encode_rgb
 from conversion.sources import image_folder
 from ffcv_ops import host, order
 from ffcv_ops.errors import UserError
+from ffcv_ops.loader import decoding_threads
 from ffcv_ops.rng import RandomKey
 from ffcv_ops.storage.index import column, describe, pages_of
 from ffcv_ops.transform import transform_image
@@ -329,7 +330,7 @@ def test_decoding_threads(monkeypatch, workers, device, threads):
     """A core is left to the thread that launches a GPU's kernels, unless a number says otherwise."""
     monkeypatch.setattr(host, "cores", lambda: (6, None))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
-    assert loader.Placement(workers=workers, device=torch.device(device)).threads == threads
+    assert decoding_threads(workers, torch.device(device)) == threads
 
 
 def test_workers_do_not_change_torchs_threads(jpg_beton):

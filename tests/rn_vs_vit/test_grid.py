@@ -10,7 +10,8 @@ from ffcv_ops.errors import UserError
 from rn_vs_vit import grid
 
 ROOT = Path(__file__).resolve().parents[2]
-GRIDS = sorted((ROOT / "rn_vs_vit").glob("*.yaml"))
+PRECISION = ROOT / "rn_vs_vit" / "precision.yaml"  # asks another question
+GRIDS = sorted({*(ROOT / "rn_vs_vit").glob("*.yaml")} - {PRECISION})
 
 SMALL = """
 recipe: {recipe}
@@ -67,6 +68,18 @@ def test_the_grids_ask_the_papers_question(path):
     assert len(wanted.seeds) >= 3
     first = wanted.cells[0].run.stages[0]
     assert (first.augment, first.jitter) == ("three(ops=gray+solarize+blur)", 0.3)
+
+
+def test_the_grid_of_precisions_differs_in_them_alone():
+    cells = grid.read(PRECISION).cells
+    assert len(cells) == 10
+    recipes = [dataclasses.replace(cell.run, seed=0, log=None, speed=None) for cell in cells]
+    assert all(recipe == recipes[0] for recipe in recipes)
+    speeds = [dataclasses.replace(cell.run.speed, precision="auto") for cell in cells]
+    assert all(speed == speeds[0] for speed in speeds)
+    assert {(cell.run.seed, cell.run.speed.precision) for cell in cells} == set(
+        itertools.product(range(5), ("fp32", "bf16"))
+    )
 
 
 @pytest.fixture

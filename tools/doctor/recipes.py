@@ -1,6 +1,5 @@
 """A recipe: whether it can be read, and whether data, GPUs and recipe go together."""
 
-from config import loading
 from tools.doctor.findings import FAULT, OK, WARNING, Finding
 
 
@@ -33,6 +32,8 @@ def recipe_fits(run, known, torch):
         name = run.data.train if stage.data == "main" else run.data.finetune_train
         samples = known.get(name, {}).get("samples", 0)
         if samples and stage.batch > samples:
+            from config import loading  # these samples were counted through ffcv, so what it imports is there
+
             fix = f"{loading.smaller_batch(stage, samples)}, and a lower --stage.lr"
             yield Finding(f"stage {stage.name}", FAULT, f"batch {stage.batch} is more than {samples} images", fix)
         elif gpus and stage.batch % gpus:

@@ -35,8 +35,8 @@ def test_other_data_schedules_and_models_have_none():
 
 
 def test_what_differs_is_named():
-    found = curves_of("vit_s_800ep", lr="1e-3", eval_crop="0.875")
-    assert found["pretrain_224"].changed == ("lr", "eval_crop")
+    found = curves_of("vit_s_800ep", lr="1e-3", schedule="step", eval_crop="0.875")
+    assert found["pretrain_224"].changed == ("lr", "schedule", "eval_crop")
 
 
 @pytest.mark.parametrize(
