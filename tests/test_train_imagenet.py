@@ -384,7 +384,7 @@ def test_every_evaluation_has_the_averaged_weights_too(ema, tmp_path, data, caps
 
 
 BAD = {
-    "images without a patch": (["--stage.resolution=8"], "deit3_micro_patch16_224 cannot take images of 8 px"),
+    "images without a patch": (["--stage.resolution=8"], "deit3_micro_patch16_224 cannot take images of 8 x 8 px"),
     "no augmentation": (["--stage.augment=garbage"], "stages first_32, second_48: augment: 'garbage' is not"),
     "typo in a key": (["--stage.epohcs=3"], "nearest is --stage.epochs"),
     "wrong type": (["--stage.epochs=many"], "whole number"),

@@ -198,7 +198,7 @@ def _check_sizes(run, config, network):
         ) as error:
             reason = str(error).partition("\n")[0]
             raise UserError(
-                f"stage {config.name}: {run.recipe.model.name} cannot take images of {side} px ({reason:.200})"
+                f"stage {config.name}: {run.recipe.model.name} cannot take images of {side} x {side} px ({reason:.200})"
             ) from error
     network.train()
 

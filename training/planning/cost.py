@@ -34,7 +34,7 @@ def check_resolution(model: nn.Module, resolution: int) -> None:
             torch.func.functional_call(model.eval(), shapes, (image,))
     except (ArithmeticError, AssertionError, RuntimeError, ValueError) as error:  # each layer has errors of its own
         name, reason = model.default_cfg.get("architecture", "the model"), str(error).partition("\n")[0]
-        raise UserError(f"{name} cannot take images of {resolution} px ({reason:.200})") from error
+        raise UserError(f"{name} cannot take images of {resolution} x {resolution} px ({reason:.200})") from error
     finally:
         model.train(was_training)
 

@@ -21,7 +21,8 @@ def test_a_recipe_with_its_data(tmp_path, jpg_beton, torch_with, found, answers_
     options = row.fix.partition(",")[0].split()
     overrides = dict(option.removeprefix("--").split("=") for option in options)
     assert load_recipe(VIT, overrides).stages[0].batch <= 96
-    here.write_text(here.read_text() + "  mixup: 0\nstage: {batch: 16, mix_chunk: 16}\n")
+    small = here.read_text().replace("stage: {eval_crop: 1.0}", "stage: {eval_crop: 1.0, batch: 16, mix_chunk: 16}")
+    here.write_text(f"{small}  mixup: 0\n")
     rows = found("stage pretrain_224", [], str(here))
     assert rows[0].state == WARNING and rows[0].fix == "torchrun --nproc-per-node=2 ..."
 

@@ -76,7 +76,7 @@ for optimizer in ("lamb", "adamw", "sgd"):
             found[f"{{optimizer}} {{how}} {{then}}"] = means + train(then, optimizer, steps=range(3, 6), saved=saved)[2]
         distributed.barrier()
 stage.val_loader = Uneven()
-found["evaluation"] = train_imagenet.evaluate_stage(run, stage, is_last=False)
+found["evaluation"] = train_imagenet.evaluate_stage(run, stage, may_be_last=False)
 if ranks.is_main:
     print(json.dumps(found), flush=True)
 distributed.destroy_process_group()

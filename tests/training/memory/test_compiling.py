@@ -77,7 +77,7 @@ def test_only_another_resolution_compiles_anew_and_the_numbers_stay(mode):
         assert counters["stats"]["unique_graphs"] == 2
         assert train(run, stage, 4) == pytest.approx(expected, abs=1e-5)
         stage.val_loader = Uncompiled(resolution)
-        train_imagenet.evaluate_stage(run, stage, is_last=False)
+        train_imagenet.evaluate_stage(run, stage, may_be_last=False)
         train(run, stage, 2)
         assert counters["stats"]["unique_graphs"] == 2, "something was compiled again"
     assert counters["graph_break"] == {}

@@ -238,5 +238,5 @@ def test_class_names_of_a_model_folder(tmp_path):
         assert weights.class_names(f"local-dir:{tmp_path}") == names
     for damaged in ("[1", "[1]", '{"label_names": {"1": "a"}}'):
         config.write_text(damaged)
-        with pytest.raises(UserError, match="not the config|no list of label_names"):
+        with pytest.raises(UserError, match=r"not the config|no list of label_names"):
             weights.class_names(tmp_path)
