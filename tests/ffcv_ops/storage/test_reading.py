@@ -201,7 +201,10 @@ def test_a_file_that_is_rewritten_and_its_time_put_back(tmp_path, encoded, write
         file.seek(2**21 + 5000)
         file.write(b"other pixels")
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    with pytest.raises(UserError, match=rf"{path}: has no checksums, and was written to, renamed, linked or given"):
+    told = "has no checksums, and was written to, renamed, linked or given"
+    if within:  # the thread that reads ahead may look before the time is put back
+        told += "|was cut, replaced or written to"
+    with pytest.raises(UserError, match=rf"{path}: ({told})"):
         collected(epoch)
 
 
