@@ -290,21 +290,18 @@ class Lamb(torch.optim.Optimizer):
     def _step_in_two_passes(self, divisor, average):
         from training.kernels import lamb  # and with it Triton
 
-        zero = torch.zeros((), device=self.grad_norm.device)
         copies = {} if average is None else {id(value): copy for copy, value in _pairs(average)}
+        share, updates, mesh = 0.0 if average is None else 1 - average.decay, [], None
         for group in self.param_groups:
-            updates, mesh = [], None
+            law = lamb.Law(group["lr"], *group["betas"], group["eps"], group["weight_decay"], share)
             for p in (p for p in group["params"] if p.grad is not None):
                 state, copy = self._state_of(p), copies.get(id(p))
                 parts = local([p, p.grad, state["exp_avg"], state["exp_avg_sq"]])
-                updates.append(lamb.Update(*parts, state["step"], None if copy is None else local([copy])[0]))
+                updates.append(lamb.Update(*parts, state["step"], None if copy is None else local([copy])[0], law))
                 mesh = p.device_mesh if isinstance(p, DTensor) else None
-            share = 0.0 if average is None else 1 - average.decay
-            law = lamb.Law(group["lr"], *group["betas"], group["eps"], group["weight_decay"], share)
-            lamb.step(
-                updates, law, zero + 1 if divisor is None else divisor,
-                zero if self.found_inf is None else self.found_inf, mesh and mesh.get_group(),
-            )  # fmt: skip
+        zero = torch.zeros((), device=self.grad_norm.device)
+        divisor, skip = (zero + 1 if divisor is None else divisor), (zero if self.found_inf is None else self.found_inf)
+        lamb.step(updates, divisor, skip, mesh and mesh.get_group())
 
     def _state_of(self, parameter):
         if parameter not in self.state:

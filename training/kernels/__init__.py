@@ -25,5 +25,6 @@ def _try(device):
     from training.kernels import lamb
 
     weight, zero = torch.ones(4, device=device), torch.zeros((), device=device)
-    update = lamb.Update(weight, weight.clone(), weight.clone(), weight.clone(), zero.clone(), None)
-    lamb.step([update], lamb.Law(0.0, 0.9, 0.999, 1e-8, 0.0, 0.0), zero + 1, zero)
+    law = lamb.Law(0.0, 0.9, 0.999, 1e-8, 0.0, 0.0)
+    update = lamb.Update(weight, weight.clone(), weight.clone(), weight.clone(), zero.clone(), None, law)
+    lamb.step([update], zero + 1, zero)

@@ -18,7 +18,19 @@ from training import distributed
 
 CHUNK = tl.constexpr(4096)  # weights that a program handles
 CHUNKS = tl.constexpr(1024)  # whose sums are added at once
-COLUMNS = tl.constexpr(6)  # of the table of addresses, a row for each `Update`
+ADDRESSES = tl.constexpr(6)  # in a row of the table, one of each of an update's tensors; the numbers come behind them
+COLUMNS = tl.constexpr(12)
+
+
+class Law(NamedTuple):
+    """Plain numbers; `share`: of the way to the weight that its average goes in a step."""
+
+    lr: float
+    beta1: float
+    beta2: float
+    eps: float
+    decay: float
+    share: float
 
 
 class Update(NamedTuple):
@@ -31,39 +43,28 @@ class Update(NamedTuple):
     exp_avg_sq: Tensor
     step: Tensor
     average: Tensor | None
+    law: Law
 
 
-class Law(NamedTuple):
-    """Plain numbers; `share`: of the way to the weights that averages go in a step."""
-
-    lr: float
-    beta1: float
-    beta2: float
-    eps: float
-    decay: float
-    share: float
-
-
-def step(updates: Sequence[Update], law: Law, divisor: Tensor, skip: Tensor, group=None) -> None:
+def step(updates: Sequence[Update], divisor: Tensor, skip: Tensor, group=None) -> None:
     """One step with the gradients / `divisor`, in place; nothing moves where `skip` is 1. Both are float32 scalars on
     the device of all tensors. group: the processes that hold the other parts, where the tensors are sharded."""
     device = skip.device
     if not updates:
         return
     shapes, owners = _layout(tuple(update.weight.numel() for update in updates), device)
-    addresses = torch.tensor([[0 if t is None else t.data_ptr() for t in update] for update in updates])
+    addresses = torch.tensor([[0 if t is None else t.data_ptr() for t in update[:-1]] for update in updates])
     vectors = bool((addresses[:, [0, 1, 2, 3, 5]] % 16 == 0).all()) and all(u.weight.numel() % 4 == 0 for u in updates)
-    addresses = distributed.to_device(addresses, device)
+    numbers = torch.tensor([update.law for update in updates], dtype=torch.float64)
+    table = distributed.to_device(torch.cat((addresses, numbers.view(torch.int64)), dim=1), device)
     sums, squares = (torch.empty((rows, 2), device=device) for rows in (len(owners), len(updates)))
-    fixed = {"BETA1": law.beta1, "BETA2": law.beta2, "EPS": law.eps, "VECTORS": vectors}
     if len(owners):
-        lamb_moments[(len(owners),)](addresses, shapes, owners, sums, divisor, skip, law.decay, **fixed)
-    lamb_lengths[(len(updates),)](addresses, shapes, sums, squares, skip)
+        lamb_moments[(len(owners),)](table, shapes, owners, sums, divisor, skip, VECTORS=vectors)
+    lamb_lengths[(len(updates),)](table, shapes, sums, squares, skip)
     if group is not None:
         torch.distributed.all_reduce(squares, group=group)
     if len(owners):
-        law = (law.lr, law.decay, law.share)
-        lamb_apply[(len(owners),)](addresses, shapes, owners, squares, skip, *law, **fixed)
+        lamb_apply[(len(owners),)](table, shapes, owners, squares, skip, VECTORS=vectors)
 
 
 @functools.lru_cache(maxsize=8)
@@ -77,11 +78,17 @@ def _layout(counts: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tens
 
 
 @triton.jit
-def _tensor(addresses, owner, column: tl.constexpr, VECTORS: tl.constexpr):
-    address = tl.load(addresses + owner * COLUMNS + column).to(tl.pointer_type(tl.float32), bitcast=True)
+def _tensor(table, owner, column: tl.constexpr, VECTORS: tl.constexpr):
+    address = tl.load(table + owner * COLUMNS + column).to(tl.pointer_type(tl.float32), bitcast=True)
     if VECTORS:  # a thread then reads 16 bytes at once
         address = tl.multiple_of(address, 16)
     return address
+
+
+@triton.jit
+def _number(table, owner, place: tl.constexpr):
+    """float64: that of the `Law` at this place."""
+    return tl.load(table + owner * COLUMNS + ADDRESSES + place).to(tl.float64, bitcast=True)
 
 
 @triton.jit
@@ -96,38 +103,42 @@ def _place(shapes, owner, VECTORS: tl.constexpr):
 
 
 @triton.jit
-def _direction(p, m, v, step, decay, BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr):
+def _direction(p, m, v, step, table, owner):
     t = step.to(tl.float64)  # 1 - .999^t has three digits less than .999^t
-    first = 1 - tl.exp(t * tl.log(tl.full((), BETA1, tl.float64)))
-    second = 1 - tl.exp(t * tl.log(tl.full((), BETA2, tl.float64)))
-    return m / first.to(tl.float32) / (tl.sqrt(v) / tl.sqrt(second.to(tl.float32)) + EPS) + decay * p
+    first = (1 - tl.exp(t * tl.log(_number(table, owner, 1)))).to(tl.float32)
+    second = (1 - tl.exp(t * tl.log(_number(table, owner, 2)))).to(tl.float32)
+    eps, decay = _number(table, owner, 3).to(tl.float32), _number(table, owner, 4).to(tl.float32)
+    return m / first / (tl.sqrt(v) / tl.sqrt(second) + eps) + decay * p
 
 
 @triton.jit
-def lamb_moments(
-    addresses, shapes, owners, sums, divisor, skip, decay,
-    BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr, VECTORS: tl.constexpr,
-):  # fmt: skip
+def _toward(old, new, beta):
+    """The moving average of two float32 values; beta: float64."""
+    return beta.to(tl.float32) * old + (1 - beta).to(tl.float32) * new
+
+
+@triton.jit
+def lamb_moments(table, shapes, owners, sums, divisor, skip, VECTORS: tl.constexpr):
     """A program for each chunk. sums: float32 [chunks, 2], of p^2 and u^2."""
     if tl.load(skip) == 0:
         chunk = tl.program_id(0)
         owner = tl.load(owners + chunk)
         x, inside = _place(shapes, owner, VECTORS)
-        M, V = _tensor(addresses, owner, 2, VECTORS), _tensor(addresses, owner, 3, VECTORS)
-        p = tl.load(_tensor(addresses, owner, 0, VECTORS) + x, inside, other=0.0)
-        g = tl.load(_tensor(addresses, owner, 1, VECTORS) + x, inside, other=0.0) / tl.load(divisor)
-        m = BETA1 * tl.load(M + x, inside, other=0.0) + (1 - BETA1) * g
-        v = BETA2 * tl.load(V + x, inside, other=0.0) + (1 - BETA2) * g * g
+        M, V = _tensor(table, owner, 2, VECTORS), _tensor(table, owner, 3, VECTORS)
+        p = tl.load(_tensor(table, owner, 0, VECTORS) + x, inside, other=0.0)
+        g = tl.load(_tensor(table, owner, 1, VECTORS) + x, inside, other=0.0) / tl.load(divisor)
+        m = _toward(tl.load(M + x, inside, other=0.0), g, _number(table, owner, 1))
+        v = _toward(tl.load(V + x, inside, other=0.0), g * g, _number(table, owner, 2))
         tl.store(M + x, m, inside)
         tl.store(V + x, v, inside)
-        step = tl.load(_tensor(addresses, owner, 4, False)) + 1
-        u = tl.where(inside, _direction(p, m, v, step, decay, BETA1, BETA2, EPS), 0.0)
+        step = tl.load(_tensor(table, owner, 4, False)) + 1
+        u = tl.where(inside, _direction(p, m, v, step, table, owner), 0.0)
         tl.store(sums + 2 * chunk, tl.sum(p * p))
         tl.store(sums + 2 * chunk + 1, tl.sum(u * u))
 
 
 @triton.jit
-def lamb_lengths(addresses, shapes, sums, squares, skip):
+def lamb_lengths(table, shapes, sums, squares, skip):
     """A program for each tensor, which also counts the step. squares: float32 [tensors, 2], the sums of its chunks."""
     if tl.load(skip) == 0:
         owner = tl.program_id(0)
@@ -139,29 +150,26 @@ def lamb_lengths(addresses, shapes, sums, squares, skip):
             of_u += tl.load(sums + 2 * x + 1, x < end, other=0.0)
         tl.store(squares + 2 * owner, tl.sum(of_p))
         tl.store(squares + 2 * owner + 1, tl.sum(of_u))
-        STEP = _tensor(addresses, owner, 4, False)
+        STEP = _tensor(table, owner, 4, False)
         tl.store(STEP, tl.load(STEP) + 1)
 
 
 @triton.jit
-def lamb_apply(
-    addresses, shapes, owners, squares, skip, lr, decay, share,
-    BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr, VECTORS: tl.constexpr,
-):  # fmt: skip
+def lamb_apply(table, shapes, owners, squares, skip, VECTORS: tl.constexpr):
     """A program for each chunk."""
     if tl.load(skip) == 0:
         owner = tl.load(owners + tl.program_id(0))
         x, inside = _place(shapes, owner, VECTORS)
-        P, A = _tensor(addresses, owner, 0, VECTORS), _tensor(addresses, owner, 5, VECTORS)
+        P, A = _tensor(table, owner, 0, VECTORS), _tensor(table, owner, 5, VECTORS)
         p = tl.load(P + x, inside, other=0.0)
-        m = tl.load(_tensor(addresses, owner, 2, VECTORS) + x, inside, other=0.0)
-        v = tl.load(_tensor(addresses, owner, 3, VECTORS) + x, inside, other=0.0)
+        m = tl.load(_tensor(table, owner, 2, VECTORS) + x, inside, other=0.0)
+        v = tl.load(_tensor(table, owner, 3, VECTORS) + x, inside, other=0.0)
         of_p, of_u = tl.load(squares + 2 * owner), tl.load(squares + 2 * owner + 1)
-        trusts = (decay != 0) & (of_p > 0) & (of_u > 0)
+        trusts = (_number(table, owner, 4) != 0) & (of_p > 0) & (of_u > 0)
         ratio = tl.where(trusts, tl.sqrt(of_p) / tl.sqrt(tl.where(trusts, of_u, 1.0)), 1.0)
-        step = tl.load(_tensor(addresses, owner, 4, False))
-        p -= lr * ratio * _direction(p, m, v, step, decay, BETA1, BETA2, EPS)
+        step = tl.load(_tensor(table, owner, 4, False))
+        p -= _number(table, owner, 0).to(tl.float32) * ratio * _direction(p, m, v, step, table, owner)
         tl.store(P + x, p, inside)
-        if tl.load(addresses + owner * COLUMNS + 5) != 0:
+        if tl.load(table + owner * COLUMNS + 5) != 0:
             a = tl.load(A + x, inside, other=0.0)
-            tl.store(A + x, a + share * (p - a), inside)
+            tl.store(A + x, a + _number(table, owner, 5).to(tl.float32) * (p - a), inside)

@@ -106,9 +106,9 @@ def test_lengths_adds_up_more_chunks_than_it_reads_at_once():
     """2,500 of the second of three tensors; the first has none."""
     sums = torch.rand(2507, 2)
     squares, counters = torch.full((3, 2), -1.0), [torch.full((), 4.0) for _ in range(3)]
-    addresses = torch.tensor([[0, 0, 0, 0, counter.data_ptr(), 0] for counter in counters])
+    table = torch.tensor([[0, 0, 0, 0, counter.data_ptr(), *[0] * 7] for counter in counters])
     shapes = torch.tensor([[0, 0], [0, 0], [0, 2500], [0, 2507]])
-    lamb.lamb_lengths[(3,)](addresses, shapes, sums, squares, torch.zeros(()))
+    lamb.lamb_lengths[(3,)](table, shapes, sums, squares, torch.zeros(()))
     expected = [sums[a:b].double().sum(0) for a, b in ((0, 0), (0, 2500), (2500, 2507))]
     assert torch.allclose(squares.double(), torch.stack(expected), rtol=1e-6, atol=0)
     assert counters == [5.0] * 3
