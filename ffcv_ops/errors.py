@@ -35,21 +35,21 @@ def _escaped(char: str) -> str:
 
 
 @contextlib.contextmanager
+def _using(path, what):
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be {what}: {error.strerror or error}") from error
+
+
 def writing(path):
     """What is inside writes to `path`, which the user chose; a place that does not take it is a `UserError`."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+    return _using(path, "written")
 
 
-@contextlib.contextmanager
 def reading(path):
     """What is inside reads from `path`; what the system refuses is a `UserError`."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    return _using(path, "read")
 
 
 def interruptible():

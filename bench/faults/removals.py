@@ -3,17 +3,26 @@
 import contextlib
 import os
 import shutil
-import signal
 import subprocess
 from pathlib import Path
 
 from bench.faults import betons
-from bench.faults.runs import LIMIT, command, same_bits, same_weights, steps, undisturbed, wait_until
+from bench.faults.runs import (
+    BEFORE,
+    BETWEEN,
+    LIMIT,
+    UNDER,
+    command,
+    copied,
+    disturbed,
+    same_bits,
+    same_weights,
+    undisturbed,
+)
 from bench.faults.suite import Fault, each, finished, judged
 from bench.processes import Server
 from training.saving import checkpoint
 
-BEFORE, BETWEEN, UNDER = "before the start", "between two starts", "under the run"
 DISK = "room on the disk"
 REMOVALS = (
     (BEFORE, "x.beton"), (BEFORE, "x.json"), (BEFORE, "x.xxh64"), (BEFORE, "x.files.txt"), (BEFORE, "the recipe"),
@@ -33,10 +42,7 @@ def run(folder: Path, server: Server, *, quick: bool) -> list[Fault]:
     def robbed(place: Path, when: str, what: str) -> tuple[str, str]:
         runs = place / "runs"
         runs.mkdir(parents=True)
-        for beside in data.parent.glob(f"{data.stem}.*"):
-            shutil.copy(beside, place / beside.name.replace(data.stem, "x"))
-        for beside in recipe.parent.glob("*.yaml"):
-            shutil.copy(beside, place)
+        copied(data, recipe, place)
         if what != DISK:
             return _outcome(server, place, whole, when, what)
         if os.geteuid() != 0:
@@ -53,25 +59,14 @@ def run(folder: Path, server: Server, *, quick: bool) -> list[Fault]:
 
 def _outcome(server: Server, folder: Path, whole: Path, when: str, what: str) -> tuple[str, str]:
     runs, run = folder / "runs", folder / "runs" / "run"
-    words = command(folder / "recipe.yaml", folder / "x.beton", runs, "run")
-    if when == BEFORE:
-        _remove(folder, run, what)
-    process = server.start(words)
-    if when != BEFORE:
-        wait_until(process, lambda: steps(run) >= 5)
-    if when == BETWEEN:
-        process.send_signal(signal.SIGTERM)
-        finished(process, LIMIT)
-        _remove(folder, run, what)
-        process = server.start(words)
-    if when == UNDER:
-        _remove(folder, run, what)
+    process = disturbed(server, folder, when, lambda: _remove(folder, run, what))
     ended = finished(process, LIMIT)
     if what == DISK:
         (runs / "filler").unlink()
         saved = checkpoint.saved(run / "checkpoints")
         if ended.status != 2 or not saved:
             return ("lost" if not saved else "crash"), f"status {ended.status}: {ended.last_line}"
+        words = command(folder / "recipe.yaml", folder / "x.beton", runs, "run")
         ended = finished(server.start(words), LIMIT)
     if what == "the run folder":  # it is made anew; the first stage's weights went away with the old one
         return judged(ended, right=lambda _: same_bits(whole, run, "model.safetensors"))

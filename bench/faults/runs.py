@@ -3,6 +3,8 @@ weights, bit for bit."""
 
 import contextlib
 import json
+import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from bench.processes import Process, Server
 from config.recipe import BASE_RECIPE
 from training.saving import checkpoint
 
+BEFORE, BETWEEN, UNDER = "before the start", "between two starts", "under the run"
 LIMIT = 120  # seconds that one start of a run may take
 RECIPE = """base: base.yaml
 model: {name: deit3_micro_patch16_224}
@@ -83,6 +86,34 @@ def undisturbed(server: Server, folder: Path, data: Path, *, epochs: int) -> tup
     if ended.status != 0:
         raise RuntimeError(f"the undisturbed run failed: {ended.text[-500:]}")
     return recipe, folder / "runs" / "whole"
+
+
+def copied(data: Path, recipe: Path, place: Path, *, beside: bool = True) -> Path:
+    """The recipe, and the data as `place`/x.beton, with what lies beside it or without."""
+    for file in data.parent.glob(f"{data.stem}.*") if beside else [data]:
+        shutil.copy(file, place / file.name.replace(data.stem, "x"))
+    for file in recipe.parent.glob("*.yaml"):
+        shutil.copy(file, place)
+    return place / "x.beton"
+
+
+def disturbed(server: Server, place: Path, when: str, disturb: Callable[[], None], *, behind: int = 5) -> Process:
+    """A run of what lies in `place`, into its runs/run, and `disturb()` before its start, or `behind` steps later, under
+    the run or between two starts. Returns the process that runs last."""
+    words = command(place / "recipe.yaml", place / "x.beton", place / "runs", "run")
+    if when == BEFORE:
+        disturb()
+    process = server.start(words)
+    if when != BEFORE:
+        wait_until(process, lambda: steps(place / "runs" / "run") >= behind)
+    if when == BETWEEN:
+        process.send_signal(signal.SIGTERM)
+        finished(process, LIMIT)
+        disturb()
+        process = server.start(words)
+    if when == UNDER:
+        disturb()
+    return process
 
 
 def wait_until(process: Process, reached: Callable[[], bool]):
