@@ -47,7 +47,6 @@ from training.network.stochastic_depth import DepthMasks
 from training.stage import create_stage
 
 MARKER = "bench.step.counts"
-BEFORE = ", 3f9e368"  # ends the tasks that were counted with that commit's step
 MODELS = {
     "S": TASKS["S224"],
     "B": TASKS["B192"],
@@ -260,7 +259,7 @@ def counted(name: str) -> list[dict]:
 
 
 def table(path: Path) -> str:
-    """A line for what was counted, a column for each model; what commit 3f9e368 has of it in brackets."""
+    """A line for what was counted, a column for each model."""
     if not path.exists():
         return "Not counted yet.\n"
     _, rows = report.read_json(path)
@@ -268,16 +267,15 @@ def table(path: Path) -> str:
     names = dict.fromkeys(row["name"] for row in rows if row["task"] in MODELS)
     lines = [[name, *(_cell(found, model, name) for model in MODELS)] for name in names]
     text = report.markdown(report.Grid("", ["per step", *(task.title for task in MODELS.values())], lines))
-    others = [key for key in found if key[0] not in MODELS and BEFORE not in key[0]]
+    others = [key for key in found if key[0] not in MODELS]
     return f"{text}\n{'; '.join(f'{task}, {name}: {_cell(found, task, name)}' for task, name in others)}.\n"
 
 
 def _cell(found, task, name) -> str:
-    now, before = found.get((task, name)), found.get((task + BEFORE, name))
-    if now is None:
+    row = found.get((task, name))
+    if row is None:
         return "-"
-    words = f"{now['value']:,.4g}" + (f" ({before['value']:,.4g})" if before else "")
-    return words if now["unit"] in ("launches", "copies") else f"{words} {now['unit']}"
+    return f"{row['value']:,.4g}" + ("" if row["unit"] in ("launches", "copies") else f" {row['unit']}")
 
 
 @exits_cleanly
