@@ -98,8 +98,8 @@ def copied(data: Path, recipe: Path, place: Path, *, beside: bool = True) -> Pat
 
 
 def disturbed(server: Server, place: Path, when: str, disturb: Callable[[], None], *, behind: int = 5) -> Process:
-    """A run of what lies in `place`, into its runs/run; `disturb()` is called before its start, or `behind` steps later:
-    under the run, or between two starts. Returns the process that runs last."""
+    """A run of what lies in `place`, into its runs/run; `disturb()` is called before its start, or `behind` steps
+    later: under the run, or between two starts. Returns the process that runs last."""
     words = command(place / "recipe.yaml", place / "x.beton", place / "runs", "run")
     if when == BEFORE:
         disturb()
