@@ -138,8 +138,8 @@ class Loader(FFCVLoader):
         levels = levels_of(index) if decoder.params.min_oversampling > 0 else ("image",)
         if cache == "process" and len(levels) > 1:
             raise UserError(
-                f"{index.path}: data.cache process would hold nearly all of a file with levels {', '.join(levels)} in"
-                " memory; set data.cache=os, or stage.min_oversampling=none"
+                f"{index.path}: cache=process would hold nearly all of a file with levels {', '.join(levels)} in"
+                " memory; set cache=os, or min_oversampling=none"
             )
         decoder.reads(index, levels)
         self.memory_manager = Files(index) if cache == "os" else Pages(index)

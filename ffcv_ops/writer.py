@@ -18,6 +18,7 @@ from xxhash import xxh64, xxh64_intdigest
 from ffcv_ops import host, stock
 from ffcv_ops.errors import UserError, one_line, writing
 from ffcv_ops.files import write_atomically
+from ffcv_ops.modes import to_rgb, upright
 from ffcv_ops.storage.beton_file import sidecar
 from ffcv_ops.storage.index import pointers_of
 from ffcv_ops.storage.validate import PAGE_SIZES
@@ -30,6 +31,7 @@ def write_beton(path: Path | str, dataset, *, fields: dict | None = None, page_s
 
     dataset: has a length; its items are tuples (image, label, further values ...) or dicts. fields: {name: a field of
     ffcv.fields}, in the order of a tuple's values; None: told from the first sample, an image as JPEG of quality 90.
+    Pillow's images are stored upright as their EXIF data ask, and where they are transparent, over white.
     page_size: bytes, no value may be larger. workers: threads that index the dataset and encode, None: one for each
     core. `dataset.classes`, where there is one, names the classes of `label`. Raises UserError for values that do not
     fit their fields.
@@ -115,7 +117,7 @@ def _encode(number, name, field, value):
                 raise ValueError(f"shape {value.shape}, not {tuple(field.shape)}")
             stock.NDArrayField.encode(field, record, value, allocate)
         elif isinstance(field, stock.RGBImageField):
-            value = value.convert("RGB") if isinstance(value, Image.Image) else value
+            value = upright(to_rgb(value), value) if isinstance(value, Image.Image) else value
             field.encode(record, np.ascontiguousarray(value), allocate)
         elif isinstance(field, stock.BytesField) and not isinstance(field, stock.JSONField):
             field.encode(record, np.frombuffer(value, np.uint8), allocate)

@@ -1,6 +1,7 @@
 """Every block of docs/library.md runs, and each loop trains on exactly the batches that the loader gives."""
 
 import re
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,22 @@ def run(folder, monkeypatch):
     return run
 
 
+@contextmanager
+def batches_seen():
+    """A list of the images that networks are trained on meanwhile."""
+    seen = []
+
+    def note(module, inputs):
+        if type(module).__name__ == "ResNet" and module.training:
+            seen.append(inputs[0].clone())
+
+    hook = register_module_forward_pre_hook(note)
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
 def test_all_blocks_are_run():
     assert BLOCKS.keys() == {"write", "read", "fields", "state", "ffcv", *LOADERS}
     assert PAGE.count("```python") == len(BLOCKS)
@@ -80,19 +97,31 @@ def test_the_state_goes_on(run):
 def test_a_loop_trains_on_the_loaders_batches(run, name):
     """Lightning and others keep a batch while they ask for the next: what the model sees must not have changed."""
     pytest.importorskip(name if name != "pytorch" else "torch")
-    seen = []
-
-    def note(module, inputs):
-        if type(module).__name__ == "ResNet" and module.training:
-            seen.append(inputs[0].clone())
-
-    hook = register_module_forward_pre_hook(note)
-    try:
+    with batches_seen() as seen:
         run(name)
-    finally:
-        hook.remove()
     loader = train_loader("train.beton", **FLOATS | LOADERS[name])
     expected = [batch for epoch in range(2) for batch in loader.epoch(epoch)]
     if name == "pytorch":
         expected = [mixup_cutmix(*batch, classes=5, seed=0, step=step) for step, batch in enumerate(expected)]
     assert [torch.equal(*pair) for pair in zip(seen, (images for images, _ in expected), strict=True)] == [True] * 6
+
+
+def test_lightning_goes_on_in_the_middle_of_an_epoch(run, tmp_path):
+    """From a checkpoint behind step 4 of 6, three in an epoch: the batches and the weights of the run that went on."""
+    lightning = pytest.importorskip("lightning")
+    model = run("lightning")["Classifier"]
+    keep = lightning.pytorch.callbacks.ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=4)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+
+    def trained(**given):
+        trainer = lightning.Trainer(max_epochs=2, accelerator="cpu", use_distributed_sampler=False, **quiet, **given)
+        with batches_seen() as seen:
+            trainer.fit(whole := model(), ckpt_path=str(start) if start.exists() else None)
+        return seen, whole.state_dict()
+
+    start = tmp_path / "step=4.ckpt"
+    batches, weights = trained(callbacks=[keep])
+    assert start.exists()
+    more, same = trained(enable_checkpointing=False)
+    assert [torch.equal(*pair) for pair in zip(more, batches[4:], strict=True)] == [True] * 2
+    assert all(torch.equal(same[name], weights[name]) for name in weights)

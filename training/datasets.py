@@ -37,7 +37,7 @@ class DataSet(NamedTuple):
 def open_sets(recipe: Recipe, first: int = 0) -> dict[str, DataSet]:
     """The data sets of the stages from number `first` on, with all files checked."""
     files = {word: files_of(recipe, word) for word in _words(recipe, first)}
-    return {word: _data_set(recipe, *map(_described, both)) for word, both in files.items()}
+    return {word: _data_set(recipe, *map(described, both)) for word, both in files.items()}
 
 
 def class_weights(data: DataSet) -> np.ndarray:
@@ -54,12 +54,17 @@ def planned_sets(recipe: Recipe) -> dict[str, DataSet]:
     sets = {}
     for word in _words(recipe):
         train, val = map(Path, files_of(recipe, word))
-        known = _described(train) if exists(train) else assumed(train)
-        sets[word] = _data_set(recipe, known, _described(val) if exists(train) and exists(val) else known)
+        known = described(train) if exists(train) else assumed(train)
+        sets[word] = _data_set(recipe, known, described(val) if exists(train) and exists(val) else known)
     return sets
 
 
-def _described(path):
+def described(path: Path | str) -> DatasetInfo:
+    """What a file that the recipe names holds."""
+    if not exists(path):
+        raise UserError(
+            f"{path}: no such file; write it with `python write_datasets.py`, or set --data.train, --data.val"
+        )
     from ffcv_ops.storage.index import describe  # brings FFCV and torch, which a plan without files does not need
 
     return describe(path)

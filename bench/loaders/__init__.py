@@ -71,5 +71,5 @@ def takes_part(name: str, task: Task) -> bool:
 
 
 def is_baseline(name: str) -> bool:
-    """What `ours` is compared with: it reads JPEGs, as files or from a .beton, and is what a user would have."""
-    return not name.startswith(("ours", "bound-")) and name not in ("ffcv-raw", "ffcv-tuned")
+    """What `ours` is compared with: it reads JPEGs, as files or from a .beton."""
+    return not name.startswith(("ours", "bound-")) and name != "ffcv-raw"

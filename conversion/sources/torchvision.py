@@ -15,10 +15,10 @@ import sys
 import numpy as np
 
 from conversion.progress import progress
-from conversion.rgb import to_rgb
 from conversion.sources import synsets
 from conversion.sources.source import Lazy, Source, Split, Strings, read_file
 from ffcv_ops.errors import UserError, one_line
+from ffcv_ops.modes import to_rgb
 
 PREFIX = "torchvision:"
 ROOT = "data/torchvision"

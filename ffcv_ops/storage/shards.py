@@ -14,9 +14,7 @@ def files_of(path: Path | str) -> list[Path]:
     matching = sorted(name for name in glob.glob(str(path)) if name.endswith(".beton"))
     found = [Path(name) for name in (matching if "*" in str(path) else [path]) if os.path.lexists(name)]
     if not found:
-        raise UserError(
-            f"{path}: no such file; write it with `python write_datasets.py` or set --data.train, --data.val"
-        )
+        raise UserError(f"{path}: no such file")
     return found
 
 

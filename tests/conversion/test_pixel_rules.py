@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conversion.rgb import read_rgb, to_rgb
+from conversion.rgb import read_rgb
 from ffcv_ops.errors import UserError
+from ffcv_ops.modes import to_rgb
 
 HEIGHT, WIDTH = 3, 5
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, LAB = 0, 1, 2, 3, 5, 6, 8  # TIFF's PhotometricInterpretation

@@ -4,6 +4,7 @@ import gc
 import inspect
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import pickle
@@ -16,7 +17,7 @@ import torch
 from ffcv import fields as ffcv_fields
 from ffcv.reader import Reader
 from ffcv.writer import DatasetWriter
-from PIL import Image
+from PIL import ExifTags, Image
 from torchvision.transforms import functional as vision
 
 import ffcv_ops
@@ -405,6 +406,21 @@ def test_the_fields_are_told_from_the_first_sample(tmp_path, tiles):
     assert batch._fields == ("image", "label", "field_2", "field_3", "field_4", "field_5")
     assert batch.label.tolist() == list(range(16))
     assert (batch.field_3[0], batch.field_4[0], batch.field_5.shape) == (b"x", ["a"], (16, 2))
+
+
+def test_pictures_are_stored_upright_and_over_white(tmp_path, tiles):
+    path, (height, width) = tmp_path / "x.beton", tiles[1].shape[:2]
+    turned, clear = Image.fromarray(tiles[0][:20]), Image.fromarray(tiles[1])
+    turned.getexif()[ExifTags.Base.Orientation] = 6  # is shown turned a quarter to the right
+    clear.putalpha(Image.fromarray(np.tile(np.uint8([0, 255]), (height, width // 2))))
+    raw = {"image": ffcv_fields.RGBImageField(write_mode="raw"), "label": ffcv_fields.IntField()}
+    write_beton(path, [(turned, 0), (clear, 1)], fields=raw, page_size=2**21)
+    data, stored = path.read_bytes(), []
+    for image in Reader(str(path)).metadata["f0"]:
+        shape = int(image["height"]), int(image["width"]), 3
+        stored.append(np.frombuffer(data, np.uint8, math.prod(shape), int(image["data_ptr"])).reshape(shape))
+    np.testing.assert_array_equal(stored[0], np.rot90(tiles[0][:20], -1))
+    np.testing.assert_array_equal(stored[1], np.where(np.arange(width)[:, None] % 2 == 0, 255, tiles[1]))
 
 
 def test_the_bytes_depend_on_nothing_else(written, tmp_path, tiles):

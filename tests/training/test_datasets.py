@@ -47,7 +47,7 @@ def test_what_is_odd_is_said_before_a_run(run, tmp_path, raw_beton):
 def test_only_the_stages_that_will_run_need_their_files(run):
     missing = run(**{"data.train": "nothing.beton"})
     assert list(datasets.open_sets(missing, first=1)) == ["finetune"]
-    with pytest.raises(UserError, match=r"nothing\.beton: no such file"):
+    with pytest.raises(UserError, match=r"nothing\.beton: no such file; write it with `python write_datasets"):
         datasets.open_sets(missing)
 
 

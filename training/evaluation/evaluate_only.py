@@ -10,7 +10,7 @@ from config.schema import EvalConfig
 from ffcv_ops.errors import UserError, writing
 from ffcv_ops.storage.index import describe
 from ffcv_ops.storage.info import DatasetInfo
-from training.datasets import files_of
+from training.datasets import described, files_of
 from training.distributed.watchdog import Watchdog
 from training.evaluation import records
 from training.evaluation.accuracy import Accuracy, CountAccuracy
@@ -39,7 +39,7 @@ def evaluate_only(run: Run, init: str | None, config: EvalConfig, watch: Watchdo
         raise UserError(f"--eval-only needs --init: {weights.SOURCES}")
     is_main = run.ranks.is_main
     train, val = files_of(run.recipe, run.recipe.stages[-1].data)
-    data_sets = [describe(path) for path in ([val] if config.data == "auto" else config.data)]
+    data_sets = [described(val)] if config.data == "auto" else [describe(path) for path in config.data]
     network = load_model(run, weights.read(init, print if is_main else weights.silent))
     names = output_names(network.num_classes, weights.class_names(init), train, val)
     found = [record for data in data_sets for record in evaluate_data(run, network, data, names, watch)]

@@ -47,7 +47,7 @@ def test_a_good_file(jpg_beton, raw_beton, copy):
 
 
 def test_missing(tmp_path):
-    refused(tmp_path / "nothing.beton", "no such file", "write_datasets.py")
+    refused(tmp_path / "nothing.beton", "no such file")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.00001, 0.01, 0.1, 0.5, 0.9, 0.99])
