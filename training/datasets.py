@@ -3,6 +3,7 @@
 In: a run. Out: {the word of `stage.data`: DataSet}.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -61,7 +62,7 @@ def planned_sets(recipe: Recipe) -> dict[str, DataSet]:
 
 def described(path: Path | str) -> DatasetInfo:
     """What a file that the recipe names holds."""
-    if not exists(path):
+    if not exists(path) and not os.path.islink(path):  # of a link that leads nowhere `describe` says so
         raise UserError(
             f"{path}: no such file; write it with `python write_datasets.py`, or set --data.train, --data.val"
         )

@@ -1,6 +1,7 @@
 """What is said of a data set, for those who need no reader: importing this brings neither FFCV nor torch."""
 
 import glob
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,4 +27,4 @@ class DatasetInfo(NamedTuple):
 
 def exists(path: Path | str) -> bool:
     """Whether there is such a file or, with a `*` in its name, one that matches."""
-    return bool(glob.glob(str(path))) if "*" in str(path) else Path(path).exists()
+    return bool(glob.glob(str(path))) if "*" in str(path) else os.path.exists(path)

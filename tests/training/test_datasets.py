@@ -44,6 +44,16 @@ def test_what_is_odd_is_said_before_a_run(run, tmp_path, raw_beton):
     assert len(said) == 4
 
 
+@pytest.mark.parametrize(
+    "name, message",
+    [("a" * 300, "no such file; write it"), ("x\0y", "no such file; write it"), ("link", "is a link to nowhere")],
+)
+def test_names_of_no_file_are_told_in_a_line(run, tmp_path, name, message):
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(UserError, match=message):
+        datasets.open_sets(run(**{"data.train": str(tmp_path / name)}))
+
+
 def test_only_the_stages_that_will_run_need_their_files(run):
     missing = run(**{"data.train": "nothing.beton"})
     assert list(datasets.open_sets(missing, first=1)) == ["finetune"]
