@@ -190,7 +190,7 @@ def test_less_is_decoded_where_it_suffices(pyramid_beton, levels, words):
     assert_same(small, epoch(path, less, workers=1))
     if levels:
         assert_same(whole, epoch(path, exact, cache="process"))
-        with pytest.raises(UserError, match=r"data\.cache process .* image, image_200, image_120 .* data\.cache=os"):
+        with pytest.raises(UserError, match=r"cache=process .* image, image_200, image_120 .* cache=os"):
             epoch(path, less, cache="process")
     else:
         assert_same(small, epoch(path, less, cache="process"))
