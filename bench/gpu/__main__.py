@@ -66,7 +66,8 @@ def parts_of(which: str, device: torch.device, beton: Path | None) -> dict:
 def fed(beton: Path | None, options, device) -> list[dict]:
     """Steps that the loader feeds, from files like ImageNet's where none is given."""
     if beton is None:
-        made = dataset.make(dataset.ROOT / "build" / "bench_gpu", {"ours_jpg"}, train=4096, val=256)
+        gpu = device.type == "cuda"
+        made = dataset.make(dataset.ROOT / "build" / "bench_gpu", {"ours_jpg"}, train=4096 if gpu else 64, val=16)
         beton = made.betons["ours_jpg"].with_name("ours_jpg_train.beton")
     return measure_loading(beton, options, device)
 
