@@ -40,6 +40,9 @@ class Stream:
     def synchronize(self):
         Event().record(self).synchronize()
 
+    def is_capturing(self):
+        return False
+
 
 class Event:
     def __init__(self):
@@ -92,6 +95,7 @@ def install(monkeypatch):
     """From now on FFCV's iterators see the emulated CUDA, and loaders for the device `CUDA` copy to it."""
     monkeypatch.setattr(epoch_iterator, "IS_CUDA", True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_stream", current_stream)  # torch's AdamW asks whether it captures
     cuda = SimpleNamespace(Stream=Stream, Event=Event, current_stream=current_stream, stream=_stream)
     monkeypatch.setattr(epoch_iterator, "ch", SimpleNamespace(cuda=cuda))
     monkeypatch.setattr(prefetch, "ToDevice", _Upload)
