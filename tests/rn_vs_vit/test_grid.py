@@ -127,6 +127,14 @@ def test_any_keys_of_a_recipe_are_axes_and_a_list_is_an_axis_of_its_key(write):
     assert wanted.cells[-1].run.log.name == "backbone_1_0.35-1.0_0"
 
 
+def test_the_grid_in_the_readme_is_one(tmp_path):
+    text = (ROOT / "rn_vs_vit" / "README.md").read_text().partition("```yaml\n")[2].partition("```")[0]
+    path = tmp_path / "probe.yaml"
+    path.write_text(text.replace("recipe: ", f"recipe: {ROOT}/"))
+    wanted = grid.read(path)
+    assert (len(wanted.cells), wanted.axes[1], wanted.cells[0].run.log.name) == (16, "how", "a_5.0e-5_whole_0")
+
+
 def test_one_axis_is_a_row_of_the_recipe(write):
     wanted = grid.read(write("recipe: {recipe}\naxes: {{stage.lr: [1.0e-3, 2.0e-3]}}\nseeds: [0]\n"))
     assert (wanted.axes, wanted.rows) == (("recipe", "stage.lr"), ("base",))
