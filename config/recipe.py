@@ -3,7 +3,7 @@
 In: a recipe's path and the command line's overrides, {"stage.epochs": "1"}. Out: `Recipe`, in which every option has a
 value of its declared type, or a `UserError` with a line for each fault.
 
-recipes/base.yaml holds every option. A recipe names it, or any other recipe (`base: base.yaml`, relative to the recipe),
+recipes/base.yaml holds every option. A recipe names it, or another recipe (`base: base.yaml`, relative to the recipe),
 and holds what differs. `stages:` is a list of rows, each a delta on `stage:`; without it the run has the stages of the
 base, or one. The later wins: base, with its rows < the recipe's `stage:` < stage row < command line. What a recipe says
 in `stage:`, or the command line, therefore applies to every stage that is not its own row.
