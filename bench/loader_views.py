@@ -76,9 +76,8 @@ def plot(rows: list[dict], caption: str) -> Figure:
         if bound := cells.get((task.name, "bound-decode")):
             panel.axvline(bound["value"], color=BOUND, lw=1, ls=":", zorder=0.5)
         title = task.title.replace("RRC", "RandomResizedCrop").replace("SRC", "Simple Random Crop")
-        panel.set_title(
-            f"{task.name}: {title.replace('eval', 'evaluation')} px", fontsize=11, loc="left", weight="bold"
-        )
+        title = f"{task.name}: {title.replace('eval', 'evaluation')}"
+        panel.set_title(title, fontsize=11, loc="left", weight="bold")
         panel.set_yticks(range(len(names)), names, fontsize=10)
         panel.invert_yaxis()
         panel.tick_params(axis="y", length=0)

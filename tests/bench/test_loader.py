@@ -304,7 +304,7 @@ def test_the_plot_is_as_wide_as_a_page_with_a_panel_below_the_other_and_no_bars_
     first, second = figure.axes
     assert [label.get_text() for label in first.get_yticklabels()] == ["ours", "ffcv", "ffcv-tuned", "pillow"]
     assert [panel.get_title(loc="left") for panel in (first, second)] == [
-        "A: RandomResizedCrop 224 px", "E: evaluation 224 px",
+        "A: RandomResizedCrop 224", "E: evaluation 224",
     ]  # fmt: skip
     assert figure.get_figwidth() < 9, "or GitHub shrinks its letters"
     boxes = [panel.get_window_extent() for panel in (first, second)]
