@@ -78,7 +78,7 @@ def test_a_killed_grid_goes_on_where_it_was_and_ends_with_the_same_bits(tiny, st
     cells = grid.read(path).cells
     (process,) = start_python(["-m", "rn_vs_vit", "--cfg", path])
     checkpoints = cells[0].folder / "checkpoints"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not list(checkpoints.glob("*.pt")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
