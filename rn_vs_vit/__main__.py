@@ -71,7 +71,7 @@ def main(argv=None) -> bool:
     if not options.report:
         check_data(wanted)
         faults, stopped = run_cells(wanted, most=options.cells, init=options.init)
-    wanted, remark = as_run(wanted)
+    wanted, remark = as_run(wanted, {key: value for key, value in overrides.items() if key.startswith("data.")})
     for cell in wanted.cells:
         if cell.done:
             others.evaluate(cell, v2=options.v2, real=options.real)
@@ -155,13 +155,14 @@ def finished(cell: grid.Cell) -> bool:
     return True
 
 
-def as_run(wanted: grid.Grid) -> tuple[grid.Grid, str]:
+def as_run(wanted: grid.Grid, moved: dict[str, str]) -> tuple[grid.Grid, str]:
     """The grid with the recipes that its finished cells were run with, and in what these differ from the grid's, all
-    alike. So a report needs none of the keys that the runs were given. UserError where they differ among themselves."""
+    alike. So a report needs none of the keys that the runs were given. moved: where their data are now. UserError where
+    the recipes differ among themselves."""
     cells, changes = [], {}
     for cell in wanted.cells:
         if cell.done:
-            run = load_recipe(cell.folder / "recipe.yaml")
+            run = load_recipe(cell.folder / "recipe.yaml", moved)
             asked = result_changing_options(cell.run)
             changed = [
                 f"{key} {value}" for key, value in result_changing_options(run).items() if value != asked.get(key)

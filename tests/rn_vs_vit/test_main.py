@@ -130,8 +130,7 @@ def test_other_labels_and_images_are_judged_too(tiny, tmp_path, jpg_beton, capsy
     named.symlink_to(jpg_beton)
     names = "".join(f"val/n0/ILSVRC2012_val_{number:08d}.JPEG\n" for number in numbers)
     (tmp_path / "named.files.txt").write_text(names)
-    path.write_text(path.read_text().replace(f"data.val: {jpg_beton}", f"data.val: {named}"))
-    command.main(["--cfg", str(path), "--report", f"--v2={jpg_beton}", "--real"])
+    command.main(["--cfg", str(path), "--report", f"--data.val={named}", f"--v2={jpg_beton}", "--real"])
     found, top1 = others.read(cell), epochs(cell)[-1]["top1"]
     assert found["V2"] == pytest.approx(top1, abs=1e-6)
     assert found["ReaL"] == 63 / 95
@@ -139,7 +138,7 @@ def test_other_labels_and_images_are_judged_too(tiny, tmp_path, jpg_beton, capsy
     (tmp_path / "named.files.txt").write_text("other.jpg\n")
     (cell.folder / "others.json").unlink()
     with pytest.raises(SystemExit, match="2"):
-        command.main(["--cfg", str(path), "--report", "--real"])
+        command.main(["--cfg", str(path), "--report", f"--data.val={named}", "--real"])
 
 
 def test_a_cell_that_another_process_holds_is_left_to_it(tiny, monkeypatch):
