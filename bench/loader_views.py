@@ -3,14 +3,13 @@
 import textwrap
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from bench import report
 from bench.loaders import LOADERS, is_baseline, is_upper_bound
 from bench.report import Grid
 from bench.tasks import DECODE, TASKS
 
-OURS, OURS_RAW, BASELINE, OTHER, BOUND = "#c2410c", "#fdba74", "#475569", "#a8b3c2", "#111827"
+OURS, OURS_FASTER, BASELINE, BOUND = "#c2410c", "#f59e6b", "#64748b", "#111827"
 
 
 def tables(rows: list[dict]) -> list[Grid]:
@@ -55,38 +54,48 @@ def _one_column(cells, task, title, cell, unit):
 
 
 def plot(rows: list[dict], caption: str) -> Figure:
-    """A panel a task, a bar a loader with its range, the upper bound of a full decode as a line."""
+    """A panel a task, one below the other, as wide as a page of GitHub: a bar a loader of JPEGs with its range, the
+    upper bound of a full decode as a line. Loaders of stored pixels are in the table: they would squeeze all others."""
     cells = {(row["task"], row["name"]): row for row in rows}
-    tasks = [task for task in TASKS.values() if any(key[0] == task.name for key in cells)]
-    names = [name for name in LOADERS if not is_upper_bound(name) and any((task.name, name) in cells for task in tasks)]
-    figure = Figure(figsize=(2.2 + 2.3 * len(tasks), 1.3 + 0.34 * len(names)), layout="constrained", dpi=150)
-    panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
-    for task, panel in zip(tasks, panels, strict=True):
+    shown = {
+        task: [name for name in LOADERS if _is_drawn(name) and (task.name, name) in cells] for task in TASKS.values()
+    }
+    shown = {task: names for task, names in shown.items() if names}
+    heights = [0.5 + 0.24 * len(names) for names in shown.values()]
+    figure = Figure(figsize=(8.3, sum(heights) + 0.9), layout="constrained", dpi=150)
+    panels = figure.subplots(len(shown), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    for (task, names), panel in zip(shown.items(), panels, strict=True):
         for place, name in enumerate(names):
-            row = cells.get((task.name, name))
-            if row is None:
-                continue
+            row = cells[task.name, name]
             spread = [[row["value"] - row["lo"]], [row["hi"] - row["value"]]]
             panel.barh(place, row["value"], 0.72, color=_color(name), xerr=spread, error_kw={"lw": 1})
             panel.annotate(
-                f"{row['value']:,.0f}", (row["hi"], place), (4, 0), textcoords="offset points", va="center", fontsize=8,
-                bbox={"boxstyle": "square,pad=0.1", "fc": "white", "ec": "none"},
+                f"{row['value']:,.0f}", (row["hi"], place), (5, 0), textcoords="offset points", va="center",
+                fontsize=10, bbox={"boxstyle": "square,pad=0.1", "fc": "white", "ec": "none"},
             )  # fmt: skip
         if bound := cells.get((task.name, "bound-decode")):
             panel.axvline(bound["value"], color=BOUND, lw=1, ls=":", zorder=0.5)
-        panel.set_title(f"{task.name}: {task.title}", fontsize=9)
-        panel.margins(x=0.24)
-        panel.xaxis.set_major_locator(MaxNLocator(4))
-        panel.tick_params(labelsize=8)
-        panel.spines[["top", "right"]].set_visible(False)
-    panels[0].set_yticks(range(len(names)), names)
-    panels[0].invert_yaxis()
-    words = "images/s, medians and ranges; dotted: the JPEGs decoded by the library and nothing else"
-    figure.supxlabel("\n".join([words, *textwrap.wrap(caption, 45 * len(tasks))]), fontsize=7)
+        title = task.title.replace("RRC", "RandomResizedCrop").replace("SRC", "Simple Random Crop")
+        title = f"{task.name}: {title.replace('eval', 'evaluation')}"
+        panel.set_title(title, fontsize=11, loc="left", weight="bold")
+        panel.set_yticks(range(len(names)), names, fontsize=10)
+        panel.set_ylim(len(names) - 0.5, -0.5)
+        panel.tick_params(axis="y", length=0)
+        panel.spines[["top", "right", "left"]].set_visible(False)
+    panels[-1].margins(x=0.08)
+    words = (
+        "images/s: median and range. Pale: low resolutions decode less, not exact. "
+        "Dotted: the library decodes the JPEGs and does nothing else."
+    )
+    figure.supxlabel("\n".join([words, *textwrap.wrap(caption, 125)]), fontsize=8)
     return figure
 
 
+def _is_drawn(name):
+    return not is_upper_bound(name) and not name.endswith("-raw")
+
+
 def _color(name):
-    if name.startswith("ours"):
-        return OURS_RAW if name.endswith("-raw") else OURS
-    return BASELINE if is_baseline(name) else OTHER
+    if is_baseline(name):
+        return BASELINE
+    return OURS_FASTER if LOADERS[name][1].get("keys") else OURS  # of keys that are not the default, which is exact

@@ -3,9 +3,10 @@
 In: a recipe's path and the command line's overrides, {"stage.epochs": "1"}. Out: `Recipe`, in which every option has a
 value of its declared type, or a `UserError` with a line for each fault.
 
-recipes/base.yaml holds every option. A recipe names it (`base: base.yaml`, relative to the recipe, one level deep) and
-holds what differs. `stages:` is a list of rows, each a delta on `stage:`; without it the run has one stage. The later
-wins: base < the recipe's `stage:` < stage row < command line, whose `--stage.*` therefore applies to every stage.
+recipes/base.yaml holds every option. A recipe names it, or another recipe (`base: base.yaml`, relative to the recipe),
+and holds what differs. `stages:` is a list of rows, each a delta on `stage:`; without it the run has the stages of the
+base, or one. The later wins: base, with its rows < the recipe's `stage:` < stage row < command line. What a recipe says
+in `stage:`, or the command line, therefore applies to every stage that is not its own row.
 A recipe without `base:` must be complete by itself, as the resolved recipe of a run folder is.
 """
 
@@ -50,13 +51,8 @@ def load_recipe(
         found, wrong = parse_options(SECTIONS[section_name], (of_weights or {}).get(section_name, {}), "--init: its ")
         auto[section_name] = values | found
         faults += wrong
-    file, last = _read_file(path, faults), _read_overrides(overrides or {}, faults)
+    file, last = _read_with_base(path, faults), _read_overrides(overrides or {}, faults)
     sections = file.sections
-    if file.base is not None:
-        base = _read_file(Path(path).parent / file.base, faults)
-        if base.base is not None or base.rows is not None:
-            raise UserError(f"{one_line(path)}: its base, {file.base}, must be complete: without `base:` and `stages:`")
-        sections = {name: base.sections[name] | file.sections[name] for name in SECTIONS}
 
     lacking = {}  # stages lack the same: each complaint once, in order
 
@@ -153,6 +149,20 @@ class _File(NamedTuple):
 def _where(path, section):
     """What stands in front of an option's name in a complaint about a file."""
     return f"{one_line(path)}: {full_name(section, '')}"
+
+
+def _read_with_base(path, faults: list[str], above=()) -> _File:
+    """A file over its base, and that over its own. above: the files that are built on this one."""
+    file, here = _read_file(path, faults), Path(path).resolve()
+    if here in above:
+        raise UserError(f"{one_line(path)}: its `base:` leads back to this file; one of them must do without")
+    if file.base is None:
+        return file
+    base = _read_with_base(Path(path).parent / file.base, faults, (*above, here))
+    own = file.sections["stage"]
+    inherited = [{name: value for name, value in row.items() if name not in own} for row in base.rows or ()]
+    sections = {name: base.sections[name] | file.sections[name] for name in SECTIONS}
+    return _File(sections, file.rows or inherited or None, None)
 
 
 def _read_file(path, faults: list[str]) -> _File:

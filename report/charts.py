@@ -140,20 +140,20 @@ def confusion_png(shares: np.ndarray, names: Sequence[str]) -> bytes:
 
 
 def draw_png(facts: Facts, path: Path) -> None:
-    """Writes curves.png, all panels in rows of three."""
+    """Writes curves.png, two panels in a row; of an odd number the last has a row of its own."""
     panels, stages = curves.panels(facts), curves.borders(facts)
     across = curves.span(facts, panels)
-    rows = max(1, -(-len(panels) // 3))
+    rows = max(1, -(-len(panels) // 2))
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(13, 2.7 * rows + 0.5), layout="constrained")
-        all_axes = figure.subplots(rows, 3, squeeze=False).ravel()
-        for axes, panel in zip(all_axes, panels, strict=False):
+        figure = Figure(figsize=(10, 2.5 * rows + 0.4), layout="constrained")
+        grid = figure.add_gridspec(rows, 2)
+        for number, panel in enumerate(panels):
+            is_alone = number == len(panels) - 1 and number % 2 == 0
+            axes = figure.add_subplot(grid[number // 2, :] if is_alone else grid[number // 2, number % 2])
             shown = panel.within(across)
             _draw(axes, shown, across, stages)
             axes.set_title(panel.title, fontsize=10, loc="left")
             if sum(bool(line.label) for line in shown.lines) > 1:
                 axes.legend(frameon=False)
-        for axes in all_axes[len(panels) :]:
-            axes.set_visible(False)
         figure.suptitle(f"{facts.name}: {facts.recipe.model.name}", fontsize=11)
         figure.savefig(path, dpi=110, format="png")

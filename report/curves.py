@@ -55,7 +55,7 @@ class Border(NamedTuple):
 
 
 SCALES = {  # key of a row -> title, unit, factor, how a value is written, whether the axis begins at 0
-    "top1": ("Top-1 on validation", "%", 100, ".2f", True),
+    "top1": ("Top-1 on validation", "%", 100, ".2f", False),
     "loss": ("Training loss", "nats", 1, ".4g", False),
     "val_loss": ("Validation loss (cross-entropy)", "nats", 1, ".4g", False),
     "lr": ("Learning rate", "learning rate", 1, ".3g", True),

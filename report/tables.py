@@ -25,7 +25,7 @@ def stage_table(facts: Facts) -> list[tuple[str, ...]]:
             accuracies = (_last_percent(epochs, key) for key in ("top1", "top5", "ema_top1"))
             done = f"{epochs[-1]['epoch']}/{stage.epochs}"
             rows.append((stage.name, str(stage.resolution), done, *accuracies, *_speed(epochs), f"{seconds / 60:.1f}"))
-    return rows
+    return _filled(rows)
 
 
 def run_table(runs: Sequence[Facts]) -> list[tuple[str, ...]]:
@@ -46,7 +46,13 @@ def run_table(runs: Sequence[Facts]) -> list[tuple[str, ...]]:
                 format_duration(3600 * collect.hours(facts)),
             )
         )
-    return rows
+    return _filled(rows)
+
+
+def _filled(rows):
+    """Without the columns that have a heading and nothing else; most runs have no EMA."""
+    kept = [column for column in zip(*rows, strict=True) if set(column[1:]) != {"-"}]
+    return list(zip(*kept, strict=True))
 
 
 def _last_percent(rows, key):

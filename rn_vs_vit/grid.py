@@ -1,16 +1,18 @@
-"""A grid file -> its cells: networks x augmentations x seeds, each a complete recipe.
+"""A grid file -> its cells: the choices of each axis x seeds, each cell a complete recipe.
 
-    recipe: ../recipes/base.yaml                   what all cells share,
-    fixed: {stage.epochs: 100}                     and its changes for all of them
-    networks: {ViT: {model.name: ...}, ...}        keys of NETWORK, nothing else
-    augmentations: {3-Augment: {augment: three}}   keys of AUGMENTATION; the first is the one that is compared
-    seeds: [0, 1, 2]                               the same for every network and augmentation: results are paired
+    recipe: ../recipes/base.yaml                       what all cells share,
+    fixed: {stage.epochs: 100}                         and its changes for all of them
+    axes:
+      network: {ViT: {model.name: ...}, ...}           an axis: its choices, each with keys of a recipe;
+      stage.lr: [1.0e-3, 3.0e-3]                       or a key and its values. The last axis is the one that is judged:
+    seeds: [0, 1, 2]                                   its first choice minus each other, seed by seed
 
-Cells of one seed see the same images in the same order, with the same crops, flips and mixing; those of one network
-start from the same weights too.
+Cells of one seed see the same images in the same order, with the same crops, flips and mixing, unless an axis changes
+these; those of one network start from the same weights too.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -20,22 +22,15 @@ from config.yaml_file import read_yaml
 from ffcv_ops.errors import UserError
 from ffcv_ops.options import nearest, parse_value
 
-
-def _key(name):
-    """The key of a recipe that `name` of an augmentation is: the stage's, but for precision."""
-    return name if "." in name else f"stage.{name}"
-
-
-NETWORK = ("model.name", "model.layer_scale", "model.blur_pool", "stage.lr", "stage.weight_decay", "stage.drop_path")
-AUGMENTATION = ("augment", "jitter", "erasing", "erasing_mode", "speed.precision")
-VARIED = (*NETWORK, *map(_key, AUGMENTATION), "seed", "log.name")
+PARTS = ("recipe", "fixed", "axes", "seeds")
+PLACE = ("seed", "log.name", "log.out")  # of a cell; log.out may be given for all cells
 
 
 class Cell(NamedTuple):
-    """One training run of the grid."""
+    """One training run of the grid. `row`: its choices in all axes but the last."""
 
-    network: str
-    augmentation: str
+    row: str
+    choice: str
     seed: int
     run: Recipe
 
@@ -43,45 +38,57 @@ class Cell(NamedTuple):
     def folder(self) -> Path:
         return Path(self.run.log.out) / self.run.log.name
 
+    @property
+    def done(self) -> bool:
+        """Whether its run came to its end."""
+        return (self.folder / "report.md").exists()
+
 
 class Grid(NamedTuple):
-    """`cells`: one seed after the other, so that what an interrupted grid has done is balanced."""
+    """`axes`: what rows are called, and choices. `cells`: one seed after the other, so that what an interrupted grid
+    has done is balanced."""
 
     folder: Path
-    networks: tuple[str, ...]
-    augmentations: tuple[str, ...]
+    axes: tuple[str, str]
+    rows: tuple[str, ...]
+    choices: tuple[str, ...]
     seeds: tuple[int, ...]
     cells: tuple[Cell, ...]
 
 
-def read(path, overrides: Mapping[str, str] | None = None) -> Grid:
-    """The grid of a file. `overrides`: keys of recipes that hold for all cells; those that cells vary are refused."""
+def read(path, overrides: Mapping[str, str] | None = None, of_weights: Mapping[str, Mapping] | None = None) -> Grid:
+    """The grid of a file. `overrides`: keys of recipes that hold for all cells; those that cells vary are refused.
+    `of_weights`: what `auto` stands for, as `load_recipe` takes it."""
     content = read_yaml(path)
-    parts = ("recipe", "fixed", "networks", "augmentations", "seeds")
     for name in content:
-        if name not in parts:
-            raise UserError(f"{path}: {name!r} is no part of a grid; the nearest is '{nearest(name, parts)}'")
-    for name in ("recipe", "networks", "augmentations", "seeds"):
+        if name not in PARTS:
+            raise UserError(f"{path}: {name!r} is no part of a grid; the nearest is '{nearest(name, PARTS)}'")
+    for name in ("recipe", "axes", "seeds"):
         if name not in content:
             raise UserError(f"{path}: a grid needs {name}:")
-    fixed = _mapping(path, "fixed", content.get("fixed", {})) | (overrides or {})
-    for name in fixed:
-        if name in VARIED:
-            raise UserError(f"{path}: {name} is what cells differ in; it cannot be set for all of them")
-    networks = _choices(path, "networks", content["networks"], NETWORK)
-    augmentations = _choices(path, "augmentations", content["augmentations"], AUGMENTATION)
-    seeds = _seeds(path, content["seeds"])
+    if not isinstance(content["recipe"], str):
+        raise UserError(f"{path}: recipe must be the name of a file")
     base = Path(path).parent / content["recipe"]
-    folder = Path(load_recipe(base, fixed).log.out) / Path(path).stem
+    axes = {name: _choices(path, name, value) for name, value in _mapping(path, "axes", content["axes"]).items()}
+    fixed = _mapping(path, "fixed", content.get("fixed", {})) | (overrides or {})
+    _keys_are_free(path, axes, fixed)
+    seeds = _seeds(path, content["seeds"])
+    folder = Path(load_recipe(base, fixed, of_weights).log.out) / Path(path).stem
+    *outer, last = axes
+    rows = {", ".join(names): names for names in itertools.product(*(axes[axis] for axis in outer))}
+    if not outer:
+        rows = {base.stem: ()}
 
-    def cell(network, augmentation, seed):
-        own = networks[network] | {_key(name): value for name, value in augmentations[augmentation].items()}
-        place = {"seed": str(seed), "log.out": str(folder), "log.name": f"{network}_{augmentation}_{seed}"}
-        run = load_recipe(base, fixed | own | place)
-        return Cell(network, augmentation, seed, dataclasses.replace(run, source=str(path)))
+    def cell(row, choice, seed):
+        keys = dict(axes[last][choice])
+        for axis, name in zip(outer, rows[row], strict=True):
+            keys |= axes[axis][name]
+        place = {"seed": str(seed), "log.out": str(folder), "log.name": f"{row.replace(', ', '_')}_{choice}_{seed}"}
+        run = load_recipe(base, fixed | keys | place, of_weights)
+        return Cell(row, choice, seed, dataclasses.replace(run, source=str(path)))
 
-    cells = [cell(net, augment, seed) for seed in seeds for net in networks for augment in augmentations]
-    return Grid(folder, tuple(networks), tuple(augmentations), seeds, tuple(cells))
+    cells = [cell(row, choice, seed) for seed in seeds for row in rows for choice in axes[last]]
+    return Grid(folder, (", ".join(outer) or "recipe", last), tuple(rows), tuple(axes[last]), seeds, tuple(cells))
 
 
 def _mapping(path, name, value):
@@ -90,16 +97,31 @@ def _mapping(path, name, value):
     return value
 
 
-def _choices(path, part, value, allowed):
-    rows = _mapping(path, part, value)
-    for name, row in rows.items():
-        for key in _mapping(path, f"{part}: {name}", row):
-            if key not in allowed:
-                free = ", ".join(allowed)
-                raise UserError(f"{path}: {part}: {name}: {key} must be the same in all cells; free are {free}")
-    if not rows:
-        raise UserError(f"{path}: {part} is empty")
-    return rows
+def _choices(path, axis, value):
+    """{choice: {key: value}} of an axis, which may also be a key with the list of its values."""
+    if isinstance(value, list):
+        names = ["-".join(map(str, one)) if isinstance(one, list) else str(one) for one in value]
+        if len(set(names)) < len(names):
+            raise UserError(f"{path}: {axis}: a value appears twice")
+        value = {name: {axis: one} for name, one in zip(names, value, strict=True)}
+    if not value:
+        raise UserError(f"{path}: {axis} is empty")
+    return {name: _mapping(path, f"{axis}: {name}", keys) for name, keys in _mapping(path, axis, value).items()}
+
+
+def _keys_are_free(path, axes, fixed):
+    """UserError where a key is set in two places."""
+    owners = dict.fromkeys(PLACE, "the grid itself")
+    for axis, choices in axes.items():
+        for name in dict.fromkeys(name for keys in choices.values() for name in keys):
+            if name in owners:
+                raise UserError(f"{path}: {axis}: {name} is set by {owners[name]} already")
+            owners[name] = f"the axis {axis}"
+    if not axes:
+        raise UserError(f"{path}: axes is empty")
+    for name in fixed:
+        if name in owners and name != "log.out":
+            raise UserError(f"{path}: {name} is what cells differ in; it cannot be set for all of them")
 
 
 def _seeds(path, value):

@@ -4,6 +4,7 @@ A verdict is the mean over seeds of the difference of two cells of the same seed
 says how far other seeds would move the difference on these very validation images, not what other images would say.
 """
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from training.logging.records import read_rows
 
 matplotlib.use("Agg")
 
-Results = dict[tuple[str, str, int], dict[str, float]]  # (network, augmentation, seed) -> top-1 in % by validation set
+Results = dict[tuple[str, str, int], dict[str, float]]  # (row, choice, seed) -> top-1 in % by validation set
 SETS = ("val", "ReaL", "V2")
 LEVEL = 0.95
 
@@ -49,31 +50,31 @@ def collect(grid: Grid) -> Results:
     """The results of all finished cells, of the last epoch of each."""
     results = {}
     for cell in grid.cells:
-        if (cell.folder / "report.md").exists():
+        if cell.done:
             last = [row for row in read_rows(cell.folder / "log.jsonl") if row["kind"] == "epoch"][-1]
             results[cell[:3]] = {name: 100 * top1 for name, top1 in ({"val": last["top1"]} | others.read(cell)).items()}
     return results
 
 
-def differences(grid: Grid, results: Results, network: str, other: str) -> list[float]:
-    """The first augmentation minus `other`, in points of top-1 on val: one for each seed that has both."""
-    pairs = [[results.get((network, name, seed)) for name in (grid.augmentations[0], other)] for seed in grid.seeds]
+def differences(grid: Grid, results: Results, row: str, other: str) -> list[float]:
+    """The first choice minus `other`, in points of top-1 on val: one for each seed that has both."""
+    pairs = [[results.get((row, name, seed)) for name in (grid.choices[0], other)] for seed in grid.seeds]
     return [one["val"] - two["val"] for one, two in pairs if one and two]
 
 
 def verdicts(grid: Grid, results: Results) -> list[str]:
-    """One line for each network and rival of the first augmentation, then how much the networks differ in it."""
-    first, *others = grid.augmentations
+    """One line for each row and rival of the first choice, then, of two rows, how much they differ in it."""
+    first, *others = grid.choices
     lines = []
     for other in others:
-        by_network = {network: differences(grid, results, network, other) for network in grid.networks}
-        for network, values in by_network.items():
+        by_row = {row: differences(grid, results, row, other) for row in grid.rows}
+        for row, values in by_row.items():
             if values:
-                lines.append(f"{network}: {first} minus {other} = {_judged(interval(values))}")
-        if len(grid.networks) == 2 and all(len(values) == len(grid.seeds) for values in by_network.values()):
-            one, two = by_network.values()
+                lines.append(f"{row}: {first} minus {other} = {_judged(interval(values))}")
+        if len(grid.rows) == 2 and all(len(values) == len(grid.seeds) for values in by_row.values()):
+            one, two = by_row.values()
             gap = [a - b for a, b in zip(one, two, strict=True)]
-            lines.append(f"{' minus '.join(by_network)}, in that difference = {_judged(interval(gap))}")
+            lines.append(f"{' minus '.join(by_row)}, in that difference = {_judged(interval(gap))}")
     return lines
 
 
@@ -84,14 +85,14 @@ def _judged(of: Interval) -> str:
 
 
 def table(grid: Grid, results: Results) -> str:
-    """Markdown: for each network and augmentation mean and standard deviation over the seeds that are there."""
+    """Markdown: for each row and choice mean and standard deviation over the seeds that are there."""
     shown = [name for name in SETS if any(name in row for row in results.values())] or ["val"]
-    rows = [("network", "augmentation", "seeds", *(f"top-1 % on {name}" for name in shown))]
-    for network in grid.networks:
-        for augmentation in grid.augmentations:
-            found = [row for seed in grid.seeds if (row := results.get((network, augmentation, seed)))]
-            cells = (_mean([row[name] for row in found if name in row]) for name in shown)
-            rows.append((network, augmentation, f"{len(found)}/{len(grid.seeds)}", *cells))
+    rows = [(*grid.axes, "seeds", *(f"top-1 % on {name}" for name in shown))]
+    for row in grid.rows:
+        for choice in grid.choices:
+            found = [one for seed in grid.seeds if (one := results.get((row, choice, seed)))]
+            cells = (_mean([one[name] for one in found if name in one]) for name in shown)
+            rows.append((row, choice, f"{len(found)}/{len(grid.seeds)}", *cells))
     return markdown_table(rows)
 
 
@@ -102,37 +103,35 @@ def _mean(values):
 
 
 def plot(grid: Grid, results: Results) -> Figure:
-    """Left: top-1 of every cell, by network. Right: the first augmentation minus each other one, with intervals."""
-    first, *others = grid.augmentations
-    columns = len(grid.networks) + 1
-    figure = Figure(figsize=(3.4 * columns, 0.9 + 0.5 * len(grid.augmentations)), layout="constrained")
-    panels = figure.subplots(1, columns)
-    for panel, network in zip(panels, grid.networks, strict=False):
-        for place, augmentation in enumerate(grid.augmentations):
-            values = [results[key]["val"] for seed in grid.seeds if (key := (network, augmentation, seed)) in results]
-            if values:
-                panel.plot(values, [place] * len(values), "o", color="C0", alpha=0.35, markeredgewidth=0)
-                panel.plot([statistics.fmean(values)], [place], "|", color="black", markersize=16, markeredgewidth=2)
-        panel.set_title(network)
-        panel.set_xlabel("top-1, % (a dot a seed, a line their mean)")
-    panel = panels[-1]
-    panel.axvline(0, color="0.6", linewidth=1)
-    shift = 0.3 / len(grid.networks)
-    for number, network in enumerate(grid.networks):
-        found = [(place, values) for place, other in enumerate(others, start=1)
-                 if len(values := differences(grid, results, network, other)) > 1]  # fmt: skip
-        places = [place + (number - (len(grid.networks) - 1) / 2) * shift * 2 for place, _ in found]
-        intervals = [interval(values) for _, values in found]
-        panel.errorbar(
-            [of.mean for of in intervals], places, xerr=[of.half for of in intervals],
-            fmt="os"[number % 2], color=f"C{number + 1}", capsize=3, label=network,
-        )  # fmt: skip
-    panel.set_title(f"{first} minus the other")
-    panel.set_xlabel(f"points of top-1, {LEVEL:.0%} interval over seeds")
-    panel.legend(frameon=False, loc="upper center", ncols=len(grid.networks), fontsize=9)
+    """A panel for each row with results, top-1 of its cells, all at one scale; then, where two seeds tell it, the first
+    choice minus each other one, with intervals."""
+    every = {row: [one["val"] for key, one in results.items() if key[0] == row] for row in grid.rows}
+    every = {row: values for row, values in every.items() if values}
+    apart = {}
+    for row, (place, other) in itertools.product(every, enumerate(grid.choices)):
+        if place and len(values := differences(grid, results, row, other)) > 1:
+            apart.setdefault(row, {})[place] = interval(values)
+    columns = len(every) + bool(apart)
+    figure = Figure(figsize=(max(3.4 * columns, 4), 1.2 + 0.5 * len(grid.choices)), layout="constrained")
+    if not every:
+        figure.text(0.5, 0.5, "no cell has finished yet", ha="center")
+        return figure
+    panels = figure.subplots(1, columns, squeeze=False)[0]
+    reach = max(0.3, *(0.6 * (max(values) - min(values)) for values in every.values()))  # points from the middle
+    for panel, (row, values) in zip(panels, every.items(), strict=False):
+        for place, choice in enumerate(grid.choices):
+            found = [results[key]["val"] for seed in grid.seeds if (key := (row, choice, seed)) in results]
+            if len(found) > 1:  # below the dots
+                panel.plot([statistics.fmean(found)], [place], "|", color="0.25", markersize=24, markeredgewidth=1.5)
+            panel.plot(found, [place] * len(found), "o", color="C0", alpha=0.6, markeredgewidth=0)
+        middle = (min(values) + max(values)) / 2
+        panel.set(xlim=(middle - reach, middle + reach), title=row, xlabel="top-1, % (dots: seeds, line: mean)")
+    if apart:
+        _plot_differences(panels[-1], apart)
+        panels[-1].set_title(f"{grid.choices[0]} minus the other")
     for panel in panels:
-        panel.set_ylim(len(grid.augmentations) - 0.5, -0.6)
-        panel.set_yticks(range(len(grid.augmentations)), grid.augmentations)
+        panel.set_ylim(len(grid.choices) - 0.5, -0.6)
+        panel.set_yticks(range(len(grid.choices)), grid.choices)
         panel.grid(axis="x", color="0.92")
         panel.spines[["top", "right"]].set_visible(False)
         if panel is not panels[0]:
@@ -140,10 +139,27 @@ def plot(grid: Grid, results: Results) -> Figure:
     return figure
 
 
-def write(grid: Grid) -> str:
-    """Writes table.md and plot.png into the grid's folder; returns the text of the former."""
+def _plot_differences(panel, apart):
+    """apart: {row: {place from the top: interval}}"""
+    panel.axvline(0, color="0.6", linewidth=1)
+    shift = 0.6 / len(apart)
+    for number, (row, intervals) in enumerate(apart.items()):
+        panel.errorbar(
+            [of.mean for of in intervals.values()],
+            [place + (number - (len(apart) - 1) / 2) * shift for place in intervals],
+            xerr=[of.half for of in intervals.values()],
+            fmt="os"[number % 2], color=f"C{number + 1}", capsize=3, label=row,
+        )  # fmt: skip
+    panel.set_xlabel(f"points of top-1, {LEVEL:.0%} interval over seeds")
+    panel.legend(frameon=False, loc="upper center", ncols=len(apart), fontsize=9)
+
+
+def write(grid: Grid, remark: str = "") -> str:
+    """Writes table.md and plot.png into the grid's folder; returns the text of the former. `remark`: in what all cells
+    differ from the grid's file."""
     results = collect(grid)
-    text = "\n\n".join([table(grid, results), "\n".join(f"- {line}" for line in verdicts(grid, results))]) + "\n"
+    verdict = "\n".join(f"- {line}" for line in verdicts(grid, results))
+    text = "\n\n".join(filter(None, [table(grid, results), verdict, remark])) + "\n"
     grid.folder.mkdir(parents=True, exist_ok=True)
     write_atomically(grid.folder / "table.md", lambda path: path.write_text(text, encoding="utf-8"))
     write_atomically(grid.folder / "plot.png", lambda path: plot(grid, results).savefig(path, dpi=110, format="png"))

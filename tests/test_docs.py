@@ -8,6 +8,7 @@ up too.
 import argparse
 import importlib
 import importlib.util
+import json
 import re
 import shlex
 import sys
@@ -24,6 +25,7 @@ from ffcv_ops.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "rn_vs_vit/README.md"]
+NOTEBOOK = ROOT / "demo.ipynb"
 RECIPES = sorted(path for folder in ("recipes", "rn_vs_vit") for path in ROOT.glob(f"{folder}/**/*.yaml"))
 SKIPPED = {"tests", "data", "runs", "build", ".venv"}
 MODULES = [
@@ -48,6 +50,9 @@ def commands(path):
     text = path.read_text()
     if path.suffix == ".yaml":
         text = re.sub(r"^#", "", text, flags=re.MULTILINE)
+    if path.suffix == ".ipynb":
+        cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+        text = "\n".join(line.removeprefix("!") for cell in cells for line in "".join(cell["source"]).splitlines())
     text = re.sub(r" \\\n\s*", " ", text)
     shown = text
     if path.suffix == ".md":
@@ -149,7 +154,7 @@ def check(command):
 
 ALL = {
     f"{path.relative_to(ROOT)}: {command}": command
-    for path in (*PAGES, *RECIPES, *MODULES)
+    for path in (*PAGES, NOTEBOOK, *RECIPES, *MODULES)
     for command in commands(path)
 }
 
@@ -163,6 +168,9 @@ def test_commands_are_understood(place, monkeypatch, capsys):
 
 def test_commands_are_found():
     assert len(ALL) > 60
+    assert [command.split()[1] for command in commands(NOTEBOOK)] == [
+        "write_datasets.py", "-m", "train_imagenet.py", "-m", "-m", "-m",
+    ]  # fmt: skip
     assert any(" torchrun " in place or ": torchrun" in place for place in ALL)
 
 

@@ -15,7 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
-TOOLS = "bash cat cut dirname grep ln mkdir paste readlink rm sed sha256sum touch tr"
+TOOLS = "bash cat cut dirname grep ln mkdir paste readlink rm sed sha256sum tail touch tr"
 
 PYTHON = """#!/bin/bash
 case "$*" in
@@ -30,7 +30,7 @@ case "$*" in
     ln -s "$(readlink -f "$0")" "$4/bin/python"
     ;;
 "- "* | -) {python} "$@" ;;
-"-m pip install "*) exit "${{PIP_STATUS:-0}}" ;;
+"-m pip install "*) echo "Collecting torch"; exit "${{PIP_STATUS:-0}}" ;;
 "-m pip list"*) printf 'Package     Version\\ntorch       2.15.0+cpu\\ntorchvision 0.29.2\\n' ;;
 "-c import torchvision") echo "${{TORCHVISION:-}}" >&2; [[ -z ${{TORCHVISION:-}} ]] ;;
 esac
@@ -100,8 +100,35 @@ def test_a_fresh_machine_is_set_up_once(machine):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert asked == project["dependencies"] + project["optional-dependencies"]["train"]
 
+    assert ended.stdout.count("\n") == 3, "where, how much and that it is done"
+    assert "GB to download" in ended.stdout
+    assert "Collecting torch" in (machine.project / "build" / "setup.log").read_text()
+
     again, calls = machine.setup()
     assert (again.returncode, again.stdout, calls) == (0, "", [])
+
+
+def test_without_an_environment_what_is_there_stays(machine):
+    """Neither a venv nor exact versions, which would bring another torch; another Python is another set-up."""
+    machine.python("python3", "3.13")
+    machine.python("other", "3.12")
+    ended, calls = machine.setup("onnx", VENV="none")
+    assert ended.returncode == 0, ended.stderr
+    assert not any("venv" in call or "--constraint" in call for call in calls)
+    assert "--requirement build/none/requirements.txt" in installs(calls)[0]
+    assert calls[-1] == "python3.13 -m ffcv_ops.warm_up"
+    assert not (machine.project / "none").exists()
+    assert machine.setup("onnx", VENV="none")[1] == []
+    assert len(installs(machine.setup(VENV="none", PYTHON="other")[1])) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "python"),
+    [([], '".venv/bin/python"'), (["VENV=none"], "python3"), (["VENV=none", "PYTHON=python3.13"], "python3.13")],
+)
+def test_make_runs_the_python_that_is_set_up(given, python):
+    ended = subprocess.run(["make", "-n", "demo", *given], cwd=ROOT, capture_output=True, text=True)
+    assert f"{python} write_datasets.py\n" in ended.stdout
 
 
 def test_an_extra_is_added_once_and_a_change_of_versions_is_followed(machine):
@@ -143,7 +170,8 @@ def test_python_asked_for_replaces_an_environment_of_another_version(machine):
     ("pythons", "environment", "found"),
     [
         ({"python3": "3.10"}, {}, "python3 is 3.10"),
-        ({"python3": "3.13"}, {}, "python3 is 3.13"),
+        ({"python3": "3.14"}, {}, "python3 is 3.14"),
+        ({"python3": "3.10", "python3.12": "3.12"}, {"VENV": "none"}, "python3 is 3.10"),
         ({"python3": "3.11", "old": "3.9"}, {"PYTHON": "old"}, "old is 3.9"),
         ({}, {}, "none"),
     ],
@@ -154,7 +182,7 @@ def test_no_supported_python_is_one_clear_line(machine, pythons, environment, fo
     ended, calls = machine.setup(**environment)
     assert (ended.returncode, calls) == (1, [])
     assert ended.stderr.count("\n") == 1
-    assert f"Python 3.11 or 3.12 is needed (found: {found})" in ended.stderr
+    assert f"Python 3.11 to 3.13 is needed (found: {found})" in ended.stderr
     assert not (machine.project / ".venv").exists()
 
 
@@ -218,7 +246,8 @@ def test_a_failing_pip_leaves_no_stamp(machine):
     machine.python("python3", "3.11")
     ended, _ = machine.setup(PIP_STATUS="1")
     assert ended.returncode == 1
-    assert "pip could not install the packages" in ended.stderr
+    assert ended.stderr.splitlines()[0] == "Collecting torch", "the log's last lines are shown"
+    assert "pip could not install the packages; all that it said is in build/setup.log" in ended.stderr
     assert len(installs(machine.setup()[1])) == 1
 
 

@@ -18,6 +18,7 @@ from ffcv_ops.storage.beton_file import sidecar
 from ffcv_ops.storage.info import exists
 from ffcv_ops.storage.shards import files_of
 from training.evaluation import records
+from training.logging.records import read_rows
 from training.planning import cost
 
 CITATION = """@inproceedings{touvron2022deit3,
@@ -57,8 +58,11 @@ def _parts(trained, folder):
         f"{recipe.model.name} for images of {stage.eval_side} x {stage.eval_side} pixels,"
         f" {network.num_classes:,} classes, {cost.num_parameters(network):,} parameters; seed {recipe.seed}."
     )
+    yield f"## Results\n\n{_results(trained)}"
+    if (folder / "curves.png").exists():
+        yield "![curves](curves.png)"
     if (folder / "config.json").exists():
-        yield f"```python\n{USE}\n```"
+        yield f"## Use\n\n```python\n{USE}\n```"
     graphs = [name for name in ("model.pt2", "model.onnx") if (folder / name).exists()]
     if graphs:
         shape = f"(n, 3, {stage.eval_side}, {stage.eval_side})"
@@ -66,12 +70,6 @@ def _parts(trained, folder):
             f"{' and '.join(graphs)}: float32 images {shape}, normalised by mean"
             f" {list(recipe.model.mean)} and deviation {list(recipe.model.std)} -> logits."
         )
-    yield f"## Results\n\n{_results(trained)}"
-    if (report := trained.folder / "report.md").is_file():
-        lines = report.read_text(encoding="utf-8").splitlines()
-        yield "## Training\n\n" + "\n".join(line for line in lines if line.startswith("|"))
-    if (folder / "curves.png").exists():
-        yield "![curves](curves.png)"
     yield f"## Data\n\n{_data(recipe)}"
     yield f"## Recipe\n\n```yaml\n{_recipe(recipe)}```"
     yield f"## Made with\n\n{_made_with(trained.folder)}"
@@ -83,11 +81,28 @@ def _parts(trained, folder):
 
 
 def _results(trained):
+    """The accuracy of these weights, then what other evaluations said, then the stages of the run."""
+    recipe, stage, parts = trained.recipe, trained.stage, []
+    is_best = trained.weights.stem.endswith("_best")
+    measure = stage.best if is_best else "top1"
+    shown = "ema_top1" if trained.weights.stem == "model_ema" or measure == "ema_top1" else "top1"
+    rows = [row for row in read_rows(trained.folder / "log.jsonl") if row["stage"] == stage.name]
+    rows = [row for row in rows if row.keys() >= {"top1", shown, measure}]
+    if rows:
+        sign = -1 if measure == "val_loss" else 1
+        row = max(rows, key=lambda row: sign * row[measure]) if is_best else rows[-1]
+        data = Path(recipe.data.val if stage.data == "main" else recipe.data.finetune_val).name
+        best = ", the best by these images" if is_best else ""
+        parts.append(
+            f"**Top-1 {100 * row[shown]:.2f} %** on the {row['val_images']:,} images of {data}, after epoch"
+            f" {row['epoch']} of stage {stage.name}{best}."
+        )
     names = {str(place.resolve()) for place in (trained.weights, *_folder_of(trained.weights))}
     rows = [row for row in records.read(trained.folder) if str(Path(row["weights"]).resolve()) in names]
-    if not rows:
-        return "Not evaluated apart from training; see below."
-    return records.table(rows)
+    parts += [records.table(rows)] if rows else []
+    if (report := trained.folder / "report.md").is_file():
+        parts.append("\n".join(line for line in report.read_text(encoding="utf-8").splitlines() if line[:1] == "|"))
+    return "\n\n".join(parts) or "Not evaluated."
 
 
 def _folder_of(weights):

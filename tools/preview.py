@@ -5,9 +5,10 @@
     python -m tools.preview photo.jpg --cfg recipes/vit_s_400ep.yaml --compare --out compare.png
     python -m tools.preview photo.jpg --cfg recipes/in21k_s_90ep.yaml --all-policies --out policies.png
 
-A row for each image, the stored one first, then some draws of each stage; under each picture the operations that made
-it (bcs: factors of brightness, contrast, saturation). --compare: ours, the same by Pillow, torchvision and timm, and
-the difference times AMPLIFIED, with its largest and mean value. --all-policies: a row for each policy on one image.
+A row for each image, the stored one first with its class, then draws of each stage; under each picture the operations
+that made it (bcs: factors of brightness, contrast, saturation). --compare: ours, the same by Pillow, torchvision and
+timm, and the difference times AMPLIFIED, with its largest and mean value. --all-policies: a row for each policy on one
+image.
 """
 
 import argparse
@@ -33,7 +34,7 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--augment", metavar="TEXT", help="instead of the recipe's stage.augment")
     parser.add_argument("--compare", action="store_true", help="beside Pillow's, torchvision's and timm's result")
     parser.add_argument("--all-policies", action="store_true", help="every policy on the first image, with equal crops")
-    parser.add_argument("--images", type=int, default=4, help="rows")
+    parser.add_argument("--images", type=int, default=8, help="rows")
     parser.add_argument("--draws", type=int, help="columns for each stage (6 shared by the stages, at least 2)")
     options = parser.parse_args(argv)
     for name, value in (("images", options.images), ("draws", options.draws)):
@@ -58,6 +59,7 @@ from ffcv_ops.augment import chain, load
 from ffcv_ops.kernels import crops
 from ffcv_ops.loader import plan_of
 from ffcv_ops.rng import RandomKey
+from ffcv_ops.stock import IntField
 from ffcv_ops.storage.index import column, open_index
 from ffcv_ops.storage.reading import Files
 from ffcv_ops.stored_images import RAW
@@ -82,12 +84,12 @@ def main(argv=None) -> None:
     images = stored_images(Path(options.source), options.images)
     number = options.draws or max(6 // len(stages), 2)
     if options.all_policies:
-        rows = policy_rows(images[0], stages[0], run.seed, number)
+        rows = policy_rows(images[0].picture, stages[0], run.seed, number)
         said = f"{len(rows)} policies, {number} draws each, stage {stages[0].name}"
     else:
-        rows = []
+        rows, columns = [], [stage for stage in stages for _ in range(number)]
         for place, image in enumerate(images):
-            shown = [(stage, place + k * len(images)) for stage in stages for k in range(number)]
+            shown = [(stage, place + column * len(images)) for column, stage in enumerate(columns)]
             rows += compared(image, shown, run.seed) if options.compare else [row_of(image, shown, run.seed)]
         names = ", ".join(stage.name for stage in stages)
         said = f"{len(images)} images, {number} draws each, stages {names}"
@@ -106,13 +108,19 @@ class Panel(NamedTuple):
     below: str = ""
 
 
-def row_of(image: np.ndarray, shown, seed: int) -> list[Panel]:
+def stored_panel(image: np.ndarray, class_name: str = "") -> Panel:
+    """An image as it is stored, uint8 RGB."""
+    height, width, _ = image.shape
+    return Panel(image, "stored", "\n".join(filter(None, [class_name[:24], f"{width}x{height}"])))
+
+
+def row_of(stored: Panel, shown, seed: int) -> list[Panel]:
     """The stored image and one panel for each (stage, draw) of `shown`."""
     views = [
         (View(stage, plan_of(**loading.train_options(stage)), load.from_text(loading.chain_of(stage))), draw)
         for stage, draw in shown
     ]
-    return [_stored_panel(image)] + [_panel(image, view, RandomKey(seed, draw)) for view, draw in views]
+    return [stored] + [_panel(stored.picture, view, RandomKey(seed, draw)) for view, draw in views]
 
 
 class View(NamedTuple):
@@ -123,11 +131,11 @@ class View(NamedTuple):
     loaded: list[load.Loaded]  # the augmentations of `params`
 
 
-def compared(image: np.ndarray, shown, seed: int) -> list[list[Panel]]:
+def compared(stored: Panel, shown, seed: int) -> list[list[Panel]]:
     """Three rows: ours, the reference, the difference; without the augmentations that declare no reference."""
     from tools import reference  # imports torch and timm
 
-    rows = [[_stored_panel(image)], [Panel(None)], [Panel(None)]]
+    rows, image = [[stored], [Panel(None)], [Panel(None)]], stored.picture
     for stage, draw in shown:
         loaded = [one for one in load.from_text(loading.chain_of(stage)) if one.augmentation.reference]
         params = plan_of(**loading.train_options(stage))
@@ -156,11 +164,6 @@ def policy_rows(image: np.ndarray, stage, seed: int, number: int) -> list[list[P
     return rows
 
 
-def _stored_panel(image):
-    height, width, _ = image.shape
-    return Panel(image, "stored", f"{width}x{height}")
-
-
 def _panel(image, view, key):
     size = view.stage.resolution
     shown = transform_image(image, view.params, resolution=size, key=key)
@@ -168,22 +171,32 @@ def _panel(image, view, key):
     return Panel(shown, f"{view.stage.name}, {size} px", said)
 
 
-def stored_images(path: Path, number: int) -> list[np.ndarray]:
-    """Up to `number` images, evenly spread over a .beton or the shards of a pattern, or the one image of another file;
-    uint8 RGB arrays."""
+def stored_images(path: Path, number: int) -> list[Panel]:
+    """Up to `number` images, evenly spread over a .beton or the shards of a pattern, or the one image of another
+    file."""
     if path.suffix != ".beton" and "*" not in path.name:
         try:
-            return [np.asarray(read_image(path))]
+            return [stored_panel(np.asarray(read_image(path)))]
         except UserError as error:
             raise UserError(f"{path}: neither a .beton nor an image that can be read: it {error}") from error
     known = open_index(path)
     samples = len(known.metadata)
-    chosen = column(known, "image")[np.linspace(0, samples - 1, min(number, samples)).astype(int)]
+    places = np.linspace(0, samples - 1, min(number, samples)).astype(int)
+    chosen = column(known, "image")[places]
     sizes = known.sizes[np.searchsorted(known.places, chosen["data_ptr"])].tolist()
     with Files(known).schedule_epoch([]) as files:
         spans = zip(*files.locate(chosen["data_ptr"]), sizes, strict=True)
         stored = [os.pread(file, size, int(place)) for file, place, size in spans]
-    return [_pixels(entry, data) for entry, data in zip(chosen, stored, strict=True)]
+    names = _class_names(known, places)
+    return [stored_panel(_pixels(*one), name) for *one, name in zip(chosen, stored, names, strict=True)]
+
+
+def _class_names(known, places):
+    """Of these samples; "" where there are no classes."""
+    if not isinstance(known.handlers.get("label"), IntField):
+        return [""] * len(places)
+    names = dict(enumerate(known.class_names or ()))
+    return [names.get(label, f"class {label}") for label in column(known, "label")[places].tolist()]
 
 
 def _pixels(entry: np.void, data: bytes) -> np.ndarray:
@@ -214,7 +227,7 @@ def sheet(rows: list[list[Panel]]) -> Figure:
             place.spines[:].set_visible(False)
             if panel.picture is not None:
                 place.imshow(panel.picture)
-                place.set_xlabel(panel.below, fontsize=8)
+                place.set_xlabel(panel.below, fontsize=8, parse_math=False)  # names of classes are not ours
             if number == 0:
                 place.set_title(panel.above, fontsize=8)
     return figure

@@ -298,9 +298,14 @@ def test_markdown_goes_between_its_markers(tmp_path):
     assert not (tmp_path / "nothing.md").exists()
 
 
-def test_the_plot_shows_every_loader():
+def test_the_plot_is_as_wide_as_a_page_with_a_panel_below_the_other_and_no_bars_of_stored_pixels():
     figure = loader_views.plot(ROWS, "a machine")
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [
-        "ours", "ffcv", "ffcv-tuned", "ffcv-raw", "pillow",
+    figure.draw_without_rendering()
+    first, second = figure.axes
+    assert [label.get_text() for label in first.get_yticklabels()] == ["ours", "ffcv", "ffcv-tuned", "pillow"]
+    assert [panel.get_title(loc="left") for panel in (first, second)] == [
+        "A: RandomResizedCrop 224", "E: evaluation 224",
     ]  # fmt: skip
-    assert [panel.get_title() for panel in figure.axes] == ["A: RRC 224", "E: eval 224"]
+    assert figure.get_figwidth() < 9, "or GitHub shrinks its letters"
+    boxes = [panel.get_window_extent() for panel in (first, second)]
+    assert boxes[1].y1 < boxes[0].y0 and boxes[0].x0 == boxes[1].x0

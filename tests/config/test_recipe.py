@@ -49,6 +49,19 @@ def test_base_holds_every_key_in_the_schemas_order_each_with_a_comment():
     assert [line for line in lines if not line.endswith(":") and "  # " not in line] == []
 
 
+def test_a_base_may_be_any_recipe_and_what_is_built_on_it_wins_over_its_rows_too(write):
+    """Three files deep, with the rows of the middle one."""
+    write("base: base.yaml\nseed: 5\nstage: {lr: 1e-3, flip: 0}\n", "first.yaml")
+    rows = "stages:\n- {name: a, lr: 2e-3, epochs: 20}\n- {name: b, epochs: 30, batch: 512}\n"
+    write(f"base: first.yaml\nseed: 6\n{rows}", "second.yaml")
+    run = load_recipe(write("base: second.yaml\nstage: {epochs: 40}\n"))
+    assert (run.seed, Path(run.source).name) == (6, "x.yaml")
+    found = [(s.name, s.lr, s.epochs, s.batch, s.flip) for s in run.stages]
+    assert found == [("a", 2e-3, 40, 2048, 0), ("b", 1e-3, 40, 512, 0)]
+    run = load_recipe(write("base: second.yaml\nstages: [{name: c}]\n"), {"stage.lr": "3e-3"})
+    assert [(s.name, s.lr, s.epochs) for s in run.stages] == [("c", 3e-3, 400)]
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_loads_and_is_a_short_list_of_deltas(path):
     run = load_recipe(path)
@@ -359,8 +372,8 @@ WHOLE_FILES = {
     b"seed: 3": "keys are missing, the first is on_nonfinite; a recipe without `base: base.yaml` must hold all",
     b"base: bass.yaml": "bass.yaml cannot be read: No such file",
     b"base: [base.yaml]": "x.yaml: base must be the name of one file",
-    b"base: second.yaml": "x.yaml: its base, second.yaml, must be complete",
-    b"base: rows.yaml": "x.yaml: its base, rows.yaml, must be complete",
+    b"base: x.yaml": "x.yaml: its `base:` leads back to this file",
+    b"base: second.yaml": "x.yaml: its `base:` leads back to this file",
     b"base: short.yaml": "x.yaml: data.val is missing",
     b"base: base.yaml\n\xff": "x.yaml is not YAML",
 }
@@ -368,8 +381,7 @@ WHOLE_FILES = {
 
 @pytest.mark.parametrize("content", WHOLE_FILES)
 def test_a_bad_file_is_one_line_and_exit_status_2(content, write, complaint):
-    write("base: base.yaml\n", "second.yaml")
-    write(BASE_RECIPE.read_text() + "stages: [{name: a}]\n", "rows.yaml")
+    write("base: x.yaml\n", "second.yaml")
     write("".join(line for line in BASE_RECIPE.open() if not line.startswith("  val:")), "short.yaml")
     assert WHOLE_FILES[content] in complaint("--cfg", write(content))
 

@@ -49,3 +49,10 @@ def test_stages_have_their_numbers(make_run, tmp_path):
         (name, px, "1/1", "12.35", "90.00", "65.43", "100", "1.2%", "0.2")
         for name, px in (("first_32", "32"), ("second_48", "48"))
     ]
+
+
+def test_a_column_that_nothing_fills_is_left_out(make_run, tmp_path):
+    facts = collect(make_run(tmp_path / "made", overrides={"stage.ema": "none"}.items()))
+    assert "EMA top-1 %" not in tables.stage_table(facts)[0]
+    assert "EMA top-1 %" not in tables.run_table([facts])[0]
+    assert "EMA top-1 %" in tables.run_table([collect(make_run(tmp_path / "averaged")), facts])[0]

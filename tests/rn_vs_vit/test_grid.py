@@ -16,12 +16,13 @@ GRIDS = sorted({*(ROOT / "rn_vs_vit").glob("*.yaml")} - {PRECISION})
 SMALL = """
 recipe: {recipe}
 fixed: {{stage.epochs: 2, stage.warmup_epochs: 0}}
-networks:
-  a: {{model.name: deit3_micro_patch16_224, stage.lr: 1.0e-3}}
-  b: {{model.name: test_resnet}}
-augmentations:
-  three: {{augment: three}}
-  none: {{augment: none, jitter: none}}
+axes:
+  network:
+    a: {{model.name: deit3_micro_patch16_224, stage.lr: 1.0e-3}}
+    b: {{model.name: test_resnet}}
+  augmentation:
+    three: {{stage.augment: three}}
+    none: {{stage.augment: none, stage.jitter: none}}
 seeds: [3, 4]
 """
 
@@ -50,21 +51,21 @@ def test_cells_differ_in_the_allowed_keys_only(path):
     assert len(cells) == len({cell.folder for cell in cells}) == len({cell[:3] for cell in cells})
     for one, other in itertools.combinations(cells, 2):
         allowed = {"log.name"}
-        allowed |= augmentation if one.augmentation != other.augmentation else set()
-        allowed |= network if one.network != other.network else set()
+        allowed |= augmentation if one.choice != other.choice else set()
+        allowed |= network if one.row != other.row else set()
         allowed |= {"seed"} if one.seed != other.seed else set()
         found = differing(one, other)
         assert found <= allowed, (one.run.log.name, other.run.log.name)
         assert ("seed" in found) == (one.seed != other.seed)
-        assert bool(found & augmentation) == (one.augmentation != other.augmentation)
-        assert ("model.name" in found) == (one.network != other.network)
+        assert bool(found & augmentation) == (one.choice != other.choice)
+        assert ("model.name" in found) == (one.row != other.row)
 
 
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
 def test_the_grids_ask_the_papers_question(path):
     wanted = grid.read(path)
-    assert wanted.augmentations[0] == "3-Augment"
-    assert {"RandAugment", "AutoAugment", "none"} <= set(wanted.augmentations)
+    assert wanted.choices[0] == "3-Augment"
+    assert {"RandAugment", "AutoAugment", "none"} <= set(wanted.choices)
     assert len(wanted.seeds) >= 3
     first = wanted.cells[0].run.stages[0]
     assert (first.augment, first.jitter) == ("three(ops=gray+solarize+blur)", 0.3)
@@ -102,16 +103,65 @@ def test_seeds_come_one_after_the_other_and_overrides_reach_every_cell(write):
     assert [cell.run.stages[0].lr for cell in wanted.cells[:4]] == [1e-3, 1e-3, 3e-3, 3e-3]
 
 
+SWEEP = """
+recipe: {recipe}
+axes:
+  stage.freeze: [none, backbone]
+  fold:
+    0: {{data.train: f0_train.beton, data.val: f0_val.beton}}
+    1: {{data.train: f1_train.beton, data.val: f1_val.beton}}
+  stage.rrc_scale: [[0.08, 1.0], [0.35, 1.0]]
+seeds: [0]
+"""
+
+
+def test_any_keys_of_a_recipe_are_axes_and_a_list_is_an_axis_of_its_key(write):
+    wanted = grid.read(write(SWEEP))
+    assert wanted.axes == ("stage.freeze, fold", "stage.rrc_scale")
+    assert wanted.rows == ("none, 0", "none, 1", "backbone, 0", "backbone, 1")
+    assert wanted.choices == ("0.08-1.0", "0.35-1.0")
+    assert [(cell.run.stages[0].freeze, cell.run.data.val, cell.run.stages[0].rrc_scale) for cell in wanted.cells] == [
+        (freeze, f"f{fold}_val.beton", (low, 1.0))
+        for freeze in (None, "backbone") for fold in (0, 1) for low in (0.08, 0.35)
+    ]  # fmt: skip
+    assert wanted.cells[-1].run.log.name == "backbone_1_0.35-1.0_0"
+
+
+def test_the_grid_in_the_readme_is_one(tmp_path):
+    text = (ROOT / "rn_vs_vit" / "README.md").read_text().partition("```yaml\n")[2].partition("```")[0]
+    path = tmp_path / "probe.yaml"
+    path.write_text(text.replace("recipe: ", f"recipe: {ROOT}/"))
+    wanted = grid.read(path)
+    assert (len(wanted.cells), wanted.axes[1], wanted.cells[0].run.log.name) == (16, "how", "a_5.0e-5_whole_0")
+
+
+def test_one_axis_is_a_row_of_the_recipe(write):
+    wanted = grid.read(write("recipe: {recipe}\naxes: {{stage.lr: [1.0e-3, 2.0e-3]}}\nseeds: [0]\n"))
+    assert (wanted.axes, wanted.rows) == (("recipe", "stage.lr"), ("base",))
+    assert [cell.run.stages[0].lr for cell in wanted.cells] == [1e-3, 2e-3]
+
+
+def test_what_auto_stands_for_comes_with_the_weights(write):
+    known = {"model": {"mean": (0.5, 0.5, 0.5)}}
+    assert {cell.run.model.mean for cell in grid.read(write(SMALL), {}, known).cells} == {(0.5, 0.5, 0.5)}
+
+
 BAD = {
     "{{}}": "a grid needs recipe:",
     SMALL + "seed: 3\n": "'seed' is no part of a grid; the nearest is 'seeds'",
-    SMALL.replace("stage.lr", "stage.batch"): "a: stage.batch must be the same in all cells; free are model.name",
-    SMALL.replace("augment: three", "mixup: 0"): "three: mixup must be the same in all cells; free are augment",
+    SMALL.replace("stage.jitter", "stage.lr"): "augmentation: stage.lr is set by the axis network already",
+    SMALL.replace("stage.lr", "seed"): "network: seed is set by the grid itself already",
     SMALL.replace("stage.epochs", "seed"): "seed is what cells differ in",
     SMALL.replace("stage.epochs", "stage.epoch"): "stage.epoch is not a key",
+    SMALL.replace("stage.lr", "lr"): "--lr is not a key",
     SMALL.replace("[3, 4]", "[3, 3]"): "a seed appears twice",
     SMALL.replace("[3, 4]", "[3, x]"): "seeds must be a list of whole numbers",
     SMALL.replace("a: {{model", "a/b: {{model"): "becomes part of a path",
+    SMALL.replace("three: {{stage.augment: three}}", "three: three"): "three must hold keys",
+    SWEEP.replace("[none, backbone]", "[none, none]"): "stage.freeze: a value appears twice",
+    SWEEP.replace("[none, backbone]", "[]"): "stage.freeze is empty",
+    "recipe: {recipe}\naxes: {{}}\nseeds: [0]": "axes is empty",
+    "recipe: [{recipe}]\naxes: {{}}\nseeds: [0]": "recipe must be the name of a file",
 }
 
 

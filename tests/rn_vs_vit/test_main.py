@@ -33,12 +33,14 @@ fixed:
   log.every: 1
   log.tensorboard: false
   log.out: {out}
-networks: {{ViT: {{model.name: deit3_micro_patch16_224}}}}
-augmentations:
-  3-Augment: {{augment: three}}
-  none: {{augment: none, jitter: none}}
+axes:
+  network: {{ViT: {{model.name: deit3_micro_patch16_224}}}}
+  augmentation:
+    3-Augment: {{stage.augment: three}}
+    none: {{stage.augment: none, stage.jitter: none}}
 seeds: [0]
 """
+MICRO = "model.name: deit3_micro_patch16_224"
 
 
 @pytest.fixture(autouse=True)
@@ -47,9 +49,9 @@ def in_this_process(request, monkeypatch):
     if "start_python" in request.fixturenames:
         return
 
-    def train(recipe):
+    def train(recipe, init):
         try:
-            return train_imagenet.main(["--cfg", str(recipe)]) or 0
+            return train_imagenet.main(["--cfg", str(recipe), *([f"--init={init}"] if init else [])]) or 0
         except SystemExit as ended:
             return ended.code
 
@@ -76,7 +78,7 @@ def test_a_killed_grid_goes_on_where_it_was_and_ends_with_the_same_bits(tiny, st
     cells = grid.read(path).cells
     (process,) = start_python(["-m", "rn_vs_vit", "--cfg", path])
     checkpoints = cells[0].folder / "checkpoints"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not list(checkpoints.glob("*.pt")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
@@ -97,11 +99,11 @@ def test_a_killed_grid_goes_on_where_it_was_and_ends_with_the_same_bits(tiny, st
 def test_finished_cells_are_not_run_again_and_cells_are_counted(tiny, monkeypatch):
     path, ran = tiny(), []
     train = command.train
-    monkeypatch.setattr(command, "train", lambda recipe: ran.append(str(recipe)) or train(recipe))
+    monkeypatch.setattr(command, "train", lambda recipe, init: ran.append(str(recipe)) or train(recipe, init))
     cells = grid.read(path).cells
     for expected in (["3-Augment"], ["3-Augment", "none"], ["3-Augment", "none"]):
         assert command.main(["--cfg", str(path), "--cells=1"]) is False
-        assert ran == [str(cell.folder / "recipe.yaml") for cell in cells if cell.augmentation in expected]
+        assert ran == [str(cell.folder / "recipe.yaml") for cell in cells if cell.choice in expected]
     table = (grid.read(path).folder / "table.md").read_text()
     assert table.count("1/1") == 2
     assert (grid.read(path).folder / "plot.png").stat().st_size > 1000
@@ -128,8 +130,7 @@ def test_other_labels_and_images_are_judged_too(tiny, tmp_path, jpg_beton, capsy
     named.symlink_to(jpg_beton)
     names = "".join(f"val/n0/ILSVRC2012_val_{number:08d}.JPEG\n" for number in numbers)
     (tmp_path / "named.files.txt").write_text(names)
-    path.write_text(path.read_text().replace(f"data.val: {jpg_beton}", f"data.val: {named}"))
-    command.main(["--cfg", str(path), "--report", f"--v2={jpg_beton}", "--real"])
+    command.main(["--cfg", str(path), "--report", f"--data.val={named}", f"--v2={jpg_beton}", "--real"])
     found, top1 = others.read(cell), epochs(cell)[-1]["top1"]
     assert found["V2"] == pytest.approx(top1, abs=1e-6)
     assert found["ReaL"] == 63 / 95
@@ -137,12 +138,12 @@ def test_other_labels_and_images_are_judged_too(tiny, tmp_path, jpg_beton, capsy
     (tmp_path / "named.files.txt").write_text("other.jpg\n")
     (cell.folder / "others.json").unlink()
     with pytest.raises(SystemExit, match="2"):
-        command.main(["--cfg", str(path), "--report", "--real"])
+        command.main(["--cfg", str(path), "--report", f"--data.val={named}", "--real"])
 
 
 def test_a_cell_that_another_process_holds_is_left_to_it(tiny, monkeypatch):
     path, ran = tiny(), []
-    monkeypatch.setattr(command, "train", lambda recipe: ran.append(str(recipe)) or 0)
+    monkeypatch.setattr(command, "train", lambda recipe, init: ran.append(str(recipe)) or 0)
     first, second = grid.read(path).cells
     with command.claimed(first) as free:
         assert free
@@ -156,9 +157,39 @@ def test_a_changed_grid_does_not_count_old_cells(tiny, capsys):
     with pytest.raises(SystemExit, match="2"):
         command.main(["--cfg", str(path), "--stage.mixup=0.5"])
     assert "holds another run (stage train: mixup 0.8, not 0.5)" in capsys.readouterr().err
+
+
+def test_a_report_needs_no_keys_and_says_in_what_the_cells_differ_from_the_file(tiny, capsys):
+    path = tiny()
+    command.main(["--cfg", str(path), "--stage.batch=8"])
+    ran = capsys.readouterr().out
+    command.main(["--cfg", str(path), "--report"])
+    reported = capsys.readouterr().out
+    assert "All cells with stage train: batch 8.\n" in reported
+    assert "All cells" not in ran
+    assert reported.splitlines()[0] in ran
+    for cell in grid.read(path).cells[:1]:
+        recipe = cell.folder / "recipe.yaml"
+        recipe.write_text(recipe.read_text().replace("batch: 8", "batch: 16"))
     with pytest.raises(SystemExit, match="2"):
-        command.main(["--cfg", str(path), "--report", "--stage.mixup=0.5"])
-    assert "holds a run of another recipe (stage train: mixup 0.8, not 0.5)" in capsys.readouterr().err
+        command.main(["--cfg", str(path), "--report"])
+    assert "not to be compared: " in capsys.readouterr().err
+
+
+def test_cells_start_from_given_weights(tiny, tmp_path, capsys):
+    """A linear probe beside a whole fine-tune: only of the latter the blocks move."""
+    path = tiny()
+    command.main(["--cfg", str(path), "--cells=1"])
+    start = grid.read(path).cells[0].folder / "model.safetensors"
+    axes = "axes: {stage.freeze: [none, backbone]}\nseeds: [1]\n"
+    path.write_text(path.read_text().partition("axes:")[0].replace("fixed:", f"fixed:\n  {MICRO}") + axes)
+    command.main(["--cfg", str(path), f"--init={start}"])
+    assert "1/1" in capsys.readouterr().out
+    whole, probe = (load_file(cell.folder / "model.safetensors") for cell in grid.read(path).cells)
+    before, name = load_file(start), "blocks.0.mlp.fc1.weight"
+    assert (probe[name] == before[name]).all()
+    assert (probe["head.weight"] != before["head.weight"]).any()
+    assert (whole[name] != before[name]).any()
 
 
 def test_cells_of_other_data_are_not_mixed_with_the_grids(tiny, raw_beton, capsys):

@@ -10,15 +10,17 @@ from scipy.stats import ttest_1samp, ttest_rel
 
 from rn_vs_vit import report
 
-NETWORKS, AUGMENTATIONS = ("ViT", "ResNet"), ("3-Augment", "RandAugment", "none")
+ROWS, CHOICES = ("ViT", "ResNet"), ("3-Augment", "RandAugment", "none")
 
 
 def made(seeds, missing=()):
     values = np.random.default_rng(0).normal(70, 2, (2, 3, len(seeds)))
-    wanted = SimpleNamespace(networks=NETWORKS, augmentations=AUGMENTATIONS, seeds=seeds, folder=Path("x"))
+    wanted = SimpleNamespace(
+        axes=("network", "augmentation"), rows=ROWS, choices=CHOICES, seeds=seeds, folder=Path("x")
+    )
     results = {
         (net, augment, seed): {"val": values[n, a, s]}
-        for n, net in enumerate(NETWORKS) for a, augment in enumerate(AUGMENTATIONS) for s, seed in enumerate(seeds)
+        for n, net in enumerate(ROWS) for a, augment in enumerate(CHOICES) for s, seed in enumerate(seeds)
         if (net, augment, seed) not in missing
     }  # fmt: skip
     return wanted, results, values
@@ -27,8 +29,8 @@ def made(seeds, missing=()):
 @pytest.mark.parametrize("seeds", [(0, 1), (0, 1, 2), tuple(range(7))])
 def test_intervals_are_those_of_scipys_paired_t_test(seeds):
     wanted, results, values = made(seeds)
-    for n, network in enumerate(NETWORKS):
-        for a, other in enumerate(AUGMENTATIONS[1:], start=1):
+    for n, network in enumerate(ROWS):
+        for a, other in enumerate(CHOICES[1:], start=1):
             of = report.interval(report.differences(wanted, results, network, other))
             low, high = ttest_rel(values[n, 0], values[n, a]).confidence_interval(0.95)
             assert (of.mean - of.half, of.mean + of.half) == pytest.approx((low, high))
@@ -40,7 +42,7 @@ def test_verdicts_say_what_the_test_says():
     lines = report.verdicts(wanted, results)
     assert len(lines) == 6
     gaps = values[:, 0] - values[:, 1]
-    for line, name, gap in zip(lines, (*NETWORKS, "ViT minus ResNet"), (*gaps, gaps[0] - gaps[1]), strict=False):
+    for line, name, gap in zip(lines, (*ROWS, "ViT minus ResNet"), (*gaps, gaps[0] - gaps[1]), strict=False):
         assert line.startswith(name)
         test = ttest_1samp(gap, 0)
         half = test.confidence_interval(0.95).high - gap.mean()
@@ -68,9 +70,14 @@ def test_the_table_holds_mean_and_spread_and_only_the_sets_that_are_there():
     assert "top-1 % on ReaL" in report.table(wanted, results)
 
 
-def test_the_plot_has_a_panel_for_each_network_and_one_for_the_differences():
+def test_the_plot_has_a_panel_for_each_row_with_results_and_one_for_what_two_seeds_tell():
     wanted, results, _ = made((0, 1, 2), missing={("ResNet", "none", 0)})
-    panels = report.plot(wanted, results).axes
-    assert [panel.get_title() for panel in panels] == ["ViT", "ResNet", "3-Augment minus the other"]
-    assert len(panels[-1].containers) == 2
-    report.plot(wanted, {})
+    *panels, last = report.plot(wanted, results).axes
+    assert [panel.get_title() for panel in (*panels, last)] == ["ViT", "ResNet", "3-Augment minus the other"]
+    assert len(last.containers) == 2
+    one, other = (high - low for low, high in (panel.get_xlim() for panel in panels))
+    assert one == pytest.approx(other), "a point is as long in one panel as in the other"
+    begun = {("ViT", "3-Augment", 0): {"val": 70.0}, ("ViT", "none", 0): {"val": 69.0}}
+    (panel,) = report.plot(wanted, begun).axes
+    assert [line.get_marker() for line in panel.lines if len(line.get_xdata())] == ["o", "o"], "no mean over a dot"
+    assert report.plot(wanted, {}).axes == []

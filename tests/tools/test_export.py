@@ -111,6 +111,8 @@ def test_graphs_compute_the_same_for_any_number_of_images(tmp_path, keys, capsys
     assert "model.onnx" in said and "no class names" in said
     session = onnxruntime.InferenceSession(str(tmp_path / "out" / "model.onnx"), providers=["CPUExecutionProvider"])
     program = torch.export.load(tmp_path / "out" / "model.pt2").module()
+    (tmp_path / "new").touch()
+    assert {path.stat().st_mode for path in (tmp_path / "out").iterdir()} == {(tmp_path / "new").stat().st_mode}
     assert session.get_inputs()[0].shape[0] == session.get_outputs()[0].shape[0] == "batch"
     for samples in (1, 7):
         given = images(int(keys.get("stage.eval_resolution", 48)), samples)
@@ -175,6 +177,24 @@ def test_the_averaged_weights_and_a_stages(tmp_path):
             export.read(tmp_path / source)
 
 
+def epoch_row(epoch, top1):
+    """Of the log of a run of smoke.yaml."""
+    last = load_recipe(ROOT / "recipes/smoke.yaml").stages[-1].name
+    zeros = dict.fromkeys(("lr", "loss", "grad_norm", "images_per_s", "wait", "seconds", "top5", "val_loss"), 0.0)
+    return {"kind": "epoch", "stage": last, "epoch": epoch, "step": epoch, "top1": top1, "val_images": 96, **zeros}
+
+
+def test_the_card_of_the_best_weights_and_of_averaged_ones_names_theirs(tmp_path):
+    run_folder(tmp_path / "run", MICRO)
+    rows = [{**epoch_row(1, 0.5), "ema_top1": 0.125}, {**epoch_row(2, 0.25), "ema_top1": 0.375}]
+    (tmp_path / "run" / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    best = f"{rows[0]['stage']}_best"
+    for name, said in ((best, "**Top-1 50.00 %**"), ("model_ema", "**Top-1 37.50 %**")):
+        (tmp_path / "run" / f"{name}.safetensors").symlink_to("model.safetensors")
+        export.main([str(tmp_path / "run" / f"{name}.safetensors"), f"--out={tmp_path / name}"])
+        assert said in (tmp_path / name / "README.md").read_text()
+
+
 def test_the_card_shows_results_and_no_paths(tmp_path, jpg_beton, capsys):
     data = tmp_path / "secret" / "set.beton"
     data.parent.mkdir()
@@ -190,8 +210,12 @@ def test_the_card_shows_results_and_no_paths(tmp_path, jpg_beton, capsys):
     train_imagenet.main(["--cfg", str(run / "recipe.yaml"), "--eval-only", f"--init={run}"])
     (row,) = json.loads((run / records.FILE).read_text())
     records.write(run, [{**row, "weights": "other.safetensors", "top1": 0.123456}])
+    (run / "log.jsonl").write_text("".join(json.dumps(epoch_row(n, top1)) + "\n" for n, top1 in ((1, 0.5), (2, 0.25))))
     export.main([str(run), f"--out={tmp_path / 'out'}"])
     card = (tmp_path / "out" / "README.md").read_text()
+    assert card.index("**Top-1 25.00 %** on the 96 images of set.beton, after epoch 2 of stage") < card.index(
+        "import timm"
+    )
     for words in (f" {100 * row['top1']:.3f} |", "| set.beton | 96 | 5 |", "commit abc123, timm 9.9",
                   "name: deit3_micro_patch16_224", "curves.png", "| first | 7 |", "library_name: timm",
                   "Revenge of the"):  # fmt: skip

@@ -32,15 +32,18 @@ def test_a_sheet_of_a_beton(request, fixture, tmp_path, capsys):
 
 
 def test_stored_images_are_those_of_the_file(raw_beton, tiles):
+    """With their classes: of 96 tiles the label is the number modulo 5."""
     for shown, index in zip(preview.stored_images(raw_beton, 3), (0, 47, 95), strict=True):
-        np.testing.assert_array_equal(shown, tiles[index])
+        np.testing.assert_array_equal(shown.picture, tiles[index])
+        assert shown.below.startswith(f"class {index % 5}\n")
 
 
 def test_stored_images_of_shards(tmp_path, tiles, write_shards):
     """As one data set; raw pixels and JPEGs."""
     modes = ["raw"] * 50 + ["jpg"] * 46
     samples = [((encode_rgb(tile, mode=mode, quality=90),), 0) for tile, mode in zip(tiles, modes, strict=True)]
-    first, middle, last = preview.stored_images(write_shards(tmp_path, samples, (40, 56)), 3)
+    shown = preview.stored_images(write_shards(tmp_path, samples, (40, 56)), 3)
+    first, middle, last = (panel.picture for panel in shown)
     np.testing.assert_array_equal(first, tiles[0])
     np.testing.assert_array_equal(middle, tiles[47])
     jpeg = Image.open(io.BytesIO(samples[95][0][0].data)).convert("RGB")
@@ -90,8 +93,10 @@ def test_all_policies_on_one_photograph(jpg_beton, tmp_path, capsys):
 
 def test_rows_show_the_stages_as_training_sees_them(photos):
     stages = load_recipe(RECIPE).stages
-    stored, *panels = preview.row_of(photos["cat"], [(stage, draw) for stage in stages for draw in (3, 4)], seed=7)
-    assert stored.below == "451x300" and stored.above == "stored"
+    stored, *panels = preview.row_of(
+        preview.stored_panel(photos["cat"], "cat"), [(stage, draw) for stage in stages for draw in (3, 4)], seed=7
+    )
+    assert stored.below == "cat\n451x300" and stored.above == "stored"
     assert [panel.picture.shape[0] for panel in panels] == [224, 224, 384, 384]
     assert [panel.above for panel in panels[1:3]] == ["pretrain_224, 224 px", "finetune_384, 384 px"]
     plan = loader.plan_of(**loading.train_options(stages[1]))
@@ -102,12 +107,14 @@ def test_rows_show_the_stages_as_training_sees_them(photos):
 
 def test_a_comparison_shows_ours_the_reference_and_what_is_between(photos, monkeypatch):
     stage = load_recipe(RECIPE).stages[0]
-    ours, theirs, apart = (row[1] for row in preview.compared(photos["cat"], [(stage, 3)], seed=0))
+    ours, theirs, apart = (
+        row[1] for row in preview.compared(preview.stored_panel(photos["cat"]), [(stage, 3)], seed=0)
+    )
     np.testing.assert_array_equal(ours.picture, theirs.picture)
     assert not apart.picture.any() and "max 0, mean 0.000" in apart.below
     real = reference.show
     monkeypatch.setattr(reference, "show", lambda *args, **keys: real(*args, **keys) ^ 2)
-    _, _, apart = (row[1] for row in preview.compared(photos["cat"], [(stage, 3)], seed=0))
+    _, _, apart = (row[1] for row in preview.compared(preview.stored_panel(photos["cat"]), [(stage, 3)], seed=0))
     assert (apart.picture == 64).all() and "max 2, mean 2.000" in apart.below
 
 
