@@ -60,12 +60,12 @@ def divided(source: Source, draw: Draw) -> Source:
     whole = source.splits.get(ALL)
     if whole:
         source = source._replace(splits={"train": whole})
-    share = draw.val_share
+    share, shown = draw.val_share, one_line(str(source.made.get("source", source.origin)))
     if share == "auto":
         share = SHARE if whole and not draw.folds and np.bincount(whole.labels).max() > 1 else None
         if share:
             print(
-                f"{one_line(source.origin)} is not divided: {share:g} of each class becomes val;"
+                f"{shown} is not divided: {share:g} of each class becomes val;"
                 " --data.val_share=none leaves all in train", file=sys.stderr,
             )  # fmt: skip
     if share is not None:
@@ -73,7 +73,7 @@ def divided(source: Source, draw: Draw) -> Source:
     elif draw.folds:
         source = with_fold(source, draw)
     elif "test" in source.splits and "val" not in source.splits:
-        print(f"{one_line(source.origin)} has no val; its test is written as val", file=sys.stderr)
+        print(f"{shown} has no val; its test is written as val", file=sys.stderr)
         source = source._replace(splits={"val" if name == "test" else name: s for name, s in source.splits.items()})
     made = {"val_share": share, "folds": draw.folds, "fold": draw.fold, "per_class": draw.per_class}
     if draw.per_class is not None:

@@ -57,7 +57,7 @@ def class_folders(tree: Tree, classes: str) -> Source:
     are ImageFolder's, or those of a list of `classes`.
 
     Without a list, all splits must have the same classes. With one, each may lack some of its classes."""
-    places = _split_places(tree)
+    top, places = _split_places(tree)
     left_out = {split: LeftOut() for split in places}
     found = {split: _class_names(tree, place, left_out[split]) for split, place in places.items()}
     if not found.get("test", True):
@@ -71,11 +71,16 @@ def class_folders(tree: Tree, classes: str) -> Source:
         else:
             synsets.ordered(found[split], classes, _shown(tree, places[split]))
     splits = {split: _split(tree, places[split], names, numbered, left_out[split]) for split, names in found.items()}
-    return Source(tree.origin, numbered, splits, tree.read)
+    if top:  # names are those that the folders inside would give by themselves
+        splits = {
+            split: part._replace(names=Strings.of(name[len(top) + 1 :] for name in part.names))
+            for split, part in splits.items()
+        }
+    return Source(_shown(tree, top), numbered, splits, tree.read)
 
 
-def _split_places(tree: Tree, top: str = "") -> dict[str, str]:
-    """{split: the place whose folders are its classes}."""
+def _split_places(tree: Tree, top: str = "") -> tuple[str, dict[str, str]]:
+    """The place of the whole, and {split: the place whose folders are its classes}."""
     place, (folders, files) = _shown(tree, top), tree.entries(top)
     words = [name for name in folders if name.lower() in WORDS]
     classes = [name for name in folders if name not in words and name not in JUNK_FOLDERS]
@@ -87,7 +92,7 @@ def _split_places(tree: Tree, top: str = "") -> dict[str, str]:
             )
         if classes:
             print(f"{one_line(place)}: only its splits are read, not {first_few(classes)}", file=sys.stderr)
-        return {split: os.path.join(top, name) for split, name in splits.items()}
+        return top, {split: os.path.join(top, name) for split, name in splits.items()}
     if splits and classes:
         raise UserError(
             f"{place} has class folders ({first_few(classes)}) beside {words[0]}/, which may be a class or a split; put"
@@ -99,7 +104,7 @@ def _split_places(tree: Tree, top: str = "") -> dict[str, str]:
         inner = os.path.join(top, classes[0])
         if tree.entries(inner)[0] and not any(map(has_image_name, tree.entries(inner)[1])):
             return _split_places(tree, inner)  # one folder around all, as archives have it
-    return {ALL: top}
+    return top, {ALL: top}
 
 
 def _class_names(tree, place, left_out) -> list[str]:

@@ -46,7 +46,7 @@ def test_what_a_place_is(places, place, kind):
         ("gone", "gone is not a folder, and there are no such files"),
         ("gone/*.tar", "gone/*.tar is not a folder"),
         ("nothing.tar", "nothing.tar is an empty tar file"),
-        ("empty", "empty has no folder train/"),
+        ("empty", "empty has no class folders; images belong in"),
         ("flat/readme.md.parquet", "holds no .parquet files"),
     ],
 )
@@ -56,5 +56,5 @@ def test_places_that_are_nothing(places, place, message):
 
 
 def test_a_label_that_nobody_would_read(places):
-    with pytest.raises(UserError, match=r"data.label is for WebDataset and Parquet"):
+    with pytest.raises(UserError, match=r"data.label is for WebDataset, Parquet, a list; "):
         open_source(str(places / "folder"), label="fine_label")

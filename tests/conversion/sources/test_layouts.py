@@ -112,18 +112,20 @@ def test_a_folder_with_a_list_beside_its_images(pictures, write):
 @pytest.mark.parametrize("top", ["", "pets/", "./archive/pets/"])
 @pytest.mark.parametrize("kind", ["stored", "deflated", "tar"])
 def test_archives_of_class_folders(pictures, write, packed, kind, top):
-    """The same bytes as from the folder; what macOS adds is left out."""
+    """The same bytes as from the folder, and the same val; what macOS adds is left out."""
     files = pictures(*(f"in/{name}" for name in PETS))
     members = {f"{top}{name.removeprefix('in/')}": content for name, content in files.items()}
     members |= {"__MACOSX/pets/cat/._1.jpg": b"metadata", f"{top}cat/notes.txt": b"a cat", f"{top}cat/Thumbs.db": b"B"}
     place = Path("pets.tar" if kind == "tar" else "pets.zip")
     method = zipfile.ZIP_DEFLATED if kind == "deflated" else zipfile.ZIP_STORED
     place.write_bytes(packed(members) if kind == "tar" else zipped(members, compression=method))
-    done = write(f"--data.source={place}", "--data.val_share=none")
+    done = write(f"--data.source={place}")
     assert done.status == 0, done.err
     assert "2 not an image by its content" in done.err and "is read as a" in done.err
-    assert write("--data.source=in", "--data.out=folder", "--data.val_share=none").status == 0
-    assert Path("data/pets_train.beton").read_bytes() == Path("folder_train.beton").read_bytes()
+    assert write("--data.source=in", "--data.out=folder").status == 0
+    for split in ("train", "val"):
+        assert Path(f"data/pets_{split}.beton").read_bytes() == Path(f"folder_{split}.beton").read_bytes()
+        assert lines_of(split) == lines_of(split, "folder")
     assert classes_of() == ["cat", "dog"]
 
 
