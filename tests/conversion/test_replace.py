@@ -100,7 +100,7 @@ def test_a_stale_validation(pictures, write):
         f"pets_train.{end}" for end in ("beton", "files.txt", "json", "xxh64")
     ]
     with pytest.raises(
-        UserError, match=r"4 of the 4 images of stale/pets_val.beton are in data/pets_train.beton too, the"
+        UserError, match=r"5 of the 5 images of stale/pets_val.beton are in data/pets_train.beton too, the"
     ):
         pair_remark(train, Path("stale/pets_val.beton"))
 

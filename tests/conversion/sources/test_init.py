@@ -47,7 +47,7 @@ def test_what_a_place_is(places, place, kind):
         ("gone/*.tar", "gone/*.tar is not a folder"),
         ("nothing.tar", "nothing.tar is an empty tar file"),
         ("empty", "empty has no class folders; images belong in"),
-        ("flat/readme.md.parquet", "holds no .parquet files"),
+        ("flat/readme.md.parquet", "holds no .parquet or .arrow files"),
     ],
 )
 def test_places_that_are_nothing(places, place, message):
