@@ -148,10 +148,10 @@ def main(argv=None):
         print(estimate(source, image, stage, config, out=Path(out), overrides=given, page_size=page_size))
         return
     remaining = others(out, source, data.replace)
-    for line in class_sizes(source):
-        print(line, file=sys.stderr)
     options = WriteOptions(page_size, data.on_error, data.max_skipped, workers)
     write_splits(source, out, image, options, data.shards)
+    for line in class_sizes(source):
+        print(line, file=sys.stderr)
     for file in remaining:
         remove(file)
         print(f"{file} is removed: it belonged to what was replaced")

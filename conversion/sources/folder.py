@@ -46,10 +46,12 @@ def image_folder(root: str, classes: str = synsets.AUTO) -> Source:
     root = os.path.abspath(root)
     if not os.path.isdir(root):
         raise UserError(f"{root} is not a folder; data.source must be one with <class>/<images>")
-    entries, images = functools.partial(_entries, root), functools.partial(_image_paths, root)
-    return class_folders(
-        Tree(root, entries, images, lambda names: names, functools.partial(read_file, root=root)), classes
-    )
+
+    def images(place, left_out):
+        return (os.path.relpath(path, root) for path in image_paths(os.path.join(root, place), left_out))
+
+    read = functools.partial(read_file, root=root)
+    return class_folders(Tree(root, functools.partial(_entries, root), images, lambda names: names, read), classes)
 
 
 def class_folders(tree: Tree, classes: str) -> Source:
@@ -164,11 +166,11 @@ def _entries(root, place):
     return sorted(folders), sorted(files)
 
 
-def _image_paths(root, place, left_out: LeftOut):
-    """Paths of the images below a folder, folder by folder in sorted order, links followed, but not from a folder back
+def image_paths(folder: str | Path, left_out: LeftOut) -> Iterator[str]:
+    """Paths of the images below `folder`, folder by folder in sorted order, links followed, but not from a folder back
     to one that holds it."""
     found = []
-    for parent, folders, files in os.walk(os.path.join(root, place), followlinks=True, onerror=_refuse):
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=_refuse):
         here = Path(os.path.realpath(parent))
         for name in JUNK_FOLDERS.intersection(folders):
             left_out.add("folder of another program", os.path.join(parent, name))
@@ -186,7 +188,7 @@ def _image_paths(root, place, left_out: LeftOut):
                 continue
             if path.splitlines() != [path]:  # lists of files have a line for each
                 raise UserError(f"{one_line(path)} has a line break in its name; rename it")
-            yield os.path.relpath(path, root)
+            yield path
 
 
 def _refuse(error: OSError):
