@@ -20,7 +20,9 @@ def class_sizes(source: Source) -> Iterator[str]:
     smallest, largest = (f"{counts[k]:,} ({one_line(source.classes[k], 40)})" for k in (order[0], order[-1]))
     median = np.median(counts[order])
     yield f"train: {len(order):,} classes, smallest {smallest}, median {median:,.0f}, largest {largest}"
-    if len(order) > 1 and 2 * counts.max() > counts.sum() and counts[order[-1]] > TWICE * counts[order[-2]]:
+    if len(order) == 1:
+        yield f"warning: all of train is one class, {one_line(source.classes[order[0]], 40)}; nothing can be learned"
+    elif 2 * counts.max() > counts.sum() and counts[order[-1]] > TWICE * counts[order[-2]]:
         share, name = counts.max() / counts.sum(), one_line(source.classes[order[-1]], 40)
         yield (
             f"warning: {share:.0%} of train is {name}; docs/finetuning.md, Classes of different size, says how to weigh"

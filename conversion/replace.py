@@ -58,5 +58,5 @@ def _difference(file, made: Mapping, origin) -> str:
         return "has no .json that tells what it was made of"
     for key in sorted({*made, *before}, key="source".__ne__):
         if before.get(key) != made.get(key):
-            return f"was made with {key} {before.get(key, 'left out')}, not {made.get(key, 'left out')}"
+            return f"was made with data.{key} {before.get(key, 'not given')}; now it is {made.get(key, 'not given')}"
     return ""

@@ -19,14 +19,14 @@ from conversion.sources import (
     torchvision,
     webdataset,
 )
-from conversion.sources.folder import image_folder
+from conversion.sources.folder import TABLES, image_folder
 from conversion.sources.selection import has_image_name, junk_folder
 from conversion.sources.source import Source, Split, first_few, read_file
 from ffcv_ops.errors import UserError, one_line
 
 __all__ = ["Source", "Split", "image_folder", "open_source", "output_name", "read_file"]
 
-LABELED = ("WebDataset", "Parquet", "a list")  # kinds that may have several labels
+LABELED = ("a list", "WebDataset", "Parquet or Arrow")  # kinds that may have several labels
 LOOKED_AT = 1000  # members of a tar file that show what it is
 
 
@@ -56,7 +56,7 @@ def open_source(
             source = ilsvrc.class_tars(place, classes, workers)
         case "WebDataset":
             source = webdataset.webdataset(place, classes, label, workers)
-        case "Parquet":
+        case "Parquet or Arrow":
             source = parquet.parquet(place, classes, label)
         case "a list":
             source = label_list.label_list(place, classes, label, images)
@@ -68,6 +68,7 @@ def open_source(
             source = image_folder(place, classes)
     if kind not in ("folder", "torchvision"):
         sizes = ", ".join(f"{name} {len(split.items):,}" for name, split in source.splits.items())
+        sizes = sizes.removeprefix(f"{splits.ALL} ")
         classes = f"{len(source.classes):,} classes ({first_few(source.classes)})"
         print(f"{one_line(place)} is read as {kind}: {sizes} images, {classes}", file=sys.stderr)
     if train := source.splits.get("train") or source.splits.get(splits.ALL):
@@ -88,16 +89,16 @@ def _kind_of(place: str) -> str:
         match path.suffix.lower():
             case ".zip":
                 return "a zip of class folders"
-            case ".csv" | ".tsv" | ".jsonl":
+            case ending if ending in TABLES:
                 return "a list"
             case ".7z" | ".rar" | ".arrow":
                 raise UserError(f"{path} cannot be read in place; give a folder, unpacked or from save_to_disk")
     if any(split == "train" and (path / word).is_dir() for word, split in splits.WORDS.items()):
-        return "Parquet" if (path / "dataset_dict.json").is_file() else "folder"
+        return "Parquet or Arrow" if (path / "dataset_dict.json").is_file() else "folder"
     if (path / ilsvrc.TRAIN).is_file():
         return "ILSVRC"
     if place.endswith(".parquet") or (path.is_dir() and parquet.table_paths(path)):
-        return "Parquet"
+        return "Parquet or Arrow"
     tar_files = tars.tar_paths(path) if path.is_dir() else sorted(path.absolute().parent.glob(path.name))
     if tar_files and not tar_files[0].is_dir():
         return _kind_of_tars(path, tar_files)

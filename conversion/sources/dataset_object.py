@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from conversion.encode import ReadError
 from conversion.progress import progress
 from conversion.sources import synsets
 from conversion.sources.source import Lazy, Source, Split, Strings, read_file
@@ -59,7 +60,7 @@ def dataset_object(place: str, classes: str) -> Source:
 def read_item(item) -> bytes | np.ndarray:
     """The image of an item of `Numbers`, as `Source.read` gives it."""
     name, arguments, number = item
-    image = _made(name, arguments)[number][0]
+    image = _sample(_made(name, arguments), number)[0]
     if isinstance(image, str | os.PathLike):
         return read_file(os.fspath(image))
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3):
@@ -76,11 +77,15 @@ def walked(place: str, split: str, dataset, root: str | None = None) -> tuple[np
     labels, names = np.empty(len(dataset), np.int64), []
     with progress(f"{split}, reading labels", len(dataset)) as advance:
         for number in range(len(dataset)):
-            sample = dataset[number]
             try:
+                sample = _sample(dataset, number)
                 labels[number] = operator.index(sample[1])
+            except UserError as error:
+                raise UserError(f"{place}: sample {number} of {split}: {error}") from None
             except (TypeError, IndexError, KeyError):
-                raise UserError(f"{place}: a sample of {split} has no single class number") from None
+                raise UserError(
+                    f"{place}: sample {number} of {split} is not (image, class number): it has no single class number"
+                ) from None
             is_path = isinstance(sample[0], str | os.PathLike)
             names.append(os.path.relpath(sample[0], root or ".") if is_path else f"{split}/{number}")
             advance()
@@ -119,16 +124,29 @@ def _splits(place) -> dict[str, tuple]:
     return {split: found[split] for split in SPLITS if split in found}
 
 
+def _sample(dataset, number):
+    """One of its samples; whatever goes wrong in code that is not ours is one line."""
+    try:
+        return dataset[number]
+    except Exception as error:
+        kind = ReadError if isinstance(error, OSError) and error.errno else UserError
+        raise kind(_said(error)) from None
+
+
+def _said(error):
+    return f"{type(error).__name__}: {one_line(str(error))}"
+
+
 @functools.lru_cache(3)
 def _made(name, arguments):
-    """The data set; whatever goes wrong in code that is not ours is one line."""
+    """The data set, of code that is not ours either."""
     target = _named(name)
     try:
         dataset = target(**dict(arguments)) if _is_function(target) else target
         len(dataset), dataset.__getitem__
     except Exception as error:
         words = ", ".join(f"{key}={value!r}" for key, value in arguments)
-        raise UserError(f"{name}({words}): {type(error).__name__}: {one_line(str(error))}") from None
+        raise UserError(f"{name}({words}): {_said(error)}") from None
     return dataset
 
 
@@ -143,4 +161,4 @@ def _named(place):
     try:
         return operator.attrgetter(name)(importlib.import_module(module))
     except Exception as error:
-        raise UserError(f"{place}: {type(error).__name__}: {one_line(str(error))}") from None
+        raise UserError(f"{place}: {_said(error)}") from None

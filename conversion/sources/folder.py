@@ -24,8 +24,10 @@ from conversion.sources.selection import (
     is_image_file,
 )
 from conversion.sources.source import Source, Split, Strings, first_few, read_file
-from conversion.sources.splits import ALL, WORDS, by_split
+from conversion.sources.splits import ALL, WORDS, by_split, split_of
 from ffcv_ops.errors import UserError, one_line
+
+TABLES = (".csv", ".tsv", ".jsonl")
 
 
 class Tree(NamedTuple):
@@ -98,7 +100,7 @@ def _split_places(tree: Tree, top: str = "") -> tuple[str, dict[str, str]]:
     if splits and classes:
         raise UserError(
             f"{place} has class folders ({first_few(classes)}) beside {words[0]}/, which may be a class or a split; put"
-            f" the classes into {place}/train/, or rename {words[0]}/"
+            f" the classes into {place}/train/, or rename {words[0]}/{_table(tree, top)}"
         )
     if splits:
         raise UserError(f"{place} has {words[0]}/, but no folder train/; images belong in {place}/train/<class>/")
@@ -106,7 +108,26 @@ def _split_places(tree: Tree, top: str = "") -> tuple[str, dict[str, str]]:
         inner = os.path.join(top, classes[0])
         if tree.entries(inner)[0] and not any(map(has_image_name, tree.entries(inner)[1])):
             return _split_places(tree, inner)  # one folder around all, as archives have it
+    meant = {split_of(name, None) for name in classes} - {None}
+    hint = _table(tree, top, *(os.path.join(top, name) for name in classes[:1]))
+    if len(meant) > 1 or (len(classes) == 1 and hint):
+        what = "called as splits are" if len(meant) > 1 else "one folder"
+        raise UserError(
+            f"{place} holds {first_few(classes)}, {what}, and no class folders; images belong in"
+            f" {place}/train/<class>/{hint}"
+        )
     return top, {ALL: top}
+
+
+def _table(tree, *places) -> str:
+    """What to do about a table of classes, where one lies in one of the places."""
+    for place in places:
+        for name in tree.entries(place)[1]:
+            if name.lower().endswith(TABLES):
+                table = os.path.join(_shown(tree, place), name)
+                unpacked = os.path.isdir(tree.origin)
+                return f"; or give a table of their classes, {'' if unpacked else 'unpacked: '}--data.source={table}"
+    return ""
 
 
 def _class_names(tree, place, left_out) -> list[str]:
@@ -118,9 +139,7 @@ def _class_names(tree, place, left_out) -> list[str]:
         left_out.add("folder of another program", name)
     classes = [name for name in folders if name not in JUNK_FOLDERS]
     if not classes and WORDS.get(os.path.basename(place).lower()) != "test":
-        shown = _shown(tree, place)
-        tables = [name for name in files if name.endswith((".csv", ".tsv", ".jsonl"))]
-        hint = f"; or give a table of their classes: --data.source={os.path.join(shown, tables[0])}" if tables else ""
+        shown, hint = _shown(tree, place), _table(tree, place, os.path.dirname(place))
         raise UserError(f"{shown} has no class folders; images belong in {shown}/<class>/{hint}")
     return classes
 

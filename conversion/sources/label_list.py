@@ -23,7 +23,6 @@ from conversion.sources.splits import ALL, SPLITS, WORDS
 from ffcv_ops.errors import UserError, one_line
 from ffcv_ops.files import read_regular
 
-ENDINGS = (".csv", ".tsv", ".jsonl")
 LABELS = ("label", "labels", "class", "class_name", "category", "target", "species", "breed")
 SPLIT = ("split", "subset", "set", "data_set", "partition")
 FILE_ENDINGS = ("", *EXTENSIONS, *map(str.upper, EXTENSIONS), ".JPEG")
@@ -80,7 +79,7 @@ def _json_lines(path) -> tuple[Sequence[str], Rows]:
             continue
         try:
             row = json.loads(text)
-            columns = columns or list(row)
+            columns = columns or [name for name, value in row.items() if not isinstance(value, list | dict)]
             values = ["" if (value := row.get(name)) is None else str(value) for name in columns]
         except (ValueError, TypeError, AttributeError, RecursionError):
             raise UserError(f'{path} line {line}: not an object such as {{"file_name": "1.jpg", "label": 0}}') from None
@@ -100,12 +99,14 @@ def _text(path):
 
 
 def _image_column(path, columns, rows, images) -> tuple[str, int]:
-    """(folder, column) of the images: the column with the most names, in the first rows, of files that are there."""
+    """(folder, column) of the images: the column with the most names, in the first rows, of files that are there; of
+    two such, the one with the most whole names, since a row's number may be an image's name too."""
     looked_at = [columns, *(row for _, row in rows[:LOOKED_AT])]
 
     def most(folder):
-        found = [len({row[k] for row in looked_at if _ending(folder, row[k]) is not None}) for k in range(len(columns))]
-        return max(found), folder, found.index(max(found))
+        endings = [{row[k]: _ending(folder, row[k]) for row in looked_at}.values() for k in range(len(columns))]
+        found = [(len(one) - list(one).count(None), list(one).count("")) for one in endings]
+        return max(found)[0], folder, found.index(max(found))
 
     if images is not None:
         folders = [os.path.abspath(images)]

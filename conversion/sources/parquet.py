@@ -178,6 +178,7 @@ def _columns(path, label):
     if label not in numbers:
         raise UserError(
             f"{path}: data.label must be a column of class numbers; there is {first_few(numbers) or 'none'}"
+            " (class_encode_column of datasets makes one of names)"
         )
     return images[0], label, named.get(label)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from ffcv_ops.errors import UserError, one_line
-from ffcv_ops.storage.beton_file import read_head
+from ffcv_ops.storage.beton_file import read_checksums, read_head
 from ffcv_ops.storage.index import column, open_index
 from ffcv_ops.storage.shards import files_of
 from ffcv_ops.storage.sources import named, source_of
@@ -16,10 +16,11 @@ def pair_remark(train: Path, val: Path) -> str:
     the two were made of one source by different conversions: accuracy would be that of a training set."""
     if train == val:
         return ""
-    ours, theirs = (read_head(files_of(path)[0]).sidecar for path in (val, train))
+    heads = [read_head(file) for file in files_of(train)]
+    ours, theirs = (head.sidecar for head in (read_head(files_of(val)[0]), heads[0]))
     our_source, their_source = (one_line(said.get("source", "unknown")) for said in (ours, theirs))
     foreign = ours.get("pair") != theirs.get("pair")
-    count, samples, first = _shared(train, val)
+    count, samples, first = _shared(heads, val)
     if count:
         said = f"{count:,} of the {samples:,} images of {val} are in {train} too, the first is {first}"
         if foreign and our_source == their_source:
@@ -30,19 +31,13 @@ def pair_remark(train: Path, val: Path) -> str:
     return ""
 
 
-def _shared(train, val) -> tuple[int, int, str]:
-    """How many images of `val` have the stored bytes of one in `train`, of how many, and which is the first."""
-    index = open_index(val)
-    ours, theirs = _checksums(index), _checksums(open_index(train))
-    if ours is None or theirs is None:
+def _shared(heads, val) -> tuple[int, int, str]:
+    """How many images of `val` have the stored bytes of one in the files of `heads`, of how many, and which is the
+    first. Of those files, which may hold millions of images, the checksums alone are read."""
+    index, theirs = open_index(val), [read_checksums(head) for head in heads]
+    if index.checksums is None or any(one is None for one in theirs):
         return 0, len(index.metadata), ""
-    shared = np.flatnonzero(np.isin(ours, theirs))
+    ours = index.checksums[np.searchsorted(index.places, column(index, "image")["data_ptr"])]
+    shared = np.flatnonzero(np.isin(ours, np.concatenate(theirs)))
     first = named(int(shared[0]), source_of(index, int(shared[0]))) if len(shared) else ""
     return len(shared), len(ours), first
-
-
-def _checksums(index) -> np.ndarray | None:
-    """Of each sample's full image."""
-    if index.checksums is None:
-        return None
-    return index.checksums[np.searchsorted(index.places, column(index, "image")["data_ptr"])]

@@ -81,6 +81,8 @@ def test_sizes_of_classes_are_told(pictures, write):
     pictures(*(f"pets/bee/more{k}.jpg" for k in range(2)))
     done = write("--data.source=pets", "--data.val_share=none")
     assert "warning: 56% of train is bee; docs/finetuning.md, Classes of different size, says" in done.err
+    pictures("one/ant/1.jpg", "one/ant/2.jpg")
+    assert "warning: all of train is one class, ant; nothing can be learned" in write("--data.source=one").err
 
 
 def test_a_stale_validation(pictures, write):
@@ -92,7 +94,10 @@ def test_a_stale_validation(pictures, write):
     before = train.read_bytes()
     done = write("--data.source=pets", "--data.val_share=none")
     assert done.status == 2 and train.read_bytes() == before
-    assert "pets_train.beton was made with val_share 0.2, not left out; --data.replace=true replaces it" in done.err
+    assert (
+        "pets_train.beton was made with data.val_share 0.2; now it is not given; --data.replace=true replaces it"
+        in done.err
+    )
     shutil.copytree("data", "stale")
     done = write("--data.source=pets", "--data.val_share=none", "--data.replace=true")
     assert done.status == 0 and "data/pets_val.beton is removed: it belonged to what was replaced" in done.out
@@ -122,7 +127,7 @@ def test_another_folder_of_the_same_name(pictures, write):
     assert again.status == 0, again.err
     done = write("--data.source=b/pets")
     assert done.status == 2 and done.err.count("\n") <= 2
-    assert f"was made with source {Path('pets').absolute()}, not {Path('b/pets').absolute()}" in done.err
+    assert f"was made with data.source {Path('pets').absolute()}; now it is {Path('b/pets').absolute()};" in done.err
     assert write("--data.source=b/pets", "--data.out=data/b").status == 0
     remark = pair_remark(Path("data/pets_train.beton"), Path("data/b_val.beton"))
     assert remark == (

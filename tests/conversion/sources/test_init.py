@@ -33,8 +33,8 @@ def places(tmp_path, packed, jpeg):
 @pytest.mark.parametrize(
     ("place", "kind"),
     [("folder", "folder"), ("ilsvrc", "ILSVRC"), ("whole.tar", "class tars"), ("classes", "class tars"),
-     ("shards", "WebDataset"), ("shards/*.tar", "WebDataset"), ("one.tar", "WebDataset"), ("hf", "Parquet"),
-     ("flat", "Parquet"), ("flat/train-*.parquet", "Parquet"), ("empty", "folder")],
+     ("shards", "WebDataset"), ("shards/*.tar", "WebDataset"), ("one.tar", "WebDataset"), ("hf", "Parquet or Arrow"),
+     ("flat", "Parquet or Arrow"), ("flat/train-*.parquet", "Parquet or Arrow"), ("empty", "folder")],
 )  # fmt: skip
 def test_what_a_place_is(places, place, kind):
     assert _kind_of(str(places / place)) == kind
@@ -56,5 +56,5 @@ def test_places_that_are_nothing(places, place, message):
 
 
 def test_a_label_that_nobody_would_read(places):
-    with pytest.raises(UserError, match=r"data.label is for WebDataset, Parquet, a list; "):
+    with pytest.raises(UserError, match=r"data.label is for a list, WebDataset, Parquet or Arrow; "):
         open_source(str(places / "folder"), label="fine_label")

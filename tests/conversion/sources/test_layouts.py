@@ -92,6 +92,13 @@ def test_a_test_without_labels_is_left_out(pictures, write):
         ([*DIVIDED, "val/cat/1.jpg", "valid/cat/1.jpg"], "val and valid are both val; take one of them out"),
         (["val/cat/1.jpg", "test/cat/1.jpg"], "has test/, but no folder train/"),
         (["train/1.jpg", "test/1.jpg"], "train has no class folders; images belong in"),
+        (
+            ["train/1.jpg", "test/1.jpg", "train.csv"],
+            "images belong in {pets}/train/<class>/; or give a table",
+        ),
+        (["train/1.jpg", "docs/1.jpg", "train.csv"], "or rename train/; or give a table of their classes, "),
+        (["train_images/1.jpg", "test_images/1.jpg"], "holds test_images, train_images, called as splits are, and no"),
+        (["images/1.jpg", "labels.csv"], "holds images, one folder, and no class folders; images belong in"),
     ],
 )
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
@@ -100,13 +107,16 @@ def test_layouts_that_are_unclear(pictures, write, packed, kind, names, words):
     members = {name.removeprefix("pets/"): content for name, content in files.items()}
     Path("pets.zip").write_bytes(zipped(members))
     Path("pets.tar").write_bytes(packed(members))
-    refused(write(f"--data.source=pets{'' if kind == 'folder' else f'.{kind}'}"), words)
+    place = Path("pets" if kind == "folder" else f"pets.{kind}")
+    refused(write(f"--data.source={place}"), words.replace("{pets}", str(place.absolute())))
 
 
 def test_a_folder_with_a_list_beside_its_images(pictures, write):
     pictures("pets/1.jpg", "pets/2.jpg")
     Path("pets/train.csv").write_text("id,label\n1,cat\n2,dog\n")
-    refused(write("--data.source=pets"), "or give a table of their classes: --data.source=")
+    refused(write("--data.source=pets"), "or give a table of their classes, --data.source=")
+    Path("pets.zip").write_bytes(zipped({"pets/1.jpg": b"", "pets/train.csv": b""}))
+    refused(write("--data.source=pets.zip"), "or give a table of their classes, unpacked: --data.source=")
 
 
 @pytest.mark.parametrize("top", ["", "pets/", "./archive/pets/"])
@@ -203,7 +213,7 @@ def test_a_list_as_kaggle_hands_it_out(pictures, write):
     kaggle("k", [f"{k},{'cat' if k % 4 else 'dog'}" for k in range(20)])
     done = write("--data.source=k/pets.csv")
     assert done.status == 0, done.err
-    assert "pets.csv is read as a list: all 20 images, 2 classes (cat, dog)" in done.err
+    assert "pets.csv is read as a list: 20 images, 2 classes (cat, dog)" in done.err
     assert sorted(lines_of("train") + lines_of("val")) == sorted(f"{k}.jpg" for k in range(20))
     for split in ("train", "val"):
         assert labels_of(split) == [int(int(name.removesuffix(".jpg")) % 4 == 0) for name in lines_of(split)]
@@ -230,6 +240,16 @@ def test_kinds_of_lists(pictures, write, ending):
     assert lines_of("train") == ["a/1.jpg", "a/2.jpg"] and lines_of("val") == ["b/3.PNG"]
     assert labels_of("train") == [1, 0] and labels_of("val") == [1]
     assert "left out: 1 rows of test, which has no labels (b/4.jpg)" in done.err
+
+
+def test_numbers_of_rows_and_objects_are_no_columns_of_ours(pictures, write):
+    pictures("0.jpg", "1.jpg", "2.jpg")
+    Path("pets.csv").write_text("id,image,label\n0,2.jpg,cat\n1,0.jpg,dog\n2,1.jpg,cat\n")
+    assert write("--data.source=pets.csv", "--data.val_share=none").status == 0
+    assert lines_of("train") == ["2.jpg", "0.jpg", "1.jpg"]
+    Path("boxes.jsonl").write_text('{"f": "1.jpg", "boxes": [1], "kind": "cat"}\n{"f": "2.jpg", "kind": "dog"}')
+    assert write("--data.source=boxes.jsonl", "--data.val_share=none").status == 0
+    assert classes_of("data/boxes") == ["cat", "dog"]
 
 
 def test_columns_by_name_and_lists_without_a_header(pictures, write):
@@ -312,16 +332,20 @@ class Squares:
     def __getitem__(self, k):
         if k >= self.count:
             raise IndexError(k)
+        if self.kind == "late" and k:
+            raise RuntimeError("no such disk")
         pixels = np.full((8, 8, 3), 20 + 200 * (k % 2), np.uint8)
         image = {"array": pixels, "pillow": Image.fromarray(pixels), "path": f"pets/{k}.jpg", "float": pixels / 255,
-                 "bytes": open("pets/0.jpg", "rb").read() if self.kind == "bytes" else b""}[self.kind]
-        return image, k % 2
+                 "bytes": open("pets/0.jpg", "rb").read() if self.kind == "bytes" else b""}.get(self.kind, pixels)
+        return image, "light" if self.kind == "text" else k % 2
 
 squares = Squares()
 pillow = lambda: Squares(kind="pillow")
 path = lambda: Squares(kind="path")
 content = lambda: Squares(kind="bytes")
 floats = lambda: Squares(kind="float")
+late = lambda: Squares(kind="late")
+text = lambda: Squares(kind="text")
 
 def divided(split):
     return Squares({"train": 6, "val": 2}[split])
@@ -360,6 +384,8 @@ def test_a_data_set_in_python_that_is_divided(write, monkeypatch):
         ("squares_bad:circles", "squares_bad:circles: AttributeError: "),
         ("squares_bad:broken", "squares_bad:broken(): RuntimeError: no such disk"),
         ("squares_bad:np", "squares_bad:np(): TypeError: "),
+        ("squares_bad:late", "squares_bad:late: sample 1 of all: RuntimeError: no such disk"),
+        ("squares_bad:text", "sample 0 of all is not (image, class number): it has no single class number"),
         ("squares_bad:floats", "is a ndarray, not a Pillow image, uint8 array, path or"),
     ],
 )
