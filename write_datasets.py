@@ -1,6 +1,7 @@
 """Images -> .beton files.
 
     python write_datasets.py                                                       # the bundled photographs
+    python write_datasets.py --data.source=/path/pets                              # a folder with <class>/<images>
     python write_datasets.py --data.source=/path/imagenet --data.out=data/imagenet # a folder with train/ and val/
     python write_datasets.py --data.source=/path/imagenet --data.shards=auto         # files of about 1 GB
     python write_datasets.py --data.source=/path/imagenet --image.levels=500,256,160 # each image at three sizes
@@ -14,19 +15,22 @@ import functools
 import itertools
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Literal
 
 from config import command_line
 from config.options import build, option, select, to_yaml
 from config.recipe import BASE_RECIPE, load_recipe
+from conversion.class_sizes import class_sizes
 from conversion.convert import WriteOptions, convert
 from conversion.encode import ImageConfig, encode_item
 from conversion.estimate import EstimateConfig, estimate
+from conversion.replace import others, remove
 from conversion.resume import clear_marker, status_text
 from conversion.shards import auto_shards, shards_of
 from conversion.sources import Source, open_source, output_name
-from conversion.split import with_val
+from conversion.split import Draw, divided
 from ffcv_ops import host
 from ffcv_ops.errors import UserError, exits_cleanly
 from ffcv_ops.jpeg import native, turbojpeg
@@ -40,9 +44,10 @@ class DataConfig:
     """What is converted, and how."""
 
     source: str = option(
-        "photos: the bundled photographs; or a folder with train/<class>/ and perhaps val/; a folder with ILSVRC's tar"
-        " files; a tar or a folder of class tars; WebDataset shards or Parquet files (a folder, or a pattern with *);"
-        " torchvision:NAME[,argument=value]. docs/sources.md has an example of each",
+        "photos: the bundled photographs; or a folder with <class>/, or with train/<class>/ and perhaps val/ and test/,"
+        " or a zip or tar of it; a .csv, .tsv or .jsonl with labels; ILSVRC's tar files; class tars; WebDataset shards;"
+        " Parquet files, or what datasets' save_to_disk wrote (a folder, or a pattern with *);"
+        " torchvision:NAME[,argument=value]; module:name. docs/sources.md has an example of each",
         default="photos",
     )
     classes: str = option(
@@ -52,14 +57,31 @@ class DataConfig:
         default="auto",
     )
     label: str = option(
-        "where it is: a column of Parquet; in WebDataset a field of .json, or .txt for the number in that member",
+        "where it is: a column of a list or of Parquet; in WebDataset a field of .json, or .txt for the number in that"
+        " member",
         default="auto",
     )
-    val_share: float | None = option(
-        "share of each class's images that becomes val, where the source has none", above=0, below=1, default=None
+    images: str | None = option("folder of the images of a list; none: found beside it", default=None)
+    val_share: float | Literal["auto"] | None = option(
+        "share of each class's images that becomes val, where the source has none; auto: 0.1 where it has no train"
+        " either",
+        above=0,
+        below=1,
+        default="auto",
     )
+    seed: int = option("another one makes another val_share, fold and per_class", low=0, high=2**32 - 1, default=0)
+    folds: int | None = option("so many equal parts, of which one is val", low=2, high=1000, default=None)
+    fold: int | None = option("which of them is val, from 0", low=0, default=None)
+    per_class: int | None = option("train has at most so many images of each class", low=1, default=None)
     out: str = option(
-        "files are named <out>_train.beton ...; auto: data/photos or data/<folder>", default="auto", changes="records"
+        "files are named <out>_train.beton ...; auto: data/photos, data/<folder> or data/<folder>_fold0",
+        default="auto",
+        changes="records",
+    )
+    replace: bool = option(
+        "files of another source or division may be replaced, and those of splits that are no more removed",
+        default=False,
+        changes="records",
     )
     on_error: Literal["stop", "skip"] = option("what an image that cannot be stored does", default="stop")
     shards: int | Literal["auto"] = option(
@@ -84,10 +106,10 @@ OPTIONS = (
 
 
 @exits_cleanly
-def main():
+def main(argv=None):
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends a conversion as Ctrl-C does
     sections = {"data": DataConfig, "image": ImageConfig, "estimate": EstimateConfig}
-    flags, given = command_line.parse(__doc__, sections, {}, OPTIONS)
+    flags, given = command_line.parse(__doc__, sections, {}, OPTIONS, argv)
     if (of_estimate := select(given, "estimate")) and not flags.estimate:
         raise UserError(f"--estimate.{next(iter(of_estimate))} belongs to --estimate")
     turbojpeg.load()
@@ -105,27 +127,45 @@ def main():
         if image.levels or flags.estimate:
             what = "--estimate" if flags.estimate else "--image.levels"
             raise UserError(f"{what}: the bundled photographs keep their size; it needs a --data.source")
-        for name in ("classes", "label"):
-            if getattr(data, name) != "auto":
+        for name in ("classes", "label", "images"):
+            if getattr(data, name) != getattr(DataConfig, name):
                 raise UserError(f"--data.{name}: the bundled photographs have theirs; it needs a --data.source")
         source, page_size = photographs(), PHOTOS_PAGE_SIZE
         image = dataclasses.replace(image, max_side=None, min_side=None)
     else:
         place, classes = os.path.expanduser(data.source), os.path.expanduser(data.classes)
-        source = open_source(place, classes=classes, label=data.label, workers=workers)
+        images = data.images and os.path.expanduser(data.images)
+        source = open_source(place, classes=classes, label=data.label, images=images, workers=workers)
         page_size = FOLDER_PAGE_SIZE
-    if data.val_share is not None:
-        source = with_val(source, data.val_share)
-    out = f"data/{output_name(data.source)}" if data.out == "auto" else os.path.expanduser(data.out)
+    draw = Draw(*(getattr(data, name) for name in Draw._fields))
+    source = divided(source._replace(made=made_of(data)), draw)
+    out = os.path.expanduser(data.out)
+    if data.out == "auto":
+        out = f"data/{output_name(data.source)}" + (f"_fold{data.fold}" if data.folds else "")
     if flags.estimate:
         config = build(EstimateConfig, select(given, "estimate"), "--estimate.")
         stage = load_recipe(BASE_RECIPE).stages[0]
         print(estimate(source, image, stage, config, out=Path(out), overrides=given, page_size=page_size))
         return
+    remaining = others(out, source, data.replace)
     options = WriteOptions(page_size, data.on_error, data.max_skipped, workers)
     write_splits(source, out, image, options, data.shards)
-    if list(source.splits) == ["train"]:
+    for line in class_sizes(source):
+        print(line, file=sys.stderr)
+    for file in remaining:
+        remove(file)
+        print(f"{file} is removed: it belonged to what was replaced")
+    if list(source.splits) == ["train"] and data.val_share == "auto":
         print(f"{data.source} has no val; --data.val_share=0.1 makes a tenth of each class one")
+
+
+def made_of(data: DataConfig) -> dict:
+    """The keys that say what is converted, where they are not the defaults; the source as a path, if it is one."""
+    place = os.path.expanduser(data.source)
+    made = {"source": os.path.abspath(place) if os.path.exists(place) or "*" in place else place}
+    return made | {
+        name: value for name in ("classes", "label", "images") if (value := getattr(data, name)) not in ("auto", None)
+    }
 
 
 def write_splits(source: Source, out: str, image: ImageConfig, options: WriteOptions, shards: int | Literal["auto"]):

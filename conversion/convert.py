@@ -101,7 +101,8 @@ def convert(
         if folders := [file for shard in shards for end in ENDS if (file := beside(shard.path, end)).is_dir()]:
             raise UserError(f"{folders[0]} is a folder, where a file is to be written; move it away")
         identity = identity_of(source, split_name, len(shards), settings)
-        settings = {"conversion": identity["id"], "settings": {"on_error": options.on_error, **settings}}
+        ids = {"conversion": identity["id"], "pair": identity["pair"], "made": identity["made"]}
+        settings = {**ids, "settings": {"on_error": options.on_error, **settings}}
         task = _Task(source, split_name, encode, options, settings)
         read_back = begin_or_resume(marker, identity, path)
         finished = [

@@ -32,27 +32,37 @@ PROBES = 32  # finished items that are encoded again before a conversion continu
 
 
 def identity_of(source, split_name: str, shards: int, settings: dict) -> dict:
-    """Everything that decides the bytes of the files, except the images themselves; under `id` a digest of it."""
-    split, names = source.splits[split_name], xxh64()
-    labels = np.ascontiguousarray(split.labels, "<i8")
-    all_names = iter(split.names)
-    while batch := list(itertools.islice(all_names, NAMES_AT_ONCE)):
-        names.update("\n".join([*batch, ""]).encode("utf-8", "surrogateescape"))
+    """Everything that decides the bytes of the files, except the images themselves; under `id` a digest of it, under
+    `pair` one of what all splits of the source are."""
+    contents = {name: _content(split) for name, split in source.splits.items()}
     identity = {
         "source": source.origin,
         "split": split_name,
-        "images": len(split.items),
-        "names": names.hexdigest(),
-        "labels": xxh64(labels).hexdigest(),
+        **contents[split_name],
         "classes": xxh64("\n".join(source.classes).encode("utf-8", "surrogateescape")).hexdigest(),
+        "made": dict(source.made),
         "shards": shards,
         **settings,
         "writer": WRITER,
         "pillow": PIL.__version__,
         "libjpeg": features.version("jpg"),
     }
+    identity["pair"] = _digest([source.origin, identity["classes"], identity["made"], contents])
     identity = json.loads(json.dumps(identity))  # tuples become lists, as in the file
-    return {"id": hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16], **identity}
+    return {"id": _digest(identity), **identity}
+
+
+def _content(split) -> dict:
+    """What tells another list of images."""
+    names, all_names = xxh64(), iter(split.names)
+    while batch := list(itertools.islice(all_names, NAMES_AT_ONCE)):
+        names.update("\n".join([*batch, ""]).encode("utf-8", "surrogateescape"))
+    labels = xxh64(np.ascontiguousarray(split.labels, "<i8"))
+    return {"images": len(split.items), "names": names.hexdigest(), "labels": labels.hexdigest()}
+
+
+def _digest(content) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def begin_or_resume(marker, identity: dict, path: Path) -> set[int]:

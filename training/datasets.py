@@ -28,17 +28,21 @@ PUBLIC = {
 
 
 class DataSet(NamedTuple):
-    """What a stage trains on and is evaluated on, and the size of its head."""
+    """What a stage trains on and is evaluated on, and the size of its head. remark: what is odd about the two files."""
 
     train: DatasetInfo
     val: DatasetInfo
     classes: int
+    remark: str = ""
 
 
 def open_sets(recipe: Recipe, first: int = 0) -> dict[str, DataSet]:
     """The data sets of the stages from number `first` on, with all files checked."""
     files = {word: files_of(recipe, word) for word in _words(recipe, first)}
-    return {word: _data_set(recipe, *map(described, both)) for word, both in files.items()}
+    from ffcv_ops.storage.pairs import pair_remark  # brings FFCV and torch, as described does
+
+    sets = {word: _data_set(recipe, *map(described, both)) for word, both in files.items()}
+    return {word: data._replace(remark=pair_remark(data.train.path, data.val.path)) for word, data in sets.items()}
 
 
 def class_weights(data: DataSet) -> np.ndarray:
@@ -78,12 +82,15 @@ def assumed(path: Path | str) -> DatasetInfo:
 
 
 def remarks(sets: dict[str, DataSet]) -> Iterator[str]:
-    """What is odd about the data of a run, a line each: files without checksums, and mostly empty classes."""
+    """What is odd about the data of a run, a line each: files without checksums, images of validation that are trained
+    on, and mostly empty classes."""
     parts = {info.path: info for part in sets.values() for info in (part.train, part.val)}
     for path, info in parts.items():
         if not info.checksums:
             yield f"{path}: no checksums lie beside it (x.json, x.xxh64), so damaged pixels and labels are not noticed"
     for part in sets.values():
+        if part.remark:
+            yield part.remark
         if 2 * part.train.empty > part.train.classes:
             yield f"{part.train.path}: {part.train.empty:,} of {part.train.classes:,} classes have no images"
 

@@ -1,25 +1,30 @@
-"""Parquet files as Hugging Face stores image data sets: train-00000-of-00010.parquet and so on.
+"""Tables as Hugging Face stores image data sets: Parquet files, train-00000-of-00010.parquet and so on, and the Arrow
+files that `save_to_disk` of its package `datasets` writes.
 
 A column of structs with `bytes` (an image file) and `path`, a column of class numbers, and in the schema's metadata,
 under `huggingface`, the names of the classes. Only labels and names are read ahead. An image is read with its row group
-(some hundred images), the last of which each process keeps.
+(some hundred images), the last of which each process keeps. An Arrow file is mapped into memory, as one row group.
 """
 
 import contextlib
 import functools
+import itertools
 import json
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from conversion.encode import ReadError
 from conversion.sources import synsets
 from conversion.sources.source import Lazy, Source, Split, Strings, first_few, in_one_line, require_unchanged, stamps
-from conversion.sources.webdataset import refuse_missing, split_of
+from conversion.sources.splits import ALL, SPLITS, by_split, split_of
+from conversion.sources.webdataset import refuse_missing
 from ffcv_ops.errors import UserError, one_line
-from ffcv_ops.files import open_regular
+from ffcv_ops.files import open_regular, read_regular
 
 LABELS = ("label", "labels", "fine_label")  # the column that `auto` takes where there are several
 
@@ -39,23 +44,28 @@ class Rows(Lazy):
         return path, self.column, group_number, int(number - (self.ends[group - 1] if group else 0))
 
 
+class Opened(NamedTuple):
+    """What is used of a file; as a pyarrow.parquet.ParquetFile has it."""
+
+    schema: object
+    rows: list[int]  # of each row group
+    read: Callable  # names of columns -> table
+    read_row_group: Callable  # number, names of columns -> table
+
+
 def parquet(place: str, classes: str, label: str) -> Source:
-    """place: a folder of .parquet files (or one with a folder data/ of them), one file, or a pattern with `*`. label:
-    the column with the labels; auto: the only one that has class names, or label, labels, fine_label."""
-    paths = parquet_paths(Path(place).absolute())
-    if not paths:
-        raise UserError(f"{place} holds no .parquet files")
-    if Path(place).is_dir():
-        refuse_missing(paths)
+    """place: a folder of .parquet files (or one with a folder data/ of them), one file, or a pattern with `*`; or a
+    folder that `save_to_disk` wrote. label: the column with the labels; auto: the only one that has class names, or
+    label, labels, fine_label."""
+    files = _files(Path(place).absolute())
+    paths = sorted(itertools.chain(*files.values()))
     known_stamps = stamps(paths)
+    origin = os.path.commonpath(path.parent for path in paths)
     image, label, known = columns = _columns(paths[0], label)
     for path in paths[1:]:
         if _columns(path, label) != columns:
             raise UserError(f"{path} has other columns or classes than {paths[0].name}")
-    files = {}
-    for path in paths:
-        files.setdefault(split_of(path.name), []).append(path)
-    splits = {name: _split(files[name], image, label) for name in ("train", "val", "test") if name in files}
+    splits = {name: _split(files[name], image, label, origin) for name in files}
     for name in [name for name, split in splits.items() if split is None]:
         print(f"{one_line(place)}: {name} is left out: it has no labels", file=sys.stderr)
         del splits[name]
@@ -65,13 +75,43 @@ def parquet(place: str, classes: str, label: str) -> Source:
     if known and count > len(known):
         raise UserError(f"{place} has the label {count - 1}, but names for {len(known)} classes")
     numbered = synsets.named(count, known, classes, place)
-    return Source(str(paths[0].parent), numbered, splits, functools.partial(read_row, known=known_stamps))
+    return Source(origin, numbered, splits, functools.partial(read_row, known=known_stamps))
 
 
-def parquet_paths(place: Path) -> list[Path]:
+def table_paths(place: Path) -> list[Path]:
     if not place.is_dir():
         return sorted(place.parent.glob(place.name))
-    return sorted(place.glob("*.parquet")) or sorted((place / "data").glob("*.parquet"))
+    patterns = ("*.parquet", "data/*.parquet", "*.arrow", "*/*.arrow")
+    return next(filter(None, (sorted(place.glob(pattern)) for pattern in patterns)), [])
+
+
+def _files(place) -> dict[str, list[Path]]:
+    """The files of each split, which their names tell; a `save_to_disk` lists them."""
+    paths = table_paths(place)
+    if not paths:
+        raise UserError(f"{place} holds no .parquet or .arrow files")
+    try:
+        if (place / "dataset_dict.json").exists():
+            named = by_split(json.loads(read_regular(place / "dataset_dict.json"))["splits"], place)
+            return {split: _saved(place / name) for split, name in named.items()}
+        if (place / "state.json").exists():
+            return {ALL: _saved(place)}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{place}: its .json files are not those of save_to_disk ({one_line(repr(error))})") from None
+    if place.is_dir():
+        refuse_missing(paths)
+    files = {}
+    for path in paths:
+        files.setdefault(split_of(path.name), []).append(path)
+    return {split: files[split] for split in SPLITS if split in files}
+
+
+def _saved(folder):
+    """The files that a `save_to_disk` of one split says it has written."""
+    state = json.loads(read_regular(folder / "state.json"))
+    if state.get("_indices_data_files") or state.get("_indices_files"):
+        raise UserError(f"{folder} is a selection of rows; save its flatten_indices()")
+    return [folder / Path(file["filename"]).name for file in state["_data_files"]]
 
 
 def read_row(item, known: Mapping[str, tuple[int, int]]) -> bytes:
@@ -92,23 +132,38 @@ def _row_group(path, column, group):
 
 @contextlib.contextmanager
 def _opened(path):
-    """A pyarrow.parquet.ParquetFile; what is wrong with it is a UserError, a ReadError where it cannot be read."""
+    """The file as Opened; what is wrong with it is a UserError, a ReadError where it cannot be read."""
     try:
+        import pyarrow.ipc
         import pyarrow.parquet
     except ImportError:
-        raise UserError("Parquet files need pyarrow; pip install pyarrow") from None
+        raise UserError("Parquet and Arrow files need pyarrow; pip install pyarrow") from None
     try:
         open_regular(path).close()  # or Arrow would wait for a pipe
+        if str(path).endswith(".arrow"):
+            yield _mapped(pyarrow.ipc.open_stream(pyarrow.memory_map(str(path))).read_all())
+            return
         with pyarrow.parquet.ParquetFile(path) as file:
-            yield file
+            rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            yield Opened(file.schema_arrow, rows, file.read, file.read_row_group)
     except (OSError, pyarrow.ArrowException) as error:
         raise ReadError(f"{path} cannot be read: {one_line(str(error))}") from None
+
+
+def _mapped(table) -> Opened:
+    """A table in memory; of a column's child, `image.bytes`, it gives the whole column, which costs nothing."""
+    names = table.schema.names
+
+    def read(columns):
+        return table.select([name if name in names else name.rpartition(".")[0] for name in columns])
+
+    return Opened(table.schema, [table.num_rows], read, lambda group, columns: read(columns))
 
 
 def _columns(path, label):
     """(image column, label column, class names or None) by the first file's schema."""
     with _opened(path) as file:
-        schema = file.schema_arrow
+        schema = file.schema
     if len(set(schema.names)) < len(schema.names):
         raise UserError(f"{path} has several columns of one name")
     named = _class_names(schema, path)
@@ -123,6 +178,7 @@ def _columns(path, label):
     if label not in numbers:
         raise UserError(
             f"{path}: data.label must be a column of class numbers; there is {first_few(numbers) or 'none'}"
+            " (class_encode_column of datasets makes one of names)"
         )
     return images[0], label, named.get(label)
 
@@ -155,20 +211,19 @@ def _has_child(kind, name, types):
     return place >= 0 and str(kind.field(place).type) in types
 
 
-def _split(paths, image, label) -> Split | None:
+def _split(paths, image, label, origin) -> Split | None:
     """None where no image has a label, as in test splits, whose labels are all -1."""
     groups, counts, labels, names = [], [], [], []
     for path in paths:
         with _opened(path) as file:
-            for group in range(file.num_row_groups):
-                groups.append((str(path), group))
-                counts.append(file.metadata.row_group(group).num_rows)
+            groups += [(str(path), group) for group in range(len(file.rows))]
+            counts += file.rows
             table = file.read([label, f"{image}.path"] if _has_path(file, image) else [label])
         column = table.column(label)
         if column.null_count:
             raise UserError(f"{path}: {column.null_count:,} images have no label")
         labels.append(column.to_numpy().astype(np.int64))
-        names.append(Strings.of(_names(path, table, image)))
+        names.append(Strings.of(_names(os.path.relpath(path, origin), table, image)))
     labels = np.concatenate(labels)
     if len(labels) == 0 or (labels == -1).all():
         return None
@@ -178,12 +233,12 @@ def _split(paths, image, label) -> Split | None:
 
 
 def _has_path(file, image):
-    return _has_child(file.schema_arrow.field(image).type, "path", ("string", "large_string"))
+    return _has_child(file.schema.field(image).type, "path", ("string", "large_string"))
 
 
 def _names(path, table, image):
     """file.parquet/17 or, where the row names its image, file.parquet/17/name."""
     structs = table.column(image) if image in table.column_names else [None] * table.num_rows
     for row, value in enumerate(structs):
-        name = value.as_py()["path"] if value is not None and value.is_valid else None
-        yield f"{path.name}/{row}" + (f"/{in_one_line(name)}" if name else "")
+        name = value["path"].as_py() if value is not None and value.is_valid else None
+        yield f"{path}/{row}" + (f"/{in_one_line(name)}" if name else "")

@@ -66,13 +66,15 @@ class Source(NamedTuple):
 
     read: makes of an item the bytes of an image file, or RGB pixels, uint8 (height, width, 3). Workers call it, so it
     and the items must pickle; it opens what it needs where it is called. It raises a UserError where the item is no
-    image, a ReadError or OSError where it cannot be read.
+    image, a ReadError or OSError where it cannot be read. made: the keys that made it, for x.json; what is not said in
+    it has its default.
     """
 
     origin: str
     classes: tuple[str, ...]
     splits: dict[str, Split]
     read: Callable = read_file
+    made: Mapping = types.MappingProxyType({})
 
 
 class Lazy(Sequence):

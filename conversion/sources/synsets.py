@@ -1,6 +1,7 @@
 """Which class has which number: by the names that are there, by ImageNet's lists in timm, or by a file."""
 
 import importlib.util
+import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -63,7 +64,7 @@ def ordered(found: Sequence[str], wanted: str, place: str) -> tuple[str, ...]:
         return _by_value(found, place)
     if wanted in BY_NAME:
         names = tuple(sorted(found))
-        if wanted == AUTO and _are_numbers(names):
+        if wanted == AUTO and are_numbers(names):
             _refuse_two_orders(names, place)
         return names
     if wanted == WINTER21:
@@ -84,13 +85,13 @@ def _refuse_two_orders(names, place):
             )
 
 
-def _are_numbers(names):
+def are_numbers(names: Iterable[str]) -> bool:
     return all(name.isascii() and name.isdigit() for name in names)
 
 
 def _by_value(found, place):
     """Each class at the number that it is called by. A number without a class keeps its place, and has no images."""
-    if not _are_numbers(found) or max(map(int, found)) > MAX_NUMBER:
+    if not are_numbers(found) or max(map(int, found)) > MAX_NUMBER:
         raise UserError(f"{place}: data.classes=numeric needs classes called by numbers of at most {MAX_NUMBER:,}")
     by_number = {int(name): name for name in found}
     if len(by_number) < len(found):
@@ -131,7 +132,9 @@ def named(count: int, known: Sequence[str] | None, wanted: str, place: str) -> t
     """Names for classes that the source at `place` knows by number, 0 to count - 1: the source's own, `known`, or
     those of the list `wanted`, which must be as long as all numbers need."""
     if wanted in BY_NAME:
-        return tuple(known) if known else tuple(map(str, range(count)))
+        if not known:
+            suggest_names(place)
+        return tuple(known or map(str, range(count)))
     if wanted == WINTER21 and known:
         if tuple(known) != _winter21(known, place):
             raise UserError(f"{place} has its classes not in the order of their synsets, as winter21 has")
@@ -140,6 +143,10 @@ def named(count: int, known: Sequence[str] | None, wanted: str, place: str) -> t
     if count > len(classes):
         raise UserError(f"{place} has the label {count - 1:,}, data.classes={wanted} {len(classes):,} classes")
     return classes
+
+
+def suggest_names(place: str):
+    print(f"{one_line(place)}: classes are numbers; --data.classes=FILE gives names, a line each", file=sys.stderr)
 
 
 def _timm_list(file: str) -> Path:

@@ -109,7 +109,13 @@ def is_image(region: Region, member: Member) -> bool:
     """Whether the member is an image by its name or, for a name that says nothing, by its content."""
     if has_image_name(member.name):
         return True
-    return formats.is_image(read_bytes((region.path, member.offset, min(member.size, formats.HEAD))))
+    return formats.is_image(head((region.path, member.offset, member.size)))
+
+
+def head(span: tuple[str, int, int]) -> bytes:
+    """What tells the format of an image file."""
+    path, offset, size = span
+    return read_bytes((path, offset, min(size, formats.HEAD)))
 
 
 def images(region: Region, left_out: LeftOut) -> Iterator[Member]:

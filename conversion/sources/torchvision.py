@@ -1,24 +1,20 @@
 """Any classification data set of torchvision: `torchvision:CIFAR100`, `torchvision:Flowers102,root=/data`.
 
 Words after the name are arguments of its constructor. Order, labels and class names are torchvision's. Its splits
-become train, val and test; where there is no val, test is called so. Where torchvision opens image files, their bytes
-are read; where it holds arrays, the pixels.
+become train, val and test. Where torchvision opens image files, their bytes are read; where it holds arrays, the
+pixels.
 """
 
 import ast
 import functools
 import inspect
-import operator
 import os
 import sys
 
-import numpy as np
-
-from conversion.progress import progress
 from conversion.sources import synsets
-from conversion.sources.source import Lazy, Source, Split, Strings, read_file
+from conversion.sources.dataset_object import Numbers, class_names, read_item, walked
+from conversion.sources.source import Source, Split, read_file
 from ffcv_ops.errors import UserError, one_line
-from ffcv_ops.modes import to_rgb
 
 PREFIX = "torchvision:"
 ROOT = "data/torchvision"
@@ -27,20 +23,6 @@ SPLITS = {  # ours -> torchvision's words for it; the first that a data set know
     "val": ("val", "valid", "2021_valid"),
     "test": ("test",),
 }
-CLASSES = ("wnids", "classes", "categories", "all_categories")  # where a data set may keep its class names
-
-
-class Numbers(Lazy):
-    """Items of a data set that every worker makes for itself: (name, arguments, number)."""
-
-    def __init__(self, name: str, arguments: tuple, count: int):
-        self.name, self.arguments, self.count = name, arguments, count
-
-    def __len__(self):
-        return self.count
-
-    def _make(self, number):
-        return self.name, self.arguments, number
 
 
 def torchvision(source: str, classes: str) -> Source:
@@ -52,28 +34,15 @@ def torchvision(source: str, classes: str) -> Source:
     datasets = dict(_datasets(name, cls, arguments, parameters))
     if not datasets:
         raise UserError(f"{source}: torchvision names no split of it as expected; add split=...")
-    if "test" in datasets and "val" not in datasets:
-        datasets["val"] = datasets.pop("test")
     root = os.path.abspath(arguments.get("root", "."))
     has_files = "loader" in parameters
     splits = {name: _split(source, name, *pair, root if has_files else None) for name, pair in datasets.items()}
     count = synsets.count_of(splits.values(), source)
-    own_names = _class_names(next(iter(datasets.values()))[1], count)
+    own_names = class_names(next(iter(datasets.values()))[1], count)
     numbered = synsets.named(count, own_names, classes, source)
     if has_files:
         return Source(root, numbered, splits, functools.partial(read_file, root=root))
-    return Source(source, numbered, splits, read_pixels)
-
-
-def read_pixels(item) -> np.ndarray:
-    name, arguments, number = item
-    image = _dataset(name, arguments)[number][0]
-    return np.asarray(to_rgb(image))
-
-
-@functools.lru_cache(2)
-def _dataset(name, arguments):
-    return _class(name)(**dict(arguments))
+    return Source(source, numbered, splits, read_item)
 
 
 def _class(name):
@@ -160,32 +129,8 @@ def _refuse(name, error):
 
 def _split(source, split, arguments, dataset, root) -> Split:
     """root: of the files whose paths the data set gives; None where it gives pixels."""
-    labels, names = np.empty(len(dataset), np.int64), []
-    with progress(f"{split}, reading labels", len(dataset)) as advance:
-        for number in range(len(dataset)):
-            sample = dataset[number]
-            try:
-                labels[number] = operator.index(sample[1])
-            except (TypeError, IndexError):
-                raise UserError(f"{source}: a sample of {split} has no single class number") from None
-            if root is not None:
-                names.append(os.path.relpath(sample[0], root))
-            advance()
-    if not len(labels) or labels.min() < 0:
-        raise UserError(f"{source}: {split} is empty or has images without a label")
-    if root is None:
-        name = source.removeprefix(PREFIX).partition(",")[0]
-        names = Strings.of(f"{split}/{number}" for number in range(len(labels)))
-        return Split(Numbers(name, arguments, len(labels)), names, labels)
-    if bad := [name for name in names if name.splitlines() != [name]]:
-        raise UserError(f"{source}: {one_line(bad[0])} has a line break in its name; rename it")
-    names = Strings.of(names)
-    return Split(names, names, labels)
-
-
-def _class_names(dataset, count):
-    for place in CLASSES:
-        names = getattr(dataset, place, None)
-        if isinstance(names, list | tuple) and len(names) >= count:
-            return [name if isinstance(name, str) else name[0] for name in names]
-    return None
+    labels, names = walked(source, split, dataset, root)
+    if root is not None:
+        return Split(names, names, labels)
+    name = source.removeprefix(PREFIX).partition(",")[0]
+    return Split(Numbers(f"torchvision.datasets:{name}", arguments, len(labels)), names, labels)

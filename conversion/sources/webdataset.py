@@ -21,11 +21,11 @@ from conversion import formats
 from conversion.sources import synsets, tars
 from conversion.sources.selection import FURTHER, WITHOUT_IMAGE, LeftOut, has_image_name, junk_folder
 from conversion.sources.source import Prefixed, Source, Spans, Split, Strings, first_few, in_one_line, joined, stamps
+from conversion.sources.splits import SPLITS, by_split, split_of
 from ffcv_ops.errors import UserError, one_line
 from ffcv_ops.files import read_regular
 
 INFO = "_info.json"
-WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 MAX_LABEL = 2**24  # bytes of one .json
 NO_SYNSET = -1
 
@@ -62,12 +62,6 @@ def _class_names(labels, synsets_of) -> list[str] | None:
     return [str(number) if value == NO_SYNSET else f"n{value:08}" for number, value in enumerate(synset)]
 
 
-def split_of(file_name: str, default: str | None = "train") -> str | None:
-    """train, val or test, by the first such word in the name; `default` where there is none."""
-    words = (WORDS.get(word) for word in re.split(r"[^a-z]+", file_name.lower()))
-    return next(filter(None, words), default)
-
-
 def refuse_missing(paths: list[Path]):
     """A `UserError` where names such as x-00003-of-00010 tell of files that are not there."""
     found = {}
@@ -95,7 +89,7 @@ def _shards(place: Path, label):
     paths = {}
     for path in found:
         paths.setdefault(split_of(path.name), []).append(path)
-    return {name: paths[name] for name in ("train", "val", "test") if name in paths}, {}
+    return {name: paths[name] for name in SPLITS if name in paths}, {}
 
 
 def _listed(folder, label):
@@ -105,7 +99,7 @@ def _listed(folder, label):
         chosen = {name: split for name, split in splits.items() if split.get("alt_label") == label} or {
             name: split for name, split in splits.items() if not split.get("alt_label")
         }
-        _check_names(folder / INFO, chosen)
+        by_split(chosen, folder / INFO)
         files = {split_of(name): split["filenames"] for name, split in chosen.items()}
         lengths = {
             folder / file: int(length)
@@ -126,22 +120,6 @@ def _listed(folder, label):
     if missing:
         raise UserError(f"{folder} lacks {first_few(missing)} of the {len(lengths):,} shards in {INFO}; get them")
     return {name: [folder / file for file in names] for name, names in files.items()}, lengths
-
-
-def _check_names(info, names):
-    """Each must be train, val or test, and none of them another's."""
-    known = {}
-    for name in names:
-        split, shown = split_of(name, None), one_line(name)
-        if split is None:
-            raise UserError(
-                f"{info}: the split {shown} is neither train, val nor test; take it out there, or rename it"
-            )
-        if split in known:
-            raise UserError(
-                f"{info}: {one_line(known[split])} and {shown} are both {split}; take one of them out there"
-            )
-        known[split] = name
 
 
 def _split(name, paths, expected, label, workers) -> tuple[Split, np.ndarray]:

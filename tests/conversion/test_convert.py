@@ -82,8 +82,9 @@ def test_sidecar(pictures, converted):
     stored = [content[start : start + size] for _, start, size in stock.alloc_table.tolist()]
     checksums = b"".join(xxhash.xxh64_intdigest(data).to_bytes(8, "little") for data in stored)
     assert path.with_suffix(".xxh64").read_bytes() == checksums
-    assert re.fullmatch("[0-9a-f]{16}", sidecar.pop("conversion"))
+    assert all(re.fullmatch("[0-9a-f]{16}", sidecar.pop(name)) for name in ("conversion", "pair"))
     assert sidecar == {
+        "made": {},
         "format": 3,
         "beton": "x_train.beton",
         "shard": 0,

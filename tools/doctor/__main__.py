@@ -8,6 +8,7 @@ Exit status 1 when something makes training impossible (a fault), else 0. It sta
 imported in processes of their own, so that one that is missing, crashes or hangs is a line of the table.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -54,10 +55,15 @@ def examine(files: Sequence[str], cfg: str | None) -> Iterator[Finding]:
             else:
                 run = row
     yield from _guarded("disk", machine.disk, Path(run.log.out if run else "runs"))
-    paths = {name: data.paths_of(name) for name in (*files, *(recipes.files_of(run) if run else ()))}
-    known = questions.answers(questions.FILES, (name for name in paths if paths[name]))
+    pairs = recipes.pairs_of(run) if run else []
+    paths = {name: data.paths_of(name) for name in itertools.chain(files, *pairs)}
+    found = ["\n".join(pair) for pair in pairs if all(paths[name] for name in pair)]
+    known = questions.answers(questions.FILES, [*(name for name in paths if paths[name]), *found])
     for name in paths:
         yield from _guarded(name, data.beton, name, paths[name], known.get(name, {}), "error" not in imported["ffcv"])
+    for pair in found:
+        if not any("refused" in known.get(name, {}) for name in pair.split("\n")):
+            yield from _guarded("train and val", recipes.pair_fits, known.get(pair, {}))
     if every := {path for found in paths.values() for path in found}:
         yield from _guarded("data and memory", data.data_in_memory, every)
     if run:

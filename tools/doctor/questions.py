@@ -9,7 +9,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 180  # for an import from a cold disk
 
-# Both answer with a line of JSON behind MARK for each argument; libraries may print what they like.
+# Both answer with a line of JSON behind MARK for each argument; libraries may print what they like. An argument of
+# FILES is a data set, or those of training and validation, a line each.
 MARK = "answer: "
 SAY = f"""
 import importlib, json, sys
@@ -32,10 +33,14 @@ for name in sys.argv[1:]:
 FILES = f"""{SAY}
 from ffcv_ops.errors import UserError
 from ffcv_ops.storage.index import describe
+from ffcv_ops.storage.pairs import pair_remark
 for path in sys.argv[1:]:
     try:
-        beton = describe(path)
-        say(samples=beton.samples, classes=beton.classes)
+        if "\\n" in path:
+            say(remark=pair_remark(*path.split("\\n")))
+        else:
+            beton = describe(path)
+            say(samples=beton.samples, classes=beton.classes)
     except UserError as error:
         say(refused=str(error))
 """

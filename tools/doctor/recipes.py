@@ -18,9 +18,17 @@ def read_recipe(cfg):
     yield Finding("recipe", OK, f"{cfg}: {stages}")
 
 
-def files_of(run):
-    given = (run.data.train, run.data.val, run.data.finetune_train, run.data.finetune_val)
-    return [name for name in given if name]
+def pairs_of(run):
+    """The data sets that are trained on with those for their validation."""
+    given = ((run.data.train, run.data.val), (run.data.finetune_train, run.data.finetune_val))
+    return [pair for pair in given if all(pair)]
+
+
+def pair_fits(known):
+    if "refused" in known:
+        yield Finding("train and val", FAULT, known["refused"], "write both in one go (docs/data.md)")
+    elif known.get("remark"):
+        yield Finding("train and val", WARNING, known["remark"], "docs/data.md, What a run checks")
 
 
 def recipe_fits(run, known, torch):

@@ -33,8 +33,8 @@ def places(tmp_path, packed, jpeg):
 @pytest.mark.parametrize(
     ("place", "kind"),
     [("folder", "folder"), ("ilsvrc", "ILSVRC"), ("whole.tar", "class tars"), ("classes", "class tars"),
-     ("shards", "WebDataset"), ("shards/*.tar", "WebDataset"), ("one.tar", "WebDataset"), ("hf", "Parquet"),
-     ("flat", "Parquet"), ("flat/train-*.parquet", "Parquet"), ("empty", "folder")],
+     ("shards", "WebDataset"), ("shards/*.tar", "WebDataset"), ("one.tar", "WebDataset"), ("hf", "Parquet or Arrow"),
+     ("flat", "Parquet or Arrow"), ("flat/train-*.parquet", "Parquet or Arrow"), ("empty", "folder")],
 )  # fmt: skip
 def test_what_a_place_is(places, place, kind):
     assert _kind_of(str(places / place)) == kind
@@ -46,8 +46,8 @@ def test_what_a_place_is(places, place, kind):
         ("gone", "gone is not a folder, and there are no such files"),
         ("gone/*.tar", "gone/*.tar is not a folder"),
         ("nothing.tar", "nothing.tar is an empty tar file"),
-        ("empty", "empty has no folder train/"),
-        ("flat/readme.md.parquet", "holds no .parquet files"),
+        ("empty", "empty has no class folders; images belong in"),
+        ("flat/readme.md.parquet", "holds no .parquet or .arrow files"),
     ],
 )
 def test_places_that_are_nothing(places, place, message):
@@ -56,5 +56,5 @@ def test_places_that_are_nothing(places, place, message):
 
 
 def test_a_label_that_nobody_would_read(places):
-    with pytest.raises(UserError, match=r"data.label is for WebDataset and Parquet"):
+    with pytest.raises(UserError, match=r"data.label is for a list, WebDataset, Parquet or Arrow; "):
         open_source(str(places / "folder"), label="fine_label")

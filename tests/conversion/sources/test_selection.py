@@ -228,9 +228,9 @@ def test_a_source_that_is_visibly_incomplete(tmp_path, packed, jpeg):
 
 
 def test_an_archive_that_is_no_tar(tmp_path):
-    (tmp_path / "x.zip").write_bytes(b"PK\3\4")
-    with pytest.raises(UserError, match=r"x.zip is an archive that cannot be read in place; unpack it"):
-        open_source(str(tmp_path / "x.zip"))
+    (tmp_path / "x.7z").write_bytes(b"7z")
+    with pytest.raises(UserError, match=r"x.7z cannot be read in place; give a folder, unpacked or from save_to_disk"):
+        open_source(str(tmp_path / "x.7z"))
 
 
 def test_a_class_list_with_a_byte_order_mark(tmp_path, jpeg):

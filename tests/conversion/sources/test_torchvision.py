@@ -48,9 +48,9 @@ def held_against(source, split, reference):
 def test_cifar100(cifar):
     """Arrays; `train=True` and `train=False`."""
     source = open_source(f"torchvision:CIFAR100,root={cifar}")
-    assert list(source.splits) == ["train", "val"] and len(source.classes) == 100 and source.classes[3] == "class 3"
+    assert list(source.splits) == ["train", "test"] and len(source.classes) == 100 and source.classes[3] == "class 3"
     held_against(source, "train", datasets.CIFAR100(cifar, train=True))
-    held_against(source, "val", datasets.CIFAR100(cifar, train=False))
+    held_against(source, "test", datasets.CIFAR100(cifar, train=False))
 
 
 @pytest.fixture

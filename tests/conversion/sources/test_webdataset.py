@@ -9,8 +9,8 @@ import pytest
 
 from conversion.encode import ReadError
 from conversion.sources import open_source
+from conversion.sources.splits import split_of
 from conversion.sources.synsets import class_list
-from conversion.sources.webdataset import split_of
 from ffcv_ops.errors import UserError
 
 

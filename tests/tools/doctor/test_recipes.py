@@ -27,6 +27,22 @@ def test_a_recipe_with_its_data(tmp_path, jpg_beton, torch_with, found, answers_
     assert rows[0].state == WARNING and rows[0].fix == "torchrun --nproc-per-node=2 ..."
 
 
+def test_train_and_val_that_share_images(tmp_path, found, answers_of, jpg_beton, raw_beton):
+    """What is said of the pair is said; where one file is refused by itself, that is enough."""
+    pair = f"{jpg_beton}\n{raw_beton}"
+    text = Path(VIT).read_text().replace("data/imagenet_train.beton", str(jpg_beton))
+    here = tmp_path / "vit.yaml"
+    here.write_text(
+        text.replace("data/imagenet_val.beton", str(raw_beton)).replace("base: base", f"base: {ROOT}/recipes/base")
+    )
+    for answer, state in ({"remark": "3 of 9"}, WARNING), ({"refused": "9 of 9"}, FAULT):
+        answers_of({jpg_beton: {"samples": 96}, raw_beton: {"samples": 96}, pair: answer})
+        (row,) = found("train and val", [], str(here))
+        assert (row.state, row.found) == (state, *answer.values())
+    answers_of({jpg_beton: {"refused": "truncated"}, raw_beton: {"samples": 96}, pair: {"refused": "truncated"}})
+    assert not found("train and val", [], str(here))
+
+
 def test_a_recipe_that_is_wrong(tmp_path, found):
     (tmp_path / "x.yaml").write_text("stage: {epoch: 3}\n")
     (row,) = found("recipe", [], str(tmp_path / "x.yaml"))
