@@ -209,7 +209,7 @@ def prepare(run: Run, stage: Stage) -> None:
     """What the stage needs on this machine: micro-batch, loaders, compiled code, the model in DDP or sharded."""
     recipe, ranks, config = run.recipe, run.ranks, stage.config
     data = recipe.data
-    train, val, _ = run.datasets[config.data]
+    train, val, *_ = run.datasets[config.data]
     train_batches = train_loader(
         train.path, train.samples, config, seed=stage.seed, placement=run.placement, shuffle_pages=data.shuffle_pages,
         bad_limit=data.bad_limit if data.on_bad_sample == "replace" else None,
