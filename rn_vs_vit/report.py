@@ -128,7 +128,8 @@ def plot(grid: Grid, results: Results) -> Figure:
         panel.set(xlim=(middle - reach, middle + reach), title=row, xlabel="top-1, % (dots: seeds, line: mean)")
     if apart:
         _plot_differences(panels[-1], apart)
-        panels[-1].set_title(f"{grid.choices[0]} minus the other")
+        alone = f"{next(iter(apart))}: " if len(apart) == 1 else ""
+        panels[-1].set_title(f"{alone}{grid.choices[0]} minus the other")
     for panel in panels:
         panel.set_ylim(len(grid.choices) - 0.5, -0.6)
         panel.set_yticks(range(len(grid.choices)), grid.choices)
@@ -150,8 +151,9 @@ def _plot_differences(panel, apart):
             xerr=[of.half for of in intervals.values()],
             fmt="os"[number % 2], color=f"C{number + 1}", capsize=3, label=row,
         )  # fmt: skip
-    panel.set_xlabel(f"points of top-1, {LEVEL:.0%} interval over seeds")
-    panel.legend(frameon=False, loc="upper center", ncols=len(apart), fontsize=9)
+    panel.set_xlabel(f"points of top-1, {LEVEL:.0%} interval")
+    if len(apart) > 1:
+        panel.legend(frameon=False, loc="upper center", ncols=len(apart), fontsize=9)
 
 
 def write(grid: Grid, remark: str = "") -> str:

@@ -63,7 +63,9 @@ def read_item(item) -> bytes | np.ndarray:
     image = _sample(_made(name, arguments), number)[0]
     if isinstance(image, str | os.PathLike):
         return read_file(os.fspath(image))
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3):
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim < 2 or image.shape[2:] not in ((), (3,), (4,)):
+            raise UserError(f"is a {image.dtype} array of shape {image.shape}; it must be uint8 (height, width, 3)")
         image = Image.fromarray(image)
     if isinstance(image, bytes):
         return image

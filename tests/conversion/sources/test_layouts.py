@@ -336,6 +336,7 @@ class Squares:
             raise RuntimeError("no such disk")
         pixels = np.full((8, 8, 3), 20 + 200 * (k % 2), np.uint8)
         image = {"array": pixels, "pillow": Image.fromarray(pixels), "path": f"pets/{k}.jpg", "float": pixels / 255,
+                 "planes": pixels.transpose(2, 0, 1), "nothing": None,
                  "bytes": open("pets/0.jpg", "rb").read() if self.kind == "bytes" else b""}.get(self.kind, pixels)
         return image, "light" if self.kind == "text" else k % 2
 
@@ -344,6 +345,8 @@ pillow = lambda: Squares(kind="pillow")
 path = lambda: Squares(kind="path")
 content = lambda: Squares(kind="bytes")
 floats = lambda: Squares(kind="float")
+planes = lambda: Squares(kind="planes")
+nothing = lambda: Squares(kind="nothing")
 late = lambda: Squares(kind="late")
 text = lambda: Squares(kind="text")
 
@@ -386,7 +389,9 @@ def test_a_data_set_in_python_that_is_divided(write, monkeypatch):
         ("squares_bad:np", "squares_bad:np(): TypeError: "),
         ("squares_bad:late", "squares_bad:late: sample 1 of all: RuntimeError: no such disk"),
         ("squares_bad:text", "sample 0 of all is not (image, class number): it has no single class number"),
-        ("squares_bad:floats", "is a ndarray, not a Pillow image, uint8 array, path or"),
+        ("squares_bad:floats", "is a float64 array of shape (8, 8, 3); it must be uint8 (height, width, 3)"),
+        ("squares_bad:planes", "is a uint8 array of shape (3, 8, 8); it must be uint8 (height, width, 3)"),
+        ("squares_bad:nothing", "is a NoneType, not a Pillow image, uint8 array, path or the bytes of a file"),
     ],
 )
 def test_names_that_are_no_data_set(write, name, words):
