@@ -366,6 +366,26 @@ def test_it_learns(tmp_path, data, monkeypatch):
 
 
 @pytest.mark.usefixtures("no_report")
+def test_a_first_start_compiles_before_its_first_step_and_says_so(tmp_path, data, monkeypatch, capsys):
+    """So neither a step's seconds nor the time left, which is made of them, nor the wait for data holds the compiler."""
+    ended = []
+
+    def prepare_kernels(say, params):
+        say("compiling kernels")
+        ended.append(time.time())
+
+    monkeypatch.setattr(train_imagenet, "prepare_kernels", prepare_kernels)
+    train_imagenet.main(
+        ["--cfg", str(ROOT / "recipes/smoke.yaml"), *SMALL, *data, f"--log.out={tmp_path}", "--log.name=run",
+         "--stage.epochs=1", "--stage.warmup_epochs=0"]
+    )  # fmt: skip
+    said = capsys.readouterr().out
+    assert said.index("compiling kernels") < said.index("epoch")
+    first = rows(tmp_path / "run", "step")[0]
+    assert first["at"] - first["seconds"] > ended[0] - 0.1
+
+
+@pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize("ema", [1e-9, 1 - 1e-7])
 def test_every_evaluation_has_the_averaged_weights_too(ema, tmp_path, data, capsys):
     """An average without memory is the raw weights; one that never forgets is what the stage began with."""

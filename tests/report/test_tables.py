@@ -52,7 +52,7 @@ def test_stages_have_their_numbers(make_run, tmp_path):
 
 
 def test_a_column_that_nothing_fills_is_left_out(make_run, tmp_path):
-    facts = collect(make_run(tmp_path / "made", overrides={"stage.ema": "none"}.items()))
+    facts = collect(make_run(tmp_path / "made", overrides={"stage.ema": "none", "stage.start": "last"}))
     assert "EMA top-1 %" not in tables.stage_table(facts)[0]
     assert "EMA top-1 %" not in tables.run_table([facts])[0]
     assert "EMA top-1 %" in tables.run_table([collect(make_run(tmp_path / "averaged")), facts])[0]
