@@ -67,6 +67,7 @@ class _Iterator(EpochIterator):
     """FFCV's producer thread; keeps what went wrong, and can be stopped from outside."""
 
     failure: BaseException | None = None
+    uses_numba_threads = False
 
     def __init__(self, loader, order):
         self.torch_threads = torch.get_num_threads()

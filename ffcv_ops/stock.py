@@ -4,13 +4,20 @@ FFCV makes a `numba.typed.Dict` of two numbers while it is imported, for which N
 processor time in every process. It reads the dictionary in Python only, so a plain one does; `numba.typed.Dict` is
 Numba's own again when the import is done. This works where this module is the first in a process to import FFCV.
 The import also leaves torch with one thread; here it gets back those that it had.
+
+FFCV starts Numba's threads while it is imported, and before each epoch. Nothing of ours uses them, and a process that has
+one core may never end: where Numba runs on TBB, it then waits for a task that no thread is left to do. So they are started
+for FFCV's own loaders only.
 """
+
+import threading
 
 import numba.typed
 import numpy as np
 import torch
 
 _typed_dict, numba.typed.Dict = numba.typed.Dict, dict
+_set_num_threads, numba.set_num_threads = numba.set_num_threads, lambda count: None
 _threads = torch.get_num_threads()
 try:
     from ffcv import libffcv
@@ -20,7 +27,7 @@ try:
     from ffcv.loader.epoch_iterator import EpochIterator
     from ffcv.memory_managers import OSCacheManager
     from ffcv.memory_managers.base import MemoryContext, MemoryManager
-    from ffcv.pipeline import PipelineSpec
+    from ffcv.pipeline import PipelineSpec, compiler
     from ffcv.pipeline.allocation_query import AllocationQuery, allocate_query
     from ffcv.pipeline.compiler import Compiler
     from ffcv.pipeline.graph import Graph
@@ -38,6 +45,7 @@ try:
     from ffcv.utils import decode_null_terminated_string
 finally:
     numba.typed.Dict = _typed_dict
+    numba.set_num_threads = _set_num_threads
     torch.set_num_threads(_threads)
 
 
@@ -52,7 +60,14 @@ def _compile_reader(manager):
     return Compiler.compile(read)
 
 
+def _set_threads_of_ffcv(count):
+    """Numba's `set_num_threads`, but for threads whose attribute `uses_numba_threads` is False."""
+    if getattr(threading.current_thread(), "uses_numba_threads", True):
+        numba.set_num_threads(count)
+
+
 OSCacheManager.compile_reader = _compile_reader
+compiler.set_num_threads = _set_threads_of_ffcv
 
 __all__ = [
     "ALLOC_TABLE_TYPE",

@@ -47,3 +47,20 @@ def test_ffcvs_loader_leaves_numbas_types_as_they_are(jpg_beton):
     kind = numba.uint8[::1]
     stock.Loader(str(jpg_beton), batch_size=8, num_workers=1, pipelines={"image": None})
     assert kind.mutable
+
+
+def test_numbas_threads_are_started_for_ffcvs_own_loaders_only(jpg_beton):
+    """On one core a process that started them may wait for them at its end, and never end."""
+    code = f"""
+import os
+os.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}})
+from numba.np.ufunc import parallel
+from ffcv_ops import stock, train_loader
+for images, labels in train_loader({str(jpg_beton)!r}, resolution=32, batch_size=8, seed=0, workers=1):
+    pass
+assert not parallel._is_initialized
+stock.Loader({str(jpg_beton)!r}, batch_size=8, num_workers=1, pipelines={{"image": None}})
+assert parallel._is_initialized
+"""
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=250)
+    assert ended.returncode == 0, ended.stderr
