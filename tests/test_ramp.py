@@ -23,7 +23,7 @@ PLAIN = """
 base: {base}
 model: {{name: deit3_micro_patch16_224, layer_scale: 0.1}}
 stage: {{epochs: 2, batch: 96, repeats: 1, crop: center, flip: 0, augment: none, jitter: none, mixup: 0, cutmix: 0,
-        loss: ce, optimizer: sgd, momentum: 0, lr: 0.05, min_lr: 0.05, warmup_epochs: 0, schedule: step, ema: none}}
+        loss: ce, optimizer: sgd, momentum: 0, lr: 0.5, min_lr: 0.5, warmup_epochs: 0, schedule: step, ema: none}}
 {stages}
 speed: {{device: cpu, micro_batch: 96}}
 log: {{every: 1, tensorboard: false, name: run}}
@@ -61,7 +61,7 @@ def test_a_ramp_is_the_same_as_stages(run):
         assert [row[name] for row in epochs(ramp)] == pytest.approx([row[name] for row in epochs(stages)], rel=2e-5)
     one, other = (load_file(folder / "model.safetensors") for folder in (ramp, stages))
     assert one["pos_embed"].shape == (1, 16, 128)
-    assert all(torch.allclose(one[name], other[name], atol=2e-6) for name in one | other)
+    assert all(torch.allclose(one[name], other[name], atol=1e-5) for name in one | other)
     untrained = load_file(run(RAMP, "--stage.lr=1e-12", "--stage.min_lr=0") / "model.safetensors")
     assert (one["pos_embed"] - untrained["pos_embed"]).abs().max() > 1e-4
 
