@@ -28,7 +28,7 @@ ARGUMENTS = (
     ("--at-throughput", {"metavar": "N", "type": throughput, "default": [],
                          "help": "with --print: hours at N training images/s and GPU in the first stage"}),
     ("--on", {"choices": DEVICES, "help": "with --print: estimated speed, hours and euros on this GPU (cpu: as"
-                                          " bench/results/step.json has it)"}),
+                                          " bench.step measured it)"}),
     ("--measure", {"action": "store_true", "help": "with --print: hours at this device's speed, on random images"}),
     ("--init", {"metavar": "WEIGHTS", "help": f"weights to start from: {WEIGHTS}"}),
     ("--start-at", {"metavar": "STAGE", "help": "leave out the stages before this one (with --init)"}),
