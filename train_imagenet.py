@@ -3,7 +3,7 @@
     python train_imagenet.py --cfg recipes/demo.yaml
     python train_imagenet.py --cfg recipes/vit_s_400ep.yaml --data.train=train.beton --data.val=val.beton
     torchrun --nproc-per-node=8 train_imagenet.py --cfg recipes/vit_s_400ep.yaml
-    python train_imagenet.py --cfg recipes/vit_s_400ep.yaml --print --at-throughput=1500
+    python train_imagenet.py --cfg recipes/vit_s_400ep.yaml --print --on=h200
     python train_imagenet.py --cfg recipes/demo.yaml --eval-only --init=runs/demo --eval.data=other.beton
     python train_imagenet.py --cfg recipes/transfer/cars.yaml --init=timm:deit3_base_patch16_224.fb_in1k
 
@@ -24,7 +24,7 @@ if __name__ == "__main__":  # --help, mistakes and --print are answered here: th
     if options.print and not options.measure and not options.init:
         from training.planning import estimate
 
-        exits_cleanly(estimate.print_plan)(recipe, images_per_s=options.at_throughput)
+        exits_cleanly(estimate.print_plan)(recipe, images_per_s=options.at_throughput, on=options.on)
         raise SystemExit
     if recipe.speed.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # FFCV takes streams and pinned memory of any GPU that torch sees
@@ -79,8 +79,7 @@ def train_epoch(run: Run, stage: Stage) -> None:
     Nothing here reads a value from the device, so the host runs ahead of it, except at log points: every `log.every`
     steps, at the epoch's end, and when the run is asked to stop.
     """
-    config, loader = stage.config, stage.train_loader
-    resolution = schedule.resolution(config, stage.epoch)  # constant, but for convolutional models with a ramp
+    config, loader, resolution = stage.config, stage.train_loader, stage.resolution
     train_mode(stage.model)
     stage.meter.begin()
     for images, labels in stage.meter.timed(loader.epoch(stage.epoch, stage.step_in_epoch, resolution=resolution)):
@@ -176,14 +175,17 @@ def stage_loss(stage: Stage, inputs: Tensor, targets: Tensor) -> Tensor:
 
 def train_stage(run: Run, stage: Stage) -> None:
     """The epochs of one stage, or what is left of them: train, evaluate, save."""
-    prepare(run, stage)
     config = stage.config
+    stage.set_resolution(schedule.resolution(config, stage.epoch))
+    prepare(run, stage)
     run.log.begin_stage(config, done=stage.step_in_stage)
     while not stage.may_end:
+        if stage.set_resolution(schedule.resolution(config, stage.epoch)):
+            stage.micro_batch_size = micro_batch.find(run, stage, forward_backward)
+            compile_and_wrap(run, stage)
         with out_of_memory.explained_in_training(run, config, stage.micro_batch_size):
             train_epoch(run, stage)
         row = {"lr": max(group["lr"] for group in stage.optimizer.param_groups), **stage.epoch_stats.row()}
-        resolution = schedule.resolution(config, stage.epoch)
         stage.epoch, stage.step_in_epoch, stage.epoch_stats = stage.epoch + 1, 0, StepStats()
         row["bad_samples"] = count_bad_samples(run, stage)
         if stage.epoch % run.recipe.log.eval_every == 0 or stage.may_end:
@@ -195,7 +197,7 @@ def train_stage(run: Run, stage: Stage) -> None:
             run.log.say(f"stage {config.name}: no better {config.best} since epoch {stage.best_epoch}; it ends here")
         run.log.row(
             kind="epoch", stage=config.name, epoch=stage.epoch, step=stage.step, epochs=config.epochs,
-            resolution=resolution, **row,
+            resolution=stage.resolution, **row,
         )  # fmt: skip
         if is_last:
             run.folder.save_weights(config.name, stage.model, is_main=run.ranks.is_main)
@@ -207,8 +209,7 @@ def train_stage(run: Run, stage: Stage) -> None:
 
 def prepare(run: Run, stage: Stage) -> None:
     """What the stage needs on this machine: micro-batch, loaders, compiled code, the model in DDP or sharded."""
-    recipe, ranks, config = run.recipe, run.ranks, stage.config
-    data = recipe.data
+    config, data = stage.config, run.recipe.data
     train, val, *_ = run.datasets[config.data]
     train_batches = train_loader(
         train.path, train.samples, config, seed=stage.seed, placement=run.placement, shuffle_pages=data.shuffle_pages,
@@ -218,12 +219,17 @@ def prepare(run: Run, stage: Stage) -> None:
     stage.micro_batch_size = micro_batch.find(run, stage, forward_backward)  # before the loader takes its memory
     val_batches = eval_loader(val.path, val.samples, config, batch=eval_batch_size(run, stage), placement=run.placement)
     parallel.shard(run, stage)
-    if recipe.speed.compile:
-        compiling.compile_stage(run, stage, forward_backward, say=run.log.say)
-    parallel.wrap(run, stage)
+    compile_and_wrap(run, stage)
     stage.train_loader = run.watchdog.watched(train_batches, f"stage {config.name}")
     stage.val_loader = run.watchdog.watched(val_batches, f"evaluating in stage {config.name}")
-    stage.meter = Meter(ranks.device)
+    stage.meter = Meter(run.ranks.device)
+
+
+def compile_and_wrap(run: Run, stage: Stage) -> None:
+    """For the model and the micro-batch as they are."""
+    if run.recipe.speed.compile:
+        compiling.compile_stage(run, stage, forward_backward, say=run.log.say)
+    parallel.wrap(run, stage)
 
 
 def eval_batch_size(run: Run, stage: Stage) -> int:
@@ -260,8 +266,8 @@ def evaluate_stage(run: Run, stage: Stage, *, may_be_last: bool) -> dict:
         reducers[0].append(predictions.CollectPredictions(run, config))
     with evaluating(run, stage, *networks):
         results = evaluate(
-            networks, reducers, stage.val_loader.epoch(0), autocast=run.autocast, flip=config.eval_flip,
-            normalize=run.normalize,
+            networks, reducers, stage.val_loader.epoch(0, resolution=stage.eval_side), autocast=run.autocast,
+            flip=config.eval_flip, normalize=run.normalize,
         )  # fmt: skip
     if may_be_last and run.ranks.is_main:
         predictions.save(run.folder.path / predictions.FILE, results[0][1], say=run.log.say)
@@ -388,7 +394,8 @@ def main(argv=None) -> signal.Signals | None:
     if recipe.speed.deterministic:
         repeatable.make_deterministic()
     if options.print:
-        estimate.print_plan(recipe, images_per_s=measure(recipe) if options.measure else options.at_throughput)
+        speeds = measure(recipe) if options.measure else options.at_throughput
+        estimate.print_plan(recipe, images_per_s=speeds, on=options.on)
         return None
     ranks = distributed.init_process_group(recipe.speed.device, patience=recipe.watchdog)
     try:
@@ -439,6 +446,7 @@ def measure(recipe: Recipe) -> list[float]:
     run = Run(recipe, ranks, planned_sets(recipe), precision(recipe.speed.precision, ranks.device))
     for number, config in enumerate(run.recipe.stages):
         stage = create_stage(run, number)
+        stage.set_resolution(config.resolution)
         stage.micro_batch_size = micro_batch.find(run, stage, forward_backward)
         stage.model.train()
         if run.recipe.speed.compile:

@@ -60,7 +60,8 @@ def _chain_options(stage):
 
 def describe(stage: StageConfig) -> str:
     """What happens to a training sample of this stage in a line: `rrc(224) | flip(.5) | three(gray+blur)`."""
-    steps = [f"{stage.crop}({stage.resolution})"] + ([f"flip({_short(stage.flip)})"] if stage.flip else [])
+    sides = f"{stage.ramp[0]} to {stage.resolution}" if stage.ramp else stage.resolution
+    steps = [f"{stage.crop}({sides})"] + ([f"flip({_short(stage.flip)})"] if stage.flip else [])
     for step in chain.parse(chain_of(stage)):
         inside = ", ".join(_short(value) for _, value in step.options)
         steps.append(step.name + (f"({inside})" if inside else ""))

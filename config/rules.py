@@ -95,8 +95,11 @@ def augmentations_are_there(stage, before, recipe):
 
 
 def bce_is_not_smoothed(stage, before, recipe):
-    if stage.loss == "bce" and stage.smoothing != 0:
-        return f"loss bce with smoothing {stage.smoothing:g} makes every class a target; set smoothing: 0 or loss: ce"
+    if stage.loss == "bce" and stage.smoothing != 0 and stage.bce_threshold is not None:
+        return (
+            f"loss bce with smoothing {stage.smoothing:g} makes every class a target; set smoothing: 0, loss: ce or"
+            " bce_threshold: none"
+        )
 
 
 def mixing_goes_in_pairs(stage, before, recipe):

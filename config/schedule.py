@@ -11,6 +11,7 @@ Without warm-up the rate starts at `lr`; a stage no longer than its warm-up ends
 """
 
 import math
+from collections import Counter
 from typing import Literal
 
 
@@ -46,7 +47,7 @@ def of_stage(stage, step: int, steps_per_epoch: int) -> float:
     return learning_rate(step, steps_per_epoch=steps_per_epoch, **{name: getattr(stage, name) for name in names})
 
 
-RAMP_PIXELS = 32  # what ResNets halve to whole pixels five times
+RAMP_PIXELS = 32  # what ResNets halve to whole pixels five times, and two patches of 16
 
 
 def resolution(stage, epoch: int) -> int:
@@ -59,3 +60,8 @@ def resolution(stage, epoch: int) -> int:
         return pixels
     line = pixels + (stage.resolution - pixels) * (epoch - begins) / (ends - begins)
     return round(line / RAMP_PIXELS) * RAMP_PIXELS
+
+
+def resolutions(stage) -> dict[int, int]:
+    """How many epochs of the stage are trained at each side, {pixels: epochs}."""
+    return Counter(resolution(stage, epoch) for epoch in range(stage.epochs))

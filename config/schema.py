@@ -12,7 +12,7 @@ from ffcv_ops.augment import chain
 LEAST = 1e-20  # of factors: what is smaller is 0 in float32 sooner or later
 MOST_EPOCHS = 100_000
 MOST_SAMPLES = 1_000_000  # in a batch
-MOST_LR = 1000
+MOST_LR = 10_000
 MOST_MINUTES = 100_000  # 69 days
 
 
@@ -60,7 +60,7 @@ class StageConfig:
     data: Literal["main", "finetune"] = option("data.train and data.val, or data.finetune_train and data.finetune_val")
     resolution: int = option("side of the square training image, pixels", low=8, high=4096)
     ramp: tuple[int, int, int] | None = option(
-        "pixels at first; epochs between which they rise to resolution", low=0, high=MOST_EPOCHS
+        "pixels at first; epochs between which they rise to resolution, in steps of 32", low=0, high=MOST_EPOCHS
     )
     epochs: int = option("passes of as many samples as there are images", low=1, high=MOST_EPOCHS)
     batch: int = option("samples per optimizer step, over all devices", low=1, high=MOST_SAMPLES)
@@ -86,7 +86,9 @@ class StageConfig:
     mix_chunk: int = option("samples that share one mixing draw", low=2, high=MOST_SAMPLES)
     smoothing: float = option("label smoothing", low=0, below=1)
     loss: Literal["bce", "ce"] = option("binary cross-entropy of yes-or-no targets, or cross-entropy of soft ones")
-    bce_threshold: float = option("bce: targets above this are a full yes, all others a no", low=0, below=1)
+    bce_threshold: float | None = option(
+        "bce: targets above this are a full yes, all others a no; none: they are shares", low=0, below=1
+    )
     class_weights: Literal["none", "balanced"] = option("ce: weights of the classes, 1 / their share of the images")
     distill: Literal["none", "hard", "soft"] = option("learn from a teacher's first class, or its distribution, too")
     teacher: str | None = option("distill: timm's name of a pretrained model, local-dir:FOLDER or hf-hub:NAME")

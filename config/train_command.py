@@ -14,6 +14,7 @@ from ffcv_ops.options import parse_value
 
 WEIGHTS = "a run's folder, a .safetensors, .pt or .pth file, a timm folder, timm:NAME or hf-hub:ORG/NAME@REVISION"
 MOST_IMAGES_PER_S = 1e7
+DEVICES = ("a100", "h100", "h200", "4090", "t4", "cpu")  # whose speed training/planning/roofline.py estimates
 
 
 def throughput(text: str) -> list[float]:
@@ -26,6 +27,8 @@ ARGUMENTS = (
     ("--print", {"action": "store_true", "help": "show the resolved recipe and what its stages cost, and stop"}),
     ("--at-throughput", {"metavar": "N", "type": throughput, "default": [],
                          "help": "with --print: hours at N training images/s and GPU in the first stage"}),
+    ("--on", {"choices": DEVICES, "help": "with --print: estimated speed, hours and euros on this GPU (cpu: as"
+                                          " bench.step measured it)"}),
     ("--measure", {"action": "store_true", "help": "with --print: hours at this device's speed, on random images"}),
     ("--init", {"metavar": "WEIGHTS", "help": f"weights to start from: {WEIGHTS}"}),
     ("--start-at", {"metavar": "STAGE", "help": "leave out the stages before this one (with --init)"}),
@@ -59,8 +62,8 @@ def parse(
         raise UserError(f"--eval.{next(iter(of_eval))} belongs to --eval-only")
     if arguments.start_at and arguments.eval_only:
         raise UserError("--start-at belongs to training, not to --eval-only")
-    if (arguments.measure or arguments.at_throughput) and not arguments.print:
-        raise UserError("--measure and --at-throughput belong to --print")
+    if (arguments.measure or arguments.at_throughput or arguments.on) and not arguments.print:
+        raise UserError("--measure, --at-throughput and --on belong to --print")
     return TrainCommand(arguments, recipe, build(EvalConfig, of_eval, "--eval."))
 
 

@@ -9,7 +9,7 @@ from training.evaluation import predictions
 from training.evaluation.predictions import Predictions
 from training.logging.environment import read_environment
 from training.logging.records import scan_rows
-from training.planning.plan import Eta, StagePlan, eta, read_plan, seconds_per_step
+from training.planning.plan import Eta, StagePlan, eta, read_plan
 from training.planning.reference_curves import Deviation, ReferenceCurve, deviation, reference_curves
 
 
@@ -86,8 +86,7 @@ def remaining(facts: Facts) -> Eta | None:
     since = [row["wall"] for row in rows if row["stage"] != last["stage"]][-1:] or [0.0]
     points = [(0, since[0]), *((row["step"] - before, row["wall"]) for row in rows if row["stage"] == last["stage"])]
     points = points[1:][-64:] if len(points) > 2 else points
-    seconds = seconds_per_step(points)
-    return eta(facts.plans, last["stage"], last["step"] - before, seconds) if seconds else None
+    return eta(facts.plans, last["stage"], points)
 
 
 def deviations(facts: Facts) -> list[tuple[ReferenceCurve, str, Deviation]]:

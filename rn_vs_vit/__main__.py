@@ -7,7 +7,7 @@
 
 Start it as often as there are GPUs or Slurm jobs, each with its own CUDA_VISIBLE_DEVICES and all with the same folder:
 a process takes the next cell that is neither finished nor another's. A finished cell is not run again, a killed one
-goes on from its checkpoint. Results go to LOG.OUT/GRID/: table.md, plot.png and a run folder for each cell.
+goes on from its checkpoint. Results go to LOG.OUT/GRID/: table.md, two plots and a run folder for each cell.
 """
 
 import ctypes

@@ -3,7 +3,8 @@
     recipe: ../recipes/base.yaml                       what all cells share,
     fixed: {stage.epochs: 100}                         and its changes for all of them
     axes:
-      network: {ViT: {model.name: ...}, ...}           an axis: its choices, each with keys of a recipe;
+      network: {ViT: {model.name: ...}, ...}           an axis: its choices, each with keys of a recipe, or with
+                                                       `recipe`, a file in the place of the one above;
       stage.lr: [1.0e-3, 3.0e-3]                       or a key and its values. The last axis is the one that is judged:
     seeds: [0, 1, 2]                                   its first choice minus each other, seed by seed
 
@@ -84,7 +85,8 @@ def read(path, overrides: Mapping[str, str] | None = None, of_weights: Mapping[s
         for axis, name in zip(outer, rows[row], strict=True):
             keys |= axes[axis][name]
         place = {"seed": str(seed), "log.out": str(folder), "log.name": f"{row.replace(', ', '_')}_{choice}_{seed}"}
-        run = load_recipe(base, fixed | keys | place, of_weights)
+        own = Path(path).parent / keys.pop("recipe") if "recipe" in keys else base
+        run = load_recipe(own, fixed | keys | place, of_weights)
         return Cell(row, choice, seed, dataclasses.replace(run, source=str(path)))
 
     cells = [cell(row, choice, seed) for seed in seeds for row in rows for choice in axes[last]]

@@ -22,7 +22,8 @@ from training.logging.records import read_rows
 
 matplotlib.use("Agg")
 
-Results = dict[tuple[str, str, int], dict[str, float]]  # (row, choice, seed) -> top-1 in % by validation set
+# (row, choice, seed) -> top-1 in % by validation set, and the seconds of training, without evaluation
+Results = dict[tuple[str, str, int], dict[str, float]]
 SETS = ("val", "ReaL", "V2")
 LEVEL = 0.95
 
@@ -51,8 +52,10 @@ def collect(grid: Grid) -> Results:
     results = {}
     for cell in grid.cells:
         if cell.done:
-            last = [row for row in read_rows(cell.folder / "log.jsonl") if row["kind"] == "epoch"][-1]
-            results[cell[:3]] = {name: 100 * top1 for name, top1 in ({"val": last["top1"]} | others.read(cell)).items()}
+            epochs = [row for row in read_rows(cell.folder / "log.jsonl") if row["kind"] == "epoch"]
+            top1 = {"val": epochs[-1]["top1"]} | others.read(cell)
+            results[cell[:3]] = {name: 100 * value for name, value in top1.items()}
+            results[cell[:3]]["seconds"] = sum(row["seconds"] for row in epochs)
     return results
 
 
@@ -87,11 +90,11 @@ def _judged(of: Interval) -> str:
 def table(grid: Grid, results: Results) -> str:
     """Markdown: for each row and choice mean and standard deviation over the seeds that are there."""
     shown = [name for name in SETS if any(name in row for row in results.values())] or ["val"]
-    rows = [(*grid.axes, "seeds", *(f"top-1 % on {name}" for name in shown))]
+    rows = [(*grid.axes, "seeds", *(f"top-1 % on {name}" for name in shown), "seconds")]
     for row in grid.rows:
         for choice in grid.choices:
             found = [one for seed in grid.seeds if (one := results.get((row, choice, seed)))]
-            cells = (_mean([one[name] for one in found if name in one]) for name in shown)
+            cells = (_mean([one[name] for one in found if name in one]) for name in (*shown, "seconds"))
             rows.append((row, choice, f"{len(found)}/{len(grid.seeds)}", *cells))
     return markdown_table(rows)
 
@@ -156,13 +159,34 @@ def _plot_differences(panel, apart):
         panel.legend(frameon=False, loc="upper center", ncols=len(apart), fontsize=9)
 
 
+def plot_seconds(grid: Grid, results: Results) -> Figure:
+    """Top-1 against the seconds of training: a dot for each cell, a cross for the mean of its seeds."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    panel = figure.subplots()
+    for number, (row, choice) in enumerate(itertools.product(grid.rows, grid.choices)):
+        found = [(one["seconds"], one["val"]) for key, one in results.items() if key[:2] == (row, choice)]
+        if found:
+            color, label = f"C{number % 10}", choice if len(grid.rows) == 1 else f"{row}, {choice}"
+            panel.plot(*zip(*found, strict=True), "o", color=color, alpha=0.4, markeredgewidth=0)
+            middle = map(statistics.fmean, zip(*found, strict=True))
+            panel.plot(*([value] for value in middle), "x", color=color, markersize=9, markeredgewidth=2, label=label)
+    panel.set(xlabel="seconds of training, without evaluation", ylabel="top-1, %")
+    panel.grid(color="0.92")
+    panel.spines[["top", "right"]].set_visible(False)
+    if results:
+        panel.legend(frameon=False, fontsize=9)
+    return figure
+
+
 def write(grid: Grid, remark: str = "") -> str:
-    """Writes table.md and plot.png into the grid's folder; returns the text of the former. `remark`: in what all cells
-    differ from the grid's file."""
+    """Writes table.md, plot.png and seconds.png into the grid's folder; returns the text of the first. `remark`: in
+    what all cells differ from the grid's file."""
     results = collect(grid)
     verdict = "\n".join(f"- {line}" for line in verdicts(grid, results))
     text = "\n\n".join(filter(None, [table(grid, results), verdict, remark])) + "\n"
     grid.folder.mkdir(parents=True, exist_ok=True)
     write_atomically(grid.folder / "table.md", lambda path: path.write_text(text, encoding="utf-8"))
-    write_atomically(grid.folder / "plot.png", lambda path: plot(grid, results).savefig(path, dpi=110, format="png"))
+    for name, draw in (("plot.png", plot), ("seconds.png", plot_seconds)):
+        figure = draw(grid, results)
+        write_atomically(grid.folder / name, lambda path, figure=figure: figure.savefig(path, dpi=110, format="png"))
     return text

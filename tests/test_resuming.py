@@ -38,6 +38,15 @@ log: {{every: 2, tensorboard: false, keep: 3}}
 data: {{train: {beton}, val: {beton}, workers: 1}}
 """
 STEPS = 24
+RAMP = """
+base: {base}
+model: {{name: {model}}}
+stage: {{resolution: 96, ramp: [32, 0, 2], epochs: 3, batch: 48, mix_chunk: 24, warmup_epochs: 1, schedule: step,
+        optimizer: {optimizer}, lr: 1.0e-2, ema: 0.9, repeats: 1}}
+speed: {{device: cpu, micro_batch: 24}}
+log: {{every: 1, tensorboard: false}}
+data: {{train: {beton}, val: {beton}, workers: 1}}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +128,21 @@ def test_stopped_anywhere_it_ends_with_the_same_bits(seed, recipe_file, unbroken
     assert said.count("going on at stage") == len(points)
     if seed == 0:
         assert points == list(range(1, STEPS + 1))
+
+
+@pytest.mark.parametrize("model, optimizer", [("deit3_micro_patch16_224", "lamb"), ("test_resnet", "sgd")])
+def test_in_the_middle_of_a_ramp_too(model, optimizer, tmp_path, jpg_beton, monkeypatch):
+    """32, 64 and 96 px, an epoch of two steps each; stopped after each step."""
+    path = tmp_path / "ramp.yaml"
+    path.write_text(RAMP.format(base=ROOT / "recipes/base.yaml", beton=jpg_beton, model=model, optimizer=optimizer))
+    assert train(path, tmp_path / "whole") is None
+    whole, stops = end_of(tmp_path / "whole"), Stops(monkeypatch)
+    assert [row["resolution"] for row in whole[1]] == [32, 64, 96]
+    for _ in range(6):
+        stops.left = 1
+        assert train(path, tmp_path / "parts") == signal.SIGTERM
+    assert train(path, tmp_path / "parts") is None
+    assert end_of(tmp_path / "parts") == whole
 
 
 def test_a_checkpoint_within_an_epoch_is_as_good(recipe_file, unbroken, tmp_path, monkeypatch):

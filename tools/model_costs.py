@@ -8,6 +8,7 @@ models, of timm's, or of a recipe's network or resolution; tests/training/planni
 
 import json
 
+from config import schedule
 from config.parser import Parser
 from config.recipe import BASE_RECIPE, load_recipe
 from config.schema import ModelConfig
@@ -23,8 +24,9 @@ def networks() -> dict[str, tuple[ModelConfig, int, float]]:
     for path in sorted(BASE_RECIPE.parent.glob("**/*.yaml")):
         recipe = load_recipe(path)
         for stage in recipe.stages:
-            name = row_name(recipe.model, stage.resolution, drop_path=stage.drop_path)
-            found[name] = (recipe.model, stage.resolution, stage.drop_path)
+            for side in schedule.resolutions(stage):
+                name = row_name(recipe.model, side, drop_path=stage.drop_path)
+                found[name] = (recipe.model, side, stage.drop_path)
     return dict(sorted(found.items()))
 
 

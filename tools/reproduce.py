@@ -26,7 +26,6 @@ def parse(argv=None) -> argparse.Namespace:
 if __name__ == "__main__":  # --help and mistakes are answered here: the imports below take seconds
     exits_cleanly(parse)()
 
-from config import schedule
 from training import datasets
 from training.planning import estimate
 from training.planning.model_costs import model_costs
@@ -71,11 +70,7 @@ def _rows(run, published, curves):
     for stage in run.stages:
         count, gmacs = _size(run.model, stage.resolution, sets[stage.data].classes, stage.drop_path)
         steps, _ = estimate.stage_length(stage, sets)
-        sides = [schedule.resolution(stage, epoch) for epoch in range(stage.epochs)]
-        mean = (
-            sum(_size(run.model, side, sets[stage.data].classes, stage.drop_path)[1] for side in sides) / stage.epochs
-        )
-        hours = steps * stage.batch * mean * 6e9 / OPERATIONS_PER_S / 3600
+        hours = steps * stage.batch * gmacs * estimate.work_share(run, stage, sets) * 6e9 / OPERATIONS_PER_S / 3600
         paper, curve = published.get(stage.name, {}), curves.get(stage.name, {})
         top1 = f"{paper['top1']:.1f} ({paper['source']})" if paper else "-"
         others = (f"{paper[key]:.1f}" if key in paper else "-" for key in ("v2", "real"))

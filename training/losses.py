@@ -6,10 +6,12 @@ from torch.nn import functional as F
 from config.recipe import StageConfig
 
 
-def binary_cross_entropy(logits: Tensor, targets: Tensor, threshold: float) -> Tensor:
+def binary_cross_entropy(logits: Tensor, targets: Tensor, threshold: float | None) -> Tensor:
     """Each class is a yes-or-no question and every target above `threshold` a full yes: with 0, however small its share
-    of the mix. Mean over samples and classes. Targets must not be smoothed: that would make every class a yes."""
-    return F.binary_cross_entropy_with_logits(logits.float(), (targets > threshold).float())
+    of the mix, so that targets must not be smoothed; with None a target is the share of a yes. Mean over samples and
+    classes."""
+    yes = targets if threshold is None else targets > threshold
+    return F.binary_cross_entropy_with_logits(logits.float(), yes.float())
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:

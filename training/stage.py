@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor, nn
 
+from config import schedule
 from config.recipe import StageConfig
 from ffcv_ops import mixing, rng
 from ffcv_ops.errors import UserError
@@ -41,6 +42,7 @@ class Stage:
     teacher: nn.Module | None = None  # that the model imitates (stage.distill)
     class_weights: Tensor | None = None  # of the loss, (classes,)
     step: int = 0
+    resolution: int = 0  # side of the training images at present, pixels
     best: float = -math.inf  # of stage.best, the higher the better, in the epoch `best_epoch`
     best_epoch: int = 0
     epoch_stats: StepStats = field(default_factory=StepStats)  # of the epoch under way, up to the last log point
@@ -66,6 +68,16 @@ class Stage:
         return self.epoch * self.steps_per_epoch + self.step_in_epoch
 
     @property
+    def model_side(self) -> int:
+        """Side of the images that the model as it is may be shown in training at most, pixels."""
+        return self.config.resolution if model.tokens(self.model) is None else self.resolution
+
+    @property
+    def eval_side(self) -> int:
+        """Side of the images of an evaluation now, pixels: a model with patches takes one size, that of training."""
+        return self.config.eval_side if model.tokens(self.model) is None else self.resolution
+
+    @property
     def may_end(self) -> bool:
         """Whether the epoch that is done is the last one, unless it is better than all before."""
         patience = self.config.patience
@@ -80,6 +92,18 @@ class Stage:
         """What the optimizer moves along with the weights."""
         return None if self.ema is None else optim.Average(self.ema, self.model, self.config.ema)
 
+    def set_resolution(self, pixels: int) -> bool:
+        """Goes on with images of that side. Returns whether the model was changed for it, as one with patches is: the
+        position embedding is resampled as between stages, that of the average and its moments too."""
+        changed = pixels != self.resolution and model.tokens(self.model) is not None
+        self.resolution = pixels
+        if changed:
+            adapt_weights.set_resolution(self.model, pixels, self.optimizer)
+            if self.ema is not None:
+                adapt_weights.set_resolution(self.ema, pixels)
+            self.network = self.model  # not in DDP, which knows the old parameter
+        return changed
+
     def state_dict(self) -> dict:
         """All that must survive a restart, as tensors and plain values."""
         return {
@@ -87,6 +111,7 @@ class Stage:
             "epoch": self.epoch,
             "step_in_epoch": self.step_in_epoch,
             "step": self.step,
+            "resolution": self.resolution,
             "best": self.best,
             "best_epoch": self.best_epoch,
             "epoch_stats": asdict(self.epoch_stats),
@@ -99,6 +124,7 @@ class Stage:
     def load_state_dict(self, state: dict) -> None:
         """Puts the content of a checkpoint into a freshly made stage. UserError where it does not fit."""
         try:
+            self.set_resolution(state.get("resolution", self.resolution))
             self.model.load_state_dict(state["model"])
             if self.ema is not None:
                 self.ema.load_state_dict(state["ema"])
@@ -114,15 +140,15 @@ class Stage:
 
 
 def create_stage(run: Run, number: int, start_weights: dict[str, Tensor] | None = None, step: int = 0) -> Stage:
-    """A fresh model at the stage's resolution, with `start_weights` if there are any, and a new optimizer.
+    """A fresh model at the stage's first resolution, with `start_weights` if there are any, and a new optimizer.
 
     start_weights: a state_dict, of the stage before or of --init; position embedding and head are adapted. step: of
     the run, up to here. UserError where model, weights and keys do not fit together.
     """
     recipe, config, device = run.recipe, run.recipe.stages[number], run.ranks.device
     torch.manual_seed(recipe.seed)  # initial weights are the only draws of torch's global generator
-    classes = run.datasets[config.data].classes
-    network = model.of_recipe(recipe.model, resolution=config.resolution, classes=classes, drop_path=config.drop_path)
+    classes, resolution = run.datasets[config.data].classes, schedule.resolution(config, 0)
+    network = model.of_recipe(recipe.model, resolution=resolution, classes=classes, drop_path=config.drop_path)
     if start_weights is not None:
         _load_start_weights(run, number, network, start_weights)
     _check_model(run, config, network)
@@ -154,6 +180,7 @@ def create_stage(run: Run, number: int, start_weights: dict[str, Tensor] | None 
         teacher=teacher,
         class_weights=weights,
         step=step,
+        resolution=resolution,
         network=network,
         patches=_patches(run, network, teacher),
     )
@@ -175,14 +202,23 @@ def _check_model(run, config, network):
     name = run.recipe.model.name
     if run.recipe.speed.drop_path == "subset" and not stochastic_depth.has_subsets(network):
         raise UserError(f"speed.drop_path subset is for deit3 models; for {name} use exact")
-    if model.tokens(network) is not None and (config.ramp or config.eval_side != config.resolution):
-        raise UserError(f"stage {config.name}: {name} has one resolution; leave out ramp and eval_resolution")
+    if model.tokens(network) is None:
+        return
+    if config.eval_side != config.resolution:
+        raise UserError(f"stage {config.name}: {name} is evaluated at the size of its training; no eval_resolution")
+    if config.ramp and not isinstance(network, model.RESIZABLE):
+        raise UserError(f"stage {config.name}: {name} keeps its resolution; leave out ramp")
+    if config.ramp and (run.recipe.speed.cuda_graphs or run.recipe.speed.parallel == "fsdp" or config.teacher):
+        wrong = "ramp changes the position embedding of a model with patches"
+        without = "speed.cuda_graphs, speed.parallel: fsdp and teacher"
+        raise UserError(f"stage {config.name}: {wrong}; leave it out, or {without}")
 
 
 @torch.no_grad()
 def _check_sizes(run, config, network):
     """UserError where the images are too small for the model's patches, windows or strides: one goes through it."""
-    sides = {config.resolution, config.ramp[0] if config.ramp else config.resolution, config.eval_side}
+    first = schedule.resolution(config, 0)
+    sides = {first} if model.tokens(network) is not None else {first, config.resolution, config.eval_side}
     network.eval()
     for side in sorted(sides):
         try:

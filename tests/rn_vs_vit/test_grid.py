@@ -2,16 +2,19 @@
 
 import dataclasses
 import itertools
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from config import schedule
 from ffcv_ops.errors import UserError
 from rn_vs_vit import grid
+from training.planning.model_costs import model_costs
 
 ROOT = Path(__file__).resolve().parents[2]
-PRECISION = ROOT / "rn_vs_vit" / "precision.yaml"  # asks another question
-GRIDS = sorted({*(ROOT / "rn_vs_vit").glob("*.yaml")} - {PRECISION})
+PRECISION, FAST = (ROOT / "rn_vs_vit" / f"{name}.yaml" for name in ("precision", "fast"))  # ask other questions
+GRIDS = sorted({*(ROOT / "rn_vs_vit").glob("*.yaml")} - {PRECISION, FAST})
 
 SMALL = """
 recipe: {recipe}
@@ -81,6 +84,21 @@ def test_the_grid_of_precisions_differs_in_them_alone():
     assert {(cell.run.seed, cell.run.speed.precision) for cell in cells} == set(
         itertools.product(range(5), ("fp32", "bf16"))
     )
+
+
+def test_the_grid_of_fast_ways_spends_the_same_epochs_at_the_same_sizes():
+    """All but two see as many images at each size; `full_as_long` costs the multiply-adds of the ramp."""
+    wanted = grid.read(FAST)
+    assert (len(wanted.cells), wanted.choices[0]) == (35, "ramp")
+    runs = {cell.choice: cell.run for cell in wanted.cells if cell.seed == 0}
+    sizes = {way: sum((schedule.resolutions(stage) for stage in run.stages), Counter()) for way, run in runs.items()}
+    assert sizes.pop("full") == {96: 16}
+    epochs = sizes.pop("full_as_long")[96]
+    assert all(size == sizes["ramp"] == {48: 8, 64: 4, 96: 4} for size in sizes.values())
+    macs = {side: model_costs(runs["ramp"].model, side, 15, drop_path=0.2).macs for side in (48, 64, 96)}
+    assert abs(epochs - sum(sizes["ramp"][side] * macs[side] for side in macs) / macs[96]) < 1
+    same = [dataclasses.replace(runs[way], speed=None, log=None) for way in ("ramp", "subset")]
+    assert same[0] == same[1] and runs["subset"].speed.drop_path == "subset"
 
 
 @pytest.fixture

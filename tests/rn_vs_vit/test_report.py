@@ -19,7 +19,7 @@ def made(seeds, missing=()):
         axes=("network", "augmentation"), rows=ROWS, choices=CHOICES, seeds=seeds, folder=Path("x")
     )
     results = {
-        (net, augment, seed): {"val": values[n, a, s]}
+        (net, augment, seed): {"val": values[n, a, s], "seconds": 100.0 * (a + 1) + s}
         for n, net in enumerate(ROWS) for a, augment in enumerate(CHOICES) for s, seed in enumerate(seeds)
         if (net, augment, seed) not in missing
     }  # fmt: skip
@@ -65,7 +65,8 @@ def test_the_table_holds_mean_and_spread_and_only_the_sets_that_are_there():
     wanted, results, values = made((0, 1, 2))
     text = report.table(wanted, results)
     assert "ReaL" not in text
-    assert f"{values[1, 2].mean():.1f} (sd {values[1, 2].std(ddof=1):.1f})" in text.splitlines()[-1]
+    mean = f"{values[1, 2].mean():.1f} (sd {values[1, 2].std(ddof=1):.1f})"
+    assert [cell.strip() for cell in text.splitlines()[-1].split("|")][4:6] == [mean, "301.0 (sd 1.0)"]
     results["ViT", "none", 1]["ReaL"] = 12.0
     assert "top-1 % on ReaL" in report.table(wanted, results)
 
@@ -81,3 +82,12 @@ def test_the_plot_has_a_panel_for_each_row_with_results_and_one_for_what_two_see
     (panel,) = report.plot(wanted, begun).axes
     assert [line.get_marker() for line in panel.lines if len(line.get_xdata())] == ["o", "o"], "no mean over a dot"
     assert report.plot(wanted, {}).axes == []
+
+
+def test_top1_stands_against_the_seconds_of_training():
+    wanted, results, values = made((0, 1, 2))
+    (panel,) = report.plot_seconds(wanted, results).axes
+    dots, cross = panel.lines[6], panel.lines[7]  # ResNet's first
+    assert dots.get_xydata() == pytest.approx(np.stack(([100, 101, 102], values[1, 0]), axis=1))
+    assert cross.get_xydata() == pytest.approx(np.array([[101, values[1, 0].mean()]]))
+    assert report.plot_seconds(wanted, {}).axes[0].lines[:] == []

@@ -40,6 +40,12 @@ def test_binary_cross_entropy_by_hand(logits, targets):
     assert float(losses.binary_cross_entropy(logits, targets, 0.0)) == pytest.approx(total / 66, rel=1e-5)
 
 
+def test_binary_cross_entropy_of_shares_by_hand(logits, targets):
+    yes, targets = torch.sigmoid(logits.double()), targets.double() * 0.9 + 0.1 / 11
+    expected = -(targets * yes.log() + (1 - targets) * (1 - yes).log()).mean()
+    assert float(losses.binary_cross_entropy(logits, targets, None)) == pytest.approx(float(expected), rel=1e-6)
+
+
 def test_any_share_of_the_mix_is_a_full_positive(logits, targets):
     whole, part = (losses.binary_cross_entropy(logits, given, 0.0) for given in (targets, targets / 50))
     assert torch.equal(whole, part)

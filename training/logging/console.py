@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Column
 
 from config.text import format_duration
-from training.planning.plan import Eta, StagePlan, eta, seconds_per_step
+from training.planning.plan import Eta, StagePlan, eta
 
 LINE_EVERY = 60.0  # seconds
 POINTS = 64  # log points over which the speed is taken
@@ -93,8 +93,7 @@ class ConsoleProgress:
 
     def eta(self) -> Eta | None:
         """How long the stage and the run will take, once two log points have told the speed."""
-        seconds = seconds_per_step(self.points)
-        return eta(self.plans, self.stage, self.step, seconds) if seconds else None
+        return eta(self.plans, self.stage, self.points)
 
     def eta_text(self) -> str:
         """That in words."""

@@ -49,7 +49,8 @@ def compile_stage(
 
     def trial():
         with untouched(network):
-            forward_backward(run, replace(stage, network=network), *random_batch(run, stage.config, size))
+            batch = random_batch(run, stage.config, size, stage.model_side)
+            forward_backward(run, replace(stage, network=network), *batch)
 
     # Ranks that share weights need each other in a trial: a rank without a compiler must be found before it.
     attempts = (compiler, trial) if isinstance(network, FSDPModule) else (trial,)

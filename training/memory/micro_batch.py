@@ -36,23 +36,24 @@ def find(run: Run, stage: Stage, forward_backward: Callable[[Run, Stage, Tensor,
         return asked
     options = divisors(local_batch_size, even=config.mixing)
     if run.ranks.device.type == "cpu":
-        return from_memory_bound(stage.model, config.resolution, run.precision, options)
+        return from_memory_bound(stage.model, stage.model_side, run.precision, options)
 
     def attempt(samples):
-        # Eagerly, also what will be compiled: each size would take one of the eight entries of Dynamo's cache.
+        # Eagerly, also what is or will be compiled: each size would take one of the eight entries of Dynamo's cache.
         trial = replace(stage, micro_batch_size=samples, mix=mixing.mix)
         trial.model.train()
-        forward_backward(run, trial, *random_batch(run, config, samples))
+        with torch.compiler.set_stance("force_eager"):
+            forward_backward(run, trial, *random_batch(run, config, samples, stage.model_side))
 
     weights = 4 * cost.num_parameters(stage.model)
     moments = 0 if stage.optimizer.state else optim.moments(config.optimizer)
-    images = LOADER_BATCHES * local_batch_size * 3 * config.resolution**2
+    images = LOADER_BATCHES * local_batch_size * 3 * stage.model_side**2
     return from_oom_search(stage.model, attempt, options, reserved=weights * (1 + moments) + images)
 
 
-def random_batch(run: Run, config: StageConfig, samples: int) -> tuple[Tensor, Tensor]:
-    """Images and labels without meaning, as a loader would give them."""
-    shape = (samples, config.resolution, config.resolution, 3)
+def random_batch(run: Run, config: StageConfig, samples: int, side: int | None = None) -> tuple[Tensor, Tensor]:
+    """Images and labels without meaning, as a loader would give them. side: pixels; the stage's resolution without."""
+    shape = (samples, *[side or config.resolution] * 2, 3)
     images = torch.randint(256, shape, dtype=torch.uint8, device=run.ranks.device)
     return images, torch.randint(run.datasets[config.data].classes, (samples,), device=run.ranks.device)
 

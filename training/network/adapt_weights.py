@@ -55,6 +55,27 @@ def adapt_state_dict(
     return adapted
 
 
+@torch.no_grad()
+def set_resolution(model: nn.Module, pixels: int, optimizer: torch.optim.Optimizer | None = None) -> None:
+    """Has one of `model.RESIZABLE` take images of `pixels` x `pixels` from now on. Its position embedding becomes what
+    `adapt_state_dict` would make of it, as a parameter of its own, also in `optimizer`. What that keeps for each number
+    of the old one, moments, is resampled linearly, so that squares stay positive; other tensors begin anew."""
+    old, before = model.pos_embed, math.prod(model.patch_embed.grid_size)
+    model.set_input_size((pixels, pixels))  # timm's; its own embedding, with antialiasing, is not kept
+    if old is None:
+        return
+    grid, prefix = model.patch_embed.grid_size, old.shape[1] - before
+    new = model.pos_embed = nn.Parameter(_resample(old, grid, prefix).contiguous(), requires_grad=old.requires_grad)
+    for group in optimizer.param_groups if optimizer else ():
+        group["params"] = [new if parameter is old else parameter for parameter in group["params"]]
+    state = optimizer.state.pop(old, {}) if optimizer else {}
+    if state and all(value.shape == old.shape for value in state.values() if torch.is_tensor(value) and value.ndim):
+        optimizer.state[new] = {
+            name: _resample(value, grid, prefix, "bilinear") if torch.is_tensor(value) and value.ndim else value
+            for name, value in state.items()
+        }
+
+
 def num_classes(weights: dict[str, Tensor], model: nn.Module) -> int:
     """The number of classes of `weights`, of the architecture of `model`; 0 if they have no classifier."""
     return next((len(value) for key, value in weights.items() if is_head(key, model) and value.ndim), 0)
@@ -112,7 +133,7 @@ def _fold_class_position(weights):
     return {"cls_token": (weights["cls_token"].float() + own.float()).to(own.dtype), "pos_embed": places}
 
 
-def _resample(embedding, grid, prefix):
+def _resample(embedding, grid, prefix, mode="bicubic"):
     """(1, prefix + tokens, channels) -> (1, prefix + product of `grid`, channels)."""
     count = embedding.shape[1] - prefix
     if count == math.prod(grid):
@@ -121,7 +142,7 @@ def _resample(embedding, grid, prefix):
     if not side:
         raise UserError(f"the weights' pos_embed has {count} places, which is no square grid; it cannot be resampled")
     places = embedding[:, prefix:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
-    places = F.interpolate(places.float(), size=grid, mode="bicubic", align_corners=False).to(embedding.dtype)
+    places = F.interpolate(places.float(), size=grid, mode=mode, align_corners=False).to(embedding.dtype)
     return torch.cat((embedding[:, :prefix], places.flatten(2).transpose(1, 2)), dim=1)
 
 

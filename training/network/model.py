@@ -16,7 +16,7 @@ import timm
 import torch
 from timm import layers
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import VisionTransformer, build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import Eva, VisionTransformer, build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -41,8 +41,9 @@ SHAPES = {
     "deit3_tiny_patch16_224": {"patch_size": 16, "embed_dim": 192, "depth": 12, "num_heads": 3},
     "deit3_micro_patch16_224": {"patch_size": 16, "embed_dim": 128, "depth": 6, "num_heads": 2},
 }
+RESIZABLE = (VisionTransformer, Eva)  # models with patches that may go on with images of another size
 # Read by timm's register_model: what it knows of the models below.
-default_cfgs = generate_default_cfgs({name: dict(_SETTINGS) for name in SHAPES})
+default_cfgs = generate_default_cfgs({name: dict(_SETTINGS) for name in (*SHAPES, "vit_small_patch16_sincos_224")})
 
 
 def _deit3(name, pretrained, arguments):
@@ -60,6 +61,30 @@ def deit3_tiny_patch16_224(pretrained=False, **arguments) -> VisionTransformer:
 def deit3_micro_patch16_224(pretrained=False, **arguments) -> VisionTransformer:
     """Ours, for CPUs: 1.3 million parameters besides the head; heads of 64 channels as in the paper's models."""
     return _deit3("deit3_micro_patch16_224", pretrained, arguments)
+
+
+@register_model
+def vit_small_patch16_sincos_224(pretrained=False, **arguments) -> VisionTransformer:
+    """ViT-S/16 as big_vision builds and initializes it (arXiv 2205.01580): no class token but the mean of the patches,
+    and positions that are not trained."""
+    shape = {"patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6, "act_layer": "gelu_tanh"}
+    shape |= {"class_token": False, "global_pool": "avg", "fc_norm": False, "weight_init": "jax"}
+    name = "vit_small_patch16_sincos_224"
+    model = build_model_with_cfg(VisionTransformer, name, pretrained, **(shape | arguments))
+    for block in model.blocks:  # timm takes the three for one matrix, whose values are smaller
+        for part in block.attn.qkv.weight.chunk(3):
+            nn.init.xavier_uniform_(part)
+    positions = sincos(model.patch_embed.grid_size, model.embed_dim).to(model.pos_embed)
+    model.pos_embed = nn.Parameter(positions, requires_grad=False)
+    return model
+
+
+def sincos(grid: tuple[int, int], width: int) -> Tensor:
+    """(1, places, width): sine and cosine of a place's column and row at frequencies from 1 down to 1e-4 (MoCo v3)."""
+    frequencies = 1e-4 ** (torch.arange(width // 4) / (width // 4 - 1))
+    rows, columns = torch.meshgrid(*map(torch.arange, grid), indexing="ij")
+    x, y = (places.flatten()[:, None] * frequencies for places in (columns, rows))
+    return torch.cat((x.sin(), x.cos(), y.sin(), y.cos()), dim=1)[None]
 
 
 def of_recipe(config: ModelConfig, *, resolution: int, classes: int, drop_path: float) -> nn.Module:

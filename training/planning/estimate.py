@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from config import loading, schedule
 from config.recipe import render_recipe
 from config.schema import Recipe, StageConfig
-from ffcv_ops import order
+from ffcv_ops import host, order
 from ffcv_ops.augment import load
 from ffcv_ops.errors import UserError
 from ffcv_ops.storage.info import exists
 from training.datasets import DataSet, planned_sets
+from training.planning import roofline
 from training.planning.model_costs import ModelCosts, model_costs
 from training.planning.plan import StagePlan
 
@@ -21,6 +22,7 @@ COLUMNS = (
     "stage", "px", "tokens", "M param.", "GMACs", "steps", "samples", "lr start", "lr peak", "lr end", "at once", "GiB",
     "GPU-hours",
 )  # fmt: skip
+ON = ("images/s", "ms/step", "euros")  # columns for a named GPU
 MOMENTS = {"lamb": 2, "adamw": 2, "sgd": 1}  # what an optimizer keeps beside each weight; tests hold them against optim
 LAMB_UPDATE = 2**28  # bytes at most, on a GPU
 
@@ -30,46 +32,79 @@ def training_plan(recipe: Recipe, sets: dict[str, DataSet], first: int) -> list[
     plans = []
     for stage in recipe.stages[first:]:
         data = sets[stage.data]
-        gmacs = _costs(recipe, stage, sets).gmacs
         steps = stage_length(stage, sets)[0] // stage.epochs
-        # Of a lower resolution nothing is counted: the work is taken to go with the area of the images.
-        scales = ((schedule.resolution(stage, epoch) / stage.resolution) ** 2 for epoch in range(stage.epochs))
-        work = tuple(round(steps * stage.batch * gmacs * scale, 6) for scale in scales)
+        sides = (schedule.resolution(stage, epoch) for epoch in range(stage.epochs))
+        work = tuple(round(steps * stage.batch * _costs(recipe, stage, sets, side).gmacs, 6) for side in sides)
         plans.append(StagePlan(stage.name, steps, work, data.train.samples, data.val.samples, data.classes))
     return plans
 
 
-def _costs(recipe, stage, sets):
-    return model_costs(recipe.model, stage.resolution, sets[stage.data].classes, drop_path=stage.drop_path)
+def _costs(recipe, stage, sets, side=None):
+    side = side or stage.resolution
+    return model_costs(recipe.model, side, sets[stage.data].classes, drop_path=stage.drop_path)
 
 
-def print_plan(recipe: Recipe, *, images_per_s: Sequence[float] = ()) -> None:
+def work_share(recipe: Recipe, stage: StageConfig, sets: dict[str, DataSet]) -> float:
+    """Multiply-adds of the stage as a share of what they would be at its last resolution throughout."""
+    sides = schedule.resolutions(stage).items()
+    work = sum(epochs * _costs(recipe, stage, sets, side).macs for side, epochs in sides)
+    return work / stage.epochs / _costs(recipe, stage, sets).macs
+
+
+def print_plan(recipe: Recipe, *, images_per_s: Sequence[float] = (), on: str | None = None) -> None:
     """The resolved recipe and, as comments, so that the whole is a recipe, what each stage is and costs."""
-    table = describe(recipe, planned_sets(recipe), images_per_s=images_per_s)
+    table = describe(recipe, planned_sets(recipe), images_per_s=images_per_s, on=on)
     print(render_recipe(recipe) + table, end="")
 
 
-def describe(recipe: Recipe, sets: dict[str, DataSet], *, images_per_s: Sequence[float] = ()) -> str:
-    """A table of the stages as YAML comments, to follow the recipe. `images_per_s`: of one GPU, for each stage or for
-    the first alone, from which the others' follow by their multiply-adds."""
+def describe(
+    recipe: Recipe, sets: dict[str, DataSet], *, images_per_s: Sequence[float] = (), on: str | None = None
+) -> str:
+    """A table of the stages as YAML comments, to follow the recipe. `images_per_s`: of one GPU at a stage's last
+    resolution, for each stage or for the first alone, from which the others' follow by their multiply-adds. on: the
+    device for which speeds that are not given are estimated (roofline.py)."""
     costs = [_costs(recipe, stage, sets) for stage in recipe.stages]
-    gmacs = [cost.gmacs for cost in costs]
-    speeds = list(images_per_s)
-    speeds += [speeds[0] * gmacs[0] / own for own in gmacs[len(speeds) :]] if speeds else [None] * len(gmacs)
-    rows = [COLUMNS]
-    for stage, cost, speed in zip(recipe.stages, costs, speeds, strict=True):
+    at_once = [stage.mix_chunk if (size := recipe.speed.micro_batch) == "auto" else size for stage in recipe.stages]
+    estimated = [
+        roofline.images_per_s(on, recipe, *one) if on else None
+        for one in zip(recipe.stages, costs, at_once, strict=True)
+    ]
+    speeds = list(images_per_s) or estimated
+    speeds += [speeds[0] * costs[0].gmacs / own.gmacs for own in costs[len(speeds) :]]
+    rows = [COLUMNS + ON * bool(on)]
+    for stage, cost, speed, size in zip(recipe.stages, costs, speeds, at_once, strict=True):
         steps, rates = stage_length(stage, sets)
-        at_once = stage.mix_chunk if recipe.speed.micro_batch == "auto" else recipe.speed.micro_batch
-        samples = steps * stage.batch
-        size, parameters = peak_memory(recipe, stage, cost, at_once), f"{cost.parameters / 1e6:.3f}"
-        hours = f"{samples / speed / 3600:.1f}" if speed else "-"
+        samples, parameters = steps * stage.batch, f"{cost.parameters / 1e6:.3f}"
+        memory = f"{peak_memory(recipe, stage, cost, size) / 2**30:.1f}"
+        hours = samples / speed / 3600 * work_share(recipe, stage, sets) if speed else None
+        price = [f"{hours * roofline.euros(on):,.0f}"] if on else []
         rows.append(
             (stage.name, stage.resolution, cost.tokens or "-", parameters, f"{cost.gmacs:.2f}", steps,
-             f"{samples:,}", *(f"{rate:.2e}" for rate in rates), at_once, f"{size / 2**30:.1f}", hours)
+             f"{samples:,}", *(f"{rate:.2e}" for rate in rates), size, memory, f"{hours:.1f}" if hours else "-",
+             *([f"{speed:,.4g}", f"{1000 * stage.batch / speed:,.4g}", *price] if on else ()))
         )  # fmt: skip
-    widths = [max(len(str(row[k])) for row in rows) for k in range(len(COLUMNS))]
+    widths = [max(len(str(row[k])) for row in rows) for k in range(len(rows[0]))]
     lines = ["  ".join(str(cell).rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return "".join(f"# {line}".rstrip() + "\n" for line in (*lines, "", *_notes(recipe, sets, images_per_s)))
+    notes = [*_notes(recipe, sets, images_per_s), *_notes_on(recipe, on, estimated, images_per_s)]
+    return "".join(f"# {line}".rstrip() + "\n" for line in (*lines, "", *notes))
+
+
+def _notes_on(recipe, on, estimated, measured):
+    if on is None:
+        return
+    yield (
+        f"images/s, ms/step (one device taking a whole batch): of {on}, estimated (see training/planning/roofline.py)"
+        + (f"; {roofline.euros(on):g} euros per hour." if roofline.euros(on) else ".")
+    )
+    for stage, one, other in zip(recipe.stages, estimated, measured, strict=False):
+        ratio = f"{other / one:.2f} times as many"
+        yield f"{stage.name}: estimated {one:,.4g} images/s, given or measured {other:,.4g}, {ratio}."
+    for stage, speed in zip(recipe.stages, estimated, strict=True):
+        cores = roofline.loading_cores(stage, speed) if on != "cpu" else None
+        if cores:
+            here = host.usable_cores()
+            few = f"; this machine has {here}, and would wait for data" if here < cores else ""
+            yield f"{stage.name}: {speed:,.4g} images/s take about {cores} cores to load for each GPU{few}."
 
 
 def _notes(recipe, sets, images_per_s):

@@ -27,6 +27,11 @@ class StagePlan(NamedTuple):
         """Of all its epochs."""
         return self.steps_per_epoch * len(self.work)
 
+    def finished(self, step: int) -> float:
+        """The work of its first `step` steps."""
+        epoch = min(step // self.steps_per_epoch, len(self.work) - 1)
+        return sum(self.work[:epoch]) + self.work[epoch] * (step / self.steps_per_epoch - epoch)
+
 
 class Eta(NamedTuple):
     """Seconds that remain, and the share of the run's work that is done."""
@@ -36,26 +41,21 @@ class Eta(NamedTuple):
     done: float
 
 
-def seconds_per_step(points: Sequence[tuple[int, float]]) -> float | None:
-    """Of (step, seconds spent) at log points of one stage, evaluation and all; None where they do not tell."""
+def eta(plans: Sequence[StagePlan], stage: str, points: Sequence[tuple[int, float]]) -> Eta | None:
+    """What remains after the last of `points`, at the speed between the first and the last: (step, seconds spent) at
+    log points of `stage`, evaluation and all. None where they do not tell a speed."""
     if len(points) < 2:
         return None
-    steps, seconds = (last - first for first, last in zip(points[0], points[-1], strict=True))
-    return seconds / steps if steps > 0 and seconds > 0 else None
-
-
-def eta(plans: Sequence[StagePlan], stage: str, step: int, seconds_per_step: float) -> Eta:
-    """What remains after `step` steps of `stage`, at that many seconds for each of its steps at the current epoch's
-    resolution."""
     number = [plan.stage for plan in plans].index(stage)
-    plan = plans[number]
-    epoch = min(step // plan.steps_per_epoch, len(plan.work) - 1)
-    seconds_per_work = seconds_per_step * plan.steps_per_epoch / plan.work[epoch]
-    finished = sum(plan.work[:epoch]) + plan.work[epoch] * (step / plan.steps_per_epoch - epoch)
-    before, after = (sum(sum(other.work) for other in some) for some in (plans[:number], plans[number + 1 :]))
-    of_stage = sum(plan.work) - finished
-    share = (before + finished) / (before + sum(plan.work) + after)
-    return Eta(of_stage * seconds_per_work, (of_stage + after) * seconds_per_work, share)
+    (first, began), (last, ended) = points[0], points[-1]
+    finished = plans[number].finished(last)
+    work, seconds = finished - plans[number].finished(first), ended - began
+    if work <= 0 or seconds <= 0:
+        return None
+    works = [sum(plan.work) for plan in plans]
+    left, after = works[number] - finished, sum(works[number + 1 :])
+    done = 1 - (left + after) / sum(works)
+    return Eta(left * seconds / work, (left + after) * seconds / work, done)
 
 
 def read_plan(path: Path) -> list[StagePlan]:

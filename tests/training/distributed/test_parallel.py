@@ -53,7 +53,7 @@ WORKER = (
     SETUP
     + """
 class Uneven:  # more batches in one rank than in the other; together always the same images
-    def epoch(self, _):
+    def epoch(self, _, resolution=None):
         every = [random_batch(run, run.recipe.stages[0], 8) for k in range(5) if torch.manual_seed(k)]
         yield from every[ranks.rank * 2 :][: 5 if ranks.world == 1 else 2 + ranks.rank]
 

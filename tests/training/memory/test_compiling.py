@@ -61,7 +61,7 @@ class Uncompiled:
     def __init__(self, resolution):
         self.images = torch.zeros(7, resolution, resolution, 3, dtype=torch.uint8)
 
-    def epoch(self, _):
+    def epoch(self, _, resolution=None):
         yield self.images, torch.zeros(7, dtype=torch.int64)
 
 

@@ -52,6 +52,27 @@ def test_stochastic_depth_has_one_rate_in_every_block_and_none_at_rate_0():
         assert all(rate == 0 or place.rate == rate for place in places)
 
 
+def test_big_visions_vit_is_initialized_as_there():
+    """Positions by the formula of its models/vit.py in float64, Xavier's and LeCun's laws, a head of zeros."""
+    network = create("vit_small_patch16_sincos_224", resolution=64, classes=7)
+    omega = 1 / 10_000 ** (np.arange(96) / 95)
+    y, x = (place.reshape(-1, 1) * omega for place in np.mgrid[:4, :4])
+    positions = np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1)
+    assert np.abs(network.pos_embed[0].numpy() - positions).max() < 1e-5
+    assert not network.pos_embed.requires_grad and network.cls_token is None
+    block = network.blocks[5]
+    for part, fans in ((block.attn.qkv.weight[:384], 768), (block.attn.proj.weight, 768), (block.mlp.fc1.weight, 1920)):
+        assert part.abs().max().item() == pytest.approx(math.sqrt(6 / fans), rel=1e-3)
+        assert part.std().item() == pytest.approx(math.sqrt(2 / fans), rel=0.01)
+    assert network.patch_embed.proj.weight.std().item() == pytest.approx(math.sqrt(1 / 768), rel=0.01)
+    assert not network.head.weight.any() and not network.head.bias.any()
+    nn.init.normal_(network.head.weight)
+    image = torch.randn(2, 3, 64, 64)
+    tokens = network.patch_embed(image) + network.pos_embed
+    expected = network.head(network.norm(network.blocks(tokens)).mean(1))
+    assert torch.allclose(network(image), expected, atol=1e-5)
+
+
 def test_layer_scale_is_a_choice():
     assert not any(name.endswith("gamma") for name, _ in create(layer_scale=None).named_parameters())
     gammas = [value for name, value in create(layer_scale=0.5).named_parameters() if name.endswith("gamma")]
