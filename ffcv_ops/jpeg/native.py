@@ -17,7 +17,8 @@ from pathlib import Path
 
 from ffcv_ops.errors import UserError
 
-SOURCES = [Path(__file__).with_name(name) for name in ("region.c", "scan.c")]
+SOURCES = [Path(__file__).with_name(name) for name in ("region.c", "baseline.c")]
+HEADERS = [Path(__file__).with_name(name) for name in ("baseline.h", "huffman.h", "markers.h", "pixels.h")]
 PACKAGES = "libjpeg-dev (conda: libjpeg-turbo) and a C compiler"
 
 
@@ -38,7 +39,7 @@ def cache_folder(part: str = "") -> Path:
 @cache
 def library() -> tuple[Path | None, str]:
     """The built library and ""; or None and why there is none. Builds it at the first call."""
-    digest = hashlib.sha256(b"".join(source.read_bytes() for source in SOURCES))
+    digest = hashlib.sha256(b"".join(source.read_bytes() for source in SOURCES + HEADERS))
     target = cache_folder() / f"native-{digest.hexdigest()[:16]}.so"
     why = _loads(target) if target.exists() else "not built yet"
     if why:
