@@ -99,7 +99,7 @@ static int begin_stretch(Baseline *b, const uint8_t *from) {
 }
 
 static int64_t unused_bits(const Baseline *b) {
-  return 8 * b->length - (8 * (b->stream.next - b->bytes) - b->stream.count);
+  return 8 * b->length - (8 * (b->stream.next - b->bytes) - (int)(b->stream.count & 63));
 }
 
 /* All of its codes are read: is the marker behind them the one that must come? */

@@ -23,6 +23,11 @@ enum {
   UNUSED = 128    /* a place in memory for what is no coefficient */
 };
 
+/* What is known of the next codes. From the lowest byte on: bits that they take; steps that they lead through the block;
+ * the first value's run; where its bits end that the window does not show, from the left; the value itself, 2 bytes,
+ * without those bits; their number; the second value. */
+typedef uint64_t Shown;
+
 typedef struct {
   uint8_t given[LONGEST_CODE + 256]; /* what it was made from: lengths and symbols, as in the file */
   int known, is_dc;
@@ -30,15 +35,13 @@ typedef struct {
   int32_t first[LONGEST_CODE + 1];                        /* and the number of the first one's symbol */
   uint16_t one[1 << WINDOW]; /* of the next code: length << 8 | symbol, or NO_CODE where it is longer, or none */
   uint16_t pass[1 << WINDOW]; /* AC, of as many codes as fit: steps << 8 | bits */
-  /* Of up to two values: bits, 6 bits of them; of the first value 4 of run, 4 of size, 4 of the code's length; steps, 8;
-   * the second value, 6. DC: one value, no steps, 0 for none. */
-  uint32_t show[1 << WINDOW];
+  Shown show[1 << WINDOW];    /* of up to two values; DC: one value, no steps */
 } Table;
 
 typedef struct {
   const uint8_t *next;
   uint64_t bits; /* the highest ones are next */
-  int count;
+  uint64_t count; /* its lowest 6 bits count */
 } Stream;
 
 static const uint8_t ZIGZAG[BLOCK] = {
@@ -64,6 +67,13 @@ INLINE int value_of(uint64_t bits, int size) {
   return value - (negative & ((1 << size) - 1));
 }
 
+#define UNSEEN(bits) (64 - WINDOW - (bits))
+
+/* The first value of what a look-up has shown. */
+INLINE int first_value(Shown shown, uint64_t bits) {
+  return (int16_t)(shown >> 32) + (int)(bits >> (shown >> 24 & 63) & ((1u << (shown >> 48 & 31)) - 1));
+}
+
 /* The code at the top of a window, and whether it is one of a value or an end of block. */
 typedef struct {
   int valid, length, run, size;
@@ -76,23 +86,27 @@ static Code code_at(const Table *table, int window) {
   return code;
 }
 
-static uint32_t to_show(const Table *table, int window) {
+static Shown to_show(const Table *table, int window, int is_dc) {
   Code first = code_at(table, window);
-  if (!first.valid) return NONE << 18;
-  if (!first.size && !first.run) return first.length | (END + 2u) << 18;
-  int bits = first.length + first.size, steps = first.run + 1, second = 0;
-  for (int values = 1; bits < WINDOW; values++) {
+  const Shown none = (Shown)NONE << 8;
+  if (!first.valid || (first.size && first.length == WINDOW)) return none; /* the sign is not there */
+  if (!is_dc && !first.size && !first.run) return first.length | (END + 2) << 8 | (Shown)UNSEEN(0) << 24;
+  int run = is_dc ? 0 : first.run, size = is_dc ? first.run << 4 | first.size : first.size;
+  int bits = first.length + size, steps = run + 1, second = 0, unseen = bits > WINDOW ? bits - WINDOW : 0;
+  int value = value_of((uint64_t)window << (64 - WINDOW + first.length), size);
+  for (int values = 1; bits < WINDOW && !is_dc; values++) {
     Code next = code_at(table, window << bits);
     if (!next.valid || bits + next.length + next.size > WINDOW) break;
     if (!next.size && !next.run) {
       bits += next.length, steps += END + 1;
       break;
     }
-    if (values == 2 || !next.size || next.size > 5) break;
+    if (values == 2 || !next.size || next.size > 7) break;
     second = value_of((uint64_t)window << (64 - WINDOW) << (bits + next.length), next.size);
     bits += next.length + next.size, steps += next.run + 1;
   }
-  return bits | first.run << 6 | first.size << 10 | first.length << 14 | (uint32_t)steps << 18 | (uint32_t)second << 26;
+  return bits | steps << 8 | run << 16 | (Shown)UNSEEN(unseen) << 24 | (Shown)(uint16_t)value << 32 |
+         (Shown)unseen << 48 | (Shown)second << 56;
 }
 
 static uint16_t to_pass(const Table *table, int window) {
@@ -128,9 +142,8 @@ static int make_table(Table *table, const uint8_t *given, int symbols, int is_dc
   }
   memcpy(table->given, given, LONGEST_CODE + symbols);
   for (int window = 0; window < 1 << WINDOW; window++) {
-    int one = table->one[window], length = one >> 8, size = one & 255;
     table->pass[window] = is_dc ? 0 : to_pass(table, window);
-    table->show[window] = !is_dc ? to_show(table, window) : one == NO_CODE ? 0u : (unsigned)(length + size) | size << 10 | length << 14;
+    table->show[window] = to_show(table, window, is_dc);
   }
   table->known = 1;
   table->is_dc = is_dc;
@@ -141,14 +154,14 @@ static int make_table(Table *table, const uint8_t *given, int symbols, int is_dc
 INLINE void fill(Stream *stream) {
   uint64_t more;
   memcpy(&more, stream->next, sizeof more);
-  stream->bits |= __builtin_bswap64(more) >> stream->count;
-  stream->next += (63 - stream->count) >> 3;
+  stream->bits |= __builtin_bswap64(more) >> (stream->count & 63);
+  stream->next += (~stream->count & 63) >> 3;
   stream->count |= 56;
 }
 
-INLINE void drop(Stream *stream, int bits) {
+INLINE void drop(Stream *stream, uint64_t bits) {
   stream->bits <<= bits & 63;
-  stream->count -= bits & 63;
+  stream->count -= bits;
 }
 
 /* length << 8 | symbol of the next code alone; 0 where it is none. */
@@ -174,15 +187,16 @@ static __attribute__((noinline)) unsigned one_code(const Table *table, uint64_t 
 /* The difference of DC is added to `predicted`; 0 for a fault. */
 INLINE int read_dc(Stream *stream, const Table *table, int *predicted) {
   fill(stream);
-  uint32_t entry = table->show[stream->bits >> (64 - WINDOW)];
-  unsigned used = entry & 63, size = entry >> 10 & 15, length = entry >> 14 & 31;
-  if (__builtin_expect(!entry, 0)) {
-    unsigned code = next_code(table, stream->bits);
+  Shown shown = table->show[stream->bits >> (64 - WINDOW)];
+  if (__builtin_expect(shown >> 8 == NONE, 0)) {
+    unsigned code = next_code(table, stream->bits), length = code >> 8, size = code & 15;
     if (!code) return 0;
-    length = code >> 8, size = code & 15, used = length + size;
+    *predicted += value_of(stream->bits << length, size);
+    drop(stream, length + size);
+  } else {
+    *predicted += first_value(shown, stream->bits);
+    drop(stream, shown);
   }
-  *predicted += value_of(stream->bits << length, size);
-  drop(stream, used);
   return 1;
 }
 
@@ -193,19 +207,17 @@ INLINE int strange(unsigned after) { return after > BLOCK && (after <= END || af
  * fault. The values are put where `to` is not NULL. */
 INLINE unsigned read_codes(Stream *stream, const Table *table, unsigned place, int16_t *to) {
   uint64_t bits = stream->bits;
-  uint32_t entry = to ? table->show[bits >> (64 - WINDOW)] : table->pass[bits >> (64 - WINDOW)];
-  unsigned after = place + (to ? entry >> 18 & 255 : entry >> 8);
+  Shown shown = to ? table->show[bits >> (64 - WINDOW)] : table->pass[bits >> (64 - WINDOW)];
+  unsigned after = place + (shown >> 8 & 255);
   if (to) {
-    to[ORDER[after - 1]] = (int32_t)entry >> 26;
-    to[ORDER[place + (entry >> 6 & 15)]] = value_of(bits << (entry >> 14 & 15), entry >> 10 & 15);
+    to[ORDER[after - 1]] = (int64_t)shown >> 56;
+    to[ORDER[place + (shown >> 16 & 255)]] = first_value(shown, bits);
   }
   if (after >= BLOCK && __builtin_expect(strange(after), 0)) {
-    entry = one_code(table, bits, place, to);
-    after = entry >> 8;
-    drop(stream, entry & 63);
-  } else {
-    drop(stream, entry);
+    shown = one_code(table, bits, place, to);
+    after = shown >> 8;
   }
+  drop(stream, shown);
   return after;
 }
 
