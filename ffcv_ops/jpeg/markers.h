@@ -5,7 +5,7 @@
 typedef struct {
   Table dc[2], ac[2];
   uint8_t quantizers[4][BLOCK]; /* as in the file */
-  int height, width, components, across, down; /* across, down: luma's blocks of an MCU */
+  int height, width, across, down; /* across, down: luma's blocks of an MCU */
   int restart;                                 /* MCUs between two markers, 0: no markers */
   int other_colors;                            /* than YCbCr, perhaps */
   uint8_t ids[3], quantizer[3], has_quantizer[4], has_table[4]; /* DC 0 and 1, AC 0 and 1 */
@@ -38,13 +38,12 @@ static int read_quantizers(Header *header, const uint8_t *at, const uint8_t *end
 }
 
 static int read_frame(Header *header, const uint8_t *at, int64_t size) {
-  if (header->components || size < 6 || at[0] != 8 || (at[5] != 1 && at[5] != 3) || size != 6 + 3 * at[5]) return 0;
+  if (header->height || size != 15 || at[0] != 8 || at[5] != 3) return 0;
   header->height = number(at + 1), header->width = number(at + 3);
-  header->components = at[5];
   header->across = at[7] >> 4, header->down = at[7] & 15;
   if (!header->height || !header->width) return 0;
   if (header->across < 1 || header->across > 2 || header->down < 1 || header->down > 2) return 0;
-  for (int k = 0; k < header->components; k++) {
+  for (int k = 0; k < 3; k++) {
     const uint8_t *component = at + 6 + 3 * k;
     if ((k && component[1] != 0x11) || component[2] > 3) return 0;
     header->ids[k] = component[0];
@@ -52,15 +51,12 @@ static int read_frame(Header *header, const uint8_t *at, int64_t size) {
     if (component[0] != k + 1) header->other_colors = 1;
   }
   const uint8_t *ids = header->ids;
-  if (header->components == 1) return header->across == 1 && header->down == 1;
   return ids[0] != ids[1] && ids[0] != ids[2] && ids[1] != ids[2];
 }
 
 static int read_scan(Header *header, const uint8_t *at, int64_t size) {
-  int components = header->components;
-  if (!components || size != 4 + 2 * components || at[0] != components) return 0;
-  if (memcmp(at + 1 + 2 * components, "\0\77", 3)) return 0;
-  for (int k = 0; k < components; k++) {
+  if (!header->height || size != 10 || at[0] != 3 || memcmp(at + 7, "\0\77", 3)) return 0;
+  for (int k = 0; k < 3; k++) {
     int id = at[1 + 2 * k], dc = at[2 + 2 * k] >> 4, ac = at[2 + 2 * k] & 15;
     if (id != header->ids[k] || !header->has_quantizer[header->quantizer[k]]) return 0;
     if (dc > 1 || ac > 1 || !header->has_table[dc] || !header->has_table[2 + ac]) return 0;
@@ -72,7 +68,7 @@ static int read_scan(Header *header, const uint8_t *at, int64_t size) {
 
 /* Returns where the codes begin, or NULL. Tables of an earlier file stay where they are, as they may come again. */
 static const uint8_t *read_header(Header *header, const uint8_t *at, const uint8_t *end) {
-  header->components = header->restart = header->other_colors = 0;
+  header->height = header->restart = header->other_colors = 0;
   memset(header->has_quantizer, 0, sizeof header->has_quantizer);
   memset(header->has_table, 0, sizeof header->has_table);
   if (end - at < 4 || at[0] != 0xFF || at[1] != 0xD8) return NULL;

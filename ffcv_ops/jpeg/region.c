@@ -9,6 +9,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include <jpeglib.h>
 
@@ -24,11 +25,11 @@ typedef struct {
   jmp_buf failed;
   JDIMENSION left, count; /* columns that are decoded */
   JSAMPROW gray;          /* a row of luma, or NULL where pixels are wanted */
-  Baseline *baseline;     /* or NULL */
-  int is_baseline;        /* it has the stream */
-  const unsigned char *data;
-  uint64_t size;
-  int luma, top, box_left, box_right, height, width; /* of the rows to come, for libjpeg to take over */
+  int luma;
+  Jpeg jpeg;
+  Box box;            /* the next row is its top */
+  Baseline *baseline; /* or NULL */
+  int is_baseline;    /* it decodes the box */
 } Decoder;
 
 static void fail(j_common_ptr info) { longjmp(((Decoder *)info->client_data)->failed, 1); }
@@ -47,14 +48,15 @@ void *region_open(void) {
     return NULL;
   }
   jpeg_create_decompress(&decoder->info);
-  decoder->baseline = baseline_open();
+  const char *wanted = getenv("FFCV_OPS_JPEG");
+  decoder->baseline = wanted && !strcmp(wanted, "libjpeg") ? NULL : baseline_open();
   return decoder;
 }
 
 void region_close(void *handle) {
   Decoder *decoder = handle;
   jpeg_destroy_decompress(&decoder->info);
-  baseline_close(decoder->baseline);
+  if (decoder->baseline) baseline_close(decoder->baseline);
   free(decoder);
 }
 
@@ -63,16 +65,27 @@ static void spread(const uint8_t *gray, uint32_t *pixels, JDIMENSION count) {
   for (JDIMENSION x = 0; x < count; x++) pixels[x] = gray[x] * 0x010101u;
 }
 
-static int libjpeg_header(Decoder *decoder) {
-  j_decompress_ptr info = &decoder->info;
-  jpeg_mem_src(info, decoder->data, decoder->size);
-  jpeg_read_header(info, TRUE);
-  return info->image_height != (JDIMENSION)decoder->height || info->image_width != (JDIMENSION)decoder->width;
+/* The stream, which must stay where it is, and the sides that its image should have. */
+void region_header(void *handle, const unsigned char *data, uint64_t size, int height, int width) {
+  ((Decoder *)handle)->jpeg = (Jpeg){data, size, height, width};
 }
 
-static void libjpeg_start(Decoder *decoder, int scale_num) {
+/* Returns 0, or 1 for a damaged stream or one whose image has other sides. Leaves the decoder ready for another stream
+ * then, as the other functions do. */
+static int libjpeg_begin(Decoder *decoder, int scale_num) {
   j_decompress_ptr info = &decoder->info;
-  int left = decoder->box_left, right = decoder->box_right;
+  const Jpeg *jpeg = &decoder->jpeg;
+  const Box *box = &decoder->box;
+  if (setjmp(decoder->failed)) {
+    jpeg_abort_decompress(info);
+    return 1;
+  }
+  jpeg_mem_src(info, jpeg->data, jpeg->size);
+  jpeg_read_header(info, TRUE);
+  if (info->image_height != (JDIMENSION)jpeg->height || info->image_width != (JDIMENSION)jpeg->width) {
+    jpeg_abort_decompress(info);
+    return 1;
+  }
   info->out_color_space = decoder->luma ? JCS_GRAYSCALE : JCS_EXT_RGBX;
   info->dct_method = JDCT_ISLOW;
   info->scale_num = scale_num;
@@ -80,44 +93,22 @@ static void libjpeg_start(Decoder *decoder, int scale_num) {
   jpeg_start_decompress(info);
   /* Chroma is interpolated from its neighbors, so at a cut the decoder must see one more pixel than is wanted; and it
    * does not interpolate at all where it sees fewer than three. */
-  decoder->left = left > 4 ? left - 4 : 0;
-  decoder->count = (right + 4 < (int)info->output_width ? right + 4 : (int)info->output_width) - decoder->left;
+  decoder->left = box->left > 4 ? box->left - 4 : 0;
+  decoder->count = (box->right + 4 < (int)info->output_width ? box->right + 4 : (int)info->output_width) - decoder->left;
   if (decoder->count < info->output_width) jpeg_crop_scanline(info, &decoder->left, &decoder->count);
-  if (decoder->top > 0) jpeg_skip_scanlines(info, decoder->top);
+  if (box->top > 0) jpeg_skip_scanlines(info, box->top);
   decoder->gray = decoder->luma ? (*info->mem->alloc_small)((j_common_ptr)info, JPOOL_IMAGE, decoder->count) : NULL;
-}
-
-/* Reads as far as the first scan. Returns 0, or 1 for a damaged stream or one whose image is not height x width. The
- * other functions return 1 for damage too, and leave the decoder ready for another stream. */
-int region_header(void *handle, const unsigned char *data, uint64_t size, int height, int width) {
-  Decoder *decoder = handle;
-  decoder->data = data, decoder->size = size, decoder->height = height, decoder->width = width;
-  decoder->is_baseline = decoder->baseline && baseline_header(decoder->baseline, data, size, height, width);
-  if (decoder->is_baseline) return 0;
-  if (setjmp(decoder->failed) || libjpeg_header(decoder)) {
-    jpeg_abort_decompress(&decoder->info);
-    return 1;
-  }
-  return 0;
-}
-
-static int libjpeg_begin(Decoder *decoder, int has_header, int scale_num) {
-  decoder->is_baseline = 0;
-  if (setjmp(decoder->failed) || (!has_header && libjpeg_header(decoder))) {
-    jpeg_abort_decompress(&decoder->info);
-    return 1;
-  }
-  libjpeg_start(decoder, scale_num);
   return 0;
 }
 
 /* Ready for rows top and following of the image scaled by scale_num / 8, columns left to right. */
 int region_start(void *handle, int scale_num, int luma, int top, int left, int right) {
   Decoder *decoder = handle;
-  decoder->luma = luma, decoder->top = top, decoder->box_left = left, decoder->box_right = right;
-  if (!decoder->is_baseline) return libjpeg_begin(decoder, 1, scale_num);
-  if (scale_num == 8 && baseline_start(decoder->baseline, luma, top, left, right)) return 0;
-  return libjpeg_begin(decoder, 0, scale_num);
+  decoder->luma = luma;
+  decoder->box = (Box){top, left, right};
+  decoder->is_baseline = decoder->baseline && scale_num == 8 && !luma &&
+                         baseline_begin(decoder->baseline, &decoder->jpeg, &decoder->box);
+  return decoder->is_baseline ? 0 : libjpeg_begin(decoder, scale_num);
 }
 
 /* The next `count` rows, `stride` pixels apart; column x goes to place x of a row. Up to a column of blocks on either
@@ -127,10 +118,11 @@ int region_rows(void *handle, uint32_t *pixels, int64_t stride, int count) {
   j_decompress_ptr info = &decoder->info;
   if (decoder->is_baseline) {
     if (baseline_rows(decoder->baseline, pixels, stride, count)) {
-      decoder->top += count;
+      decoder->box.top += count;
       return 0;
     }
-    if (libjpeg_begin(decoder, 0, 8)) return 1;
+    decoder->is_baseline = 0;
+    if (libjpeg_begin(decoder, 8)) return 1;
   }
   if (setjmp(decoder->failed)) {
     jpeg_abort_decompress(info);
