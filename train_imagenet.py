@@ -356,6 +356,7 @@ def open_run(run: Run, stack: ExitStack, *, init: str | None, start_at: int) -> 
     plans = estimate.training_plan(recipe, run.datasets, first) if is_main else []
     log = RunLog(folder.path, recipe, plans, is_main=is_main, world=run.ranks.world, saved=checkpoint)
     stack.callback(log.close)
+    native.use(recipe.data.decoder)
     for text in (native.describe(), *remarks(run.datasets)):
         log.say(text)
     if identity["code"] != code:

@@ -80,7 +80,7 @@ static Shown to_show(const uint16_t *one, int window, int is_dc) {
   if (!length || !(is_dc || is_sound(symbol)) || (size && length == WINDOW)) return NONE << 8; /* or: unknown sign */
   if (!is_dc && !symbol) return length | (END + 2) << 8 | (Shown)(64 - WINDOW) << 24;
   int bits = length + size, steps = run + 1, second = 0, unseen = bits > WINDOW ? bits - WINDOW : 0;
-  int first = value_of((uint64_t)window << (64 - WINDOW + length), size);
+  int first = size ? value_of((uint64_t)window << (64 - WINDOW + length), size) : 0;
   for (int values = 1; bits < WINDOW && !is_dc; values++) {
     int next = one[(window << bits) & ((1 << WINDOW) - 1)], to = bits + (next >> 8) + (next & 15);
     if (!next || !is_sound(next & 255) || to > WINDOW) break;

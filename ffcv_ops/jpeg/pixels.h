@@ -6,15 +6,17 @@
 #include <string.h>
 
 typedef int16_t S16 __attribute__((vector_size(32), may_alias));
+typedef uint16_t U16 __attribute__((vector_size(32)));
 typedef int32_t S32 __attribute__((vector_size(32)));
+typedef uint32_t U32 __attribute__((vector_size(32))); /* sums that may wrap around, in what is damaged */
 typedef uint8_t U8 __attribute__((vector_size(32)));
 
 /* The first or second halves of both lanes (16 bytes), 1 to 8 bytes from each in turn. */
 #define MIX(name, a, b) _mm256_unpack##name((__m256i)(a), (__m256i)(b))
 
 /* Of each pair of numbers: first * a + second * b. */
-INLINE S32 weigh(S16 pairs, int a, int b) {
-  return (S32)_mm256_madd_epi16((__m256i)pairs, _mm256_set1_epi32((a & 0xFFFF) | (uint32_t)b << 16));
+INLINE U32 weigh(S16 pairs, int a, int b) {
+  return (U32)_mm256_madd_epi16((__m256i)pairs, _mm256_set1_epi32((a & 0xFFFF) | (uint32_t)b << 16));
 }
 
 /* 32 bits -> 16, and 16 -> 8 without a sign, clipped. Lane by lane, a's before b's. */
@@ -31,17 +33,17 @@ INLINE S16 high(S16 a, int b) { return (S16)_mm256_mulhi_epi16((__m256i)a, _mm25
  * are sums of jidctint's, times 8192. add: to all results. */
 INLINE void half(S16 p04, S16 p26, S16 p13, S16 p57, int shift, int add, S32 out[8]) {
   int bias = (add << shift) + (1 << (shift - 1));
-  S32 t0 = weigh(p04, 8192, 8192) + bias, t1 = weigh(p04, 8192, -8192) + bias;
-  S32 t3 = weigh(p26, 10703, 4433), t2 = weigh(p26, 4433, -10704);
-  S32 e0 = t0 + t3, e3 = t0 - t3, e1 = t1 + t2, e2 = t1 - t2;
-  S32 o3 = weigh(p13, 11363, 9633) + weigh(p57, 6437, 2260);
-  S32 o2 = weigh(p13, 9633, -2259) + weigh(p57, -11362, -6436);
-  S32 o1 = weigh(p13, 6437, -11362) + weigh(p57, 2261, 9633);
-  S32 o0 = weigh(p13, 2260, -6436) + weigh(p57, 9633, -11363);
-  out[0] = (e0 + o3) >> shift, out[7] = (e0 - o3) >> shift;
-  out[1] = (e1 + o2) >> shift, out[6] = (e1 - o2) >> shift;
-  out[2] = (e2 + o1) >> shift, out[5] = (e2 - o1) >> shift;
-  out[3] = (e3 + o0) >> shift, out[4] = (e3 - o0) >> shift;
+  U32 t0 = weigh(p04, 8192, 8192) + bias, t1 = weigh(p04, 8192, -8192) + bias;
+  U32 t3 = weigh(p26, 10703, 4433), t2 = weigh(p26, 4433, -10704);
+  U32 e0 = t0 + t3, e3 = t0 - t3, e1 = t1 + t2, e2 = t1 - t2;
+  U32 o3 = weigh(p13, 11363, 9633) + weigh(p57, 6437, 2260);
+  U32 o2 = weigh(p13, 9633, -2259) + weigh(p57, -11362, -6436);
+  U32 o1 = weigh(p13, 6437, -11362) + weigh(p57, 2261, 9633);
+  U32 o0 = weigh(p13, 2260, -6436) + weigh(p57, 9633, -11363);
+  out[0] = (S32)(e0 + o3) >> shift, out[7] = (S32)(e0 - o3) >> shift;
+  out[1] = (S32)(e1 + o2) >> shift, out[6] = (S32)(e1 - o2) >> shift;
+  out[2] = (S32)(e2 + o1) >> shift, out[5] = (S32)(e2 - o1) >> shift;
+  out[3] = (S32)(e3 + o0) >> shift, out[4] = (S32)(e3 - o0) >> shift;
 }
 
 INLINE void columns(S16 v[8], int shift, int add) {
@@ -67,14 +69,15 @@ INLINE void transpose(S16 v[8]) {
  * most - 1 (a power of 2; times its quantizer, at most 16384), or a sum not within 16 bits: there libjpeg's results are
  * those of its machine's code. */
 INLINE S16 inverse(S16 coefficients[8], const S16 quantizers[8], int16_t most, U8 out[4]) {
-  S16 v[8], beyond = {0}, overflow = {0};
+  S16 v[8];
+  U16 beyond = {0}, overflow = {0};
   for (int k = 0; k < 8; k++) {
-    beyond |= coefficients[k] + most;
-    v[k] = coefficients[k] * quantizers[k];
+    beyond |= (U16)coefficients[k] + (uint16_t)most;
+    v[k] = (S16)((U16)coefficients[k] * (U16)quantizers[k]);
     coefficients[k] = (S16){0};
   }
   columns(v, 11, 0);
-  for (int k = 0; k < 8; k++) overflow |= v[k] + 16384;
+  for (int k = 0; k < 8; k++) overflow |= (U16)v[k] + 16384;
   transpose(v);
   columns(v, 18, 128);
   __m256i p[4], a[4];
@@ -85,7 +88,7 @@ INLINE S16 inverse(S16 coefficients[8], const S16 quantizers[8], int16_t most, U
   p[2] = MIX(lo_epi16, a[1], a[3]), p[3] = MIX(hi_epi16, a[1], a[3]);
   out[0] = (U8)MIX(lo_epi32, p[0], p[2]), out[1] = (U8)MIX(hi_epi32, p[0], p[2]);
   out[2] = (U8)MIX(lo_epi32, p[1], p[3]), out[3] = (U8)MIX(hi_epi32, p[1], p[3]);
-  return (beyond & (int16_t)(-2 * most)) | (overflow & (int16_t)-32768);
+  return (S16)((beyond & (uint16_t)(-2 * most)) | (overflow & 32768));
 }
 
 /* ------------------------------------------------ colors ------------------------------------------------ */
@@ -93,8 +96,8 @@ INLINE S16 inverse(S16 coefficients[8], const S16 quantizers[8], int16_t most, U
 INLINE void color(S16 y, S16 cb, S16 cr, S16 *red, S16 *green, S16 *blue) {
   *red = y + cr + ((high(cr + cr, 26345) + 1) >> 1);
   *blue = y + cb + cb + ((high(cb + cb, -14942) + 1) >> 1);
-  S32 low = weigh((S16)MIX(lo_epi16, cb, cr), -22554, 18734), top = weigh((S16)MIX(hi_epi16, cb, cr), -22554, 18734);
-  *green = y - cr + pack32((low + 32768) >> 16, (top + 32768) >> 16);
+  U32 low = weigh((S16)MIX(lo_epi16, cb, cr), -22554, 18734), top = weigh((S16)MIX(hi_epi16, cb, cr), -22554, 18734);
+  *green = y - cr + pack32((S32)(low + 32768) >> 16, (S32)(top + 32768) >> 16);
 }
 
 /* 32 pixels, of which the even and odd ones are apart. */
@@ -120,7 +123,7 @@ INLINE void split(const uint8_t *bytes, S16 halves[2]) {
 
 /* Chroma of 32 pixels from 16 columns that are 4 times it, weighed 3 to 1 with their neighbors. */
 INLINE void widen(const int16_t *sums, int down, S16 halves[2]) {
-  S16 here = 3 * load(sums);
-  halves[0] = (here + load(sums - 1) + (int16_t)(down == 2 ? 8 : 4)) >> 4;
-  halves[1] = (here + load(sums + 1) + (int16_t)(down == 2 ? 7 : 8)) >> 4;
+  U16 here = 3 * (U16)load(sums);
+  halves[0] = (S16)((here + (U16)load(sums - 1) + (uint16_t)(down == 2 ? 8 : 4)) >> 4);
+  halves[1] = (S16)((here + (U16)load(sums + 1) + (uint16_t)(down == 2 ? 7 : 8)) >> 4);
 }
