@@ -61,7 +61,7 @@ static int max(int a, int b) { return a > b ? a : b; }
 
 static int min(int a, int b) { return a < b ? a : b; }
 
-/* ------------------------------------------------ stretches of codes ------------------------------------------------ */
+/* ---------------------------------------------- stretches of codes ---------------------------------------------- */
 
 /* Copies the codes before the next marker, without the zeros that follow 0xFF there. */
 static int begin_stretch(Baseline *b, const uint8_t *from) {
@@ -97,16 +97,16 @@ static int end_stretch(Baseline *b) {
   return b->marker[1] == 0xD0 + b->restarts++ % 8 && begin_stretch(b, b->marker + 2);
 }
 
-/* ------------------------------------------------ samples and pixels ------------------------------------------------ */
+/* ---------------------------------------------- samples and pixels ---------------------------------------------- */
+
+#ifdef __AVX2__
+#include "pixels.h"
 
 static uint8_t *luma_row(const Baseline *b, int y) { return b->planes + (y & (16 * b->header.down - 1)) * b->stride; }
 
 static uint8_t *chroma_row(const Baseline *b, int color, int y) {
   return b->planes + 16 * b->header.down * b->stride + (16 * color + (y & 15)) * b->chroma_stride;
 }
-
-#ifdef __AVX2__
-#include "pixels.h"
 
 /* The blocks of a pair are samples of one row, or of two, `apart`. */
 INLINE void put_pair(Baseline *b, int pair, uint8_t *to, uint8_t *other, int64_t stride) {
@@ -154,7 +154,8 @@ INLINE void put_columns(const Baseline *b, int half, uint8_t *chroma[2], int16_t
 
 static void put_row(const Baseline *b, int near, int far, uint32_t *line) {
   uint8_t *chroma[2] = {chroma_row(b, 0, near), chroma_row(b, 1, near)};
-  int16_t *first = (int16_t *)(chroma_row(b, 1, 15) + b->chroma_stride), *sums[2] = {first, first + b->chroma_stride + SPARE};
+  int16_t *first = (int16_t *)(chroma_row(b, 1, 15) + b->chroma_stride);
+  int16_t *sums[2] = {first, first + b->chroma_stride + SPARE};
   if (b->header.across == 1) {
     put_columns(b, 0, chroma, sums, line);
   } else {
@@ -167,7 +168,9 @@ enum { SHOWS = 1 };
 #else
 static void put_mcu(Baseline *b, int mcu) { (void)b, (void)mcu; }
 
-static void put_row(const Baseline *b, int near, int far, uint32_t *line) { (void)b, (void)near, (void)far, (void)line; }
+static void put_row(const Baseline *b, int near, int far, uint32_t *line) {
+  (void)b, (void)near, (void)far, (void)line;
+}
 
 enum { SHOWS = 0 };
 #endif
@@ -277,7 +280,8 @@ int baseline_begin(Baseline *b, const Jpeg *jpeg, const Box *box) {
   memset(b->coefficients, 0, sizeof b->coefficients);
   read_quantizers_of(b);
   b->y = box->top, b->left = box->left, b->right = box->right;
-  b->first = max(box->left / (1 + half) - half, 0) / 8, b->last = min((box->right - 1) / (1 + half) + half, 8 * b->mcus - 1) / 8;
+  b->first = max(box->left / (1 + half) - half, 0) / 8;
+  b->last = min((box->right - 1) / (1 + half) + half, 8 * b->mcus - 1) / 8;
   while (b->row < max(box->top / (1 + context) - context, 0) / 8)
     if (!next_row(b, b->mcus, b->mcus)) return 0;
   return 1;

@@ -14,8 +14,8 @@ stream is damaged, ends early, or is not an image of that size. libjpeg's warnin
 the image is gray or stale. Damage below the region goes unnoticed: it is not seen either.
 
 There are two ways to the same pixels. The `region` functions are C of ours and, for what it leaves, libjpeg's API
-(native.py); they do the work of a box only, and hand out a few rows at a time. The `whole` ones are the TurboJPEG library, for machines on which
-ours cannot be built.
+(native.py); they do the work of a box only, and hand out a few rows at a time. The `whole` ones are the TurboJPEG
+library, for machines on which ours cannot be built.
 """
 
 import ctypes

@@ -160,7 +160,7 @@ static unsigned next_code(const Table *table, uint64_t bits) {
   return 0;
 }
 
-/* A code of AC alone: the place behind it, BLOCK at the end of the block, << 8 | bits; 0 for a fault. Puts the value. */
+/* A code of AC alone: the place behind it (BLOCK: end of block) << 8 | bits; 0 for a fault. Puts the value. */
 static __attribute__((noinline)) unsigned one_code(const Table *table, uint64_t bits, unsigned place, int16_t *to) {
   unsigned code = next_code(table, bits), length = code >> 8, run = code >> 4 & 15, size = code & 15;
   if (!code || !is_sound(code & 255)) return 0;
@@ -185,8 +185,8 @@ INLINE int read_dc(Stream *stream, const Table *table, int *predicted) {
   return code != 0;
 }
 
-/* Codes of AC by one look-up, from `place` on: the place behind them, BLOCK or more at the end of the block, or 0 for a
- * fault. The values are put where `to` is not NULL. */
+/* Codes of AC by one look-up, from `place` on: the place behind them, BLOCK or more at the end of the block, or 0 for
+ * a fault. The values are put where `to` is not NULL. */
 INLINE unsigned read_codes(Stream *stream, const Table *table, unsigned place, int16_t *to) {
   Shown shown = to ? table->show[stream->bits >> (64 - WINDOW)] : table->pass[stream->bits >> (64 - WINDOW)];
   unsigned after = place + (shown >> 8 & 255);

@@ -1,5 +1,5 @@
-"""What is C: baseline.c, which decodes a part of a baseline JPEG or follows its codes to its end, and region.c, which has
-the rest decoded by libjpeg-turbo, through its own API.
+"""What is C: baseline.c, which decodes a part of a baseline JPEG or follows its codes to its end, and region.c, which
+has the rest decoded by libjpeg-turbo, through its own API.
 
 They are compiled once, in a few seconds, for this user, these sources and this kind of CPU, and kept beside the kernels
 (warm_up.py). Without a C compiler or libjpeg-turbo's headers the pipeline decodes whole images instead, and so does
@@ -82,7 +82,17 @@ def _build(target: Path) -> str:
     try:
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             built = Path(folder) / target.name
-            command = [*compiler, "-O3", *_vectors(), "-shared", "-fPIC", "-o", str(built), *map(str, SOURCES), *_libjpeg()]
+            command = [
+                *compiler,
+                "-O3",
+                *_vectors(),
+                "-shared",
+                "-fPIC",
+                "-o",
+                str(built),
+                *map(str, SOURCES),
+                *_libjpeg(),
+            ]
             done = subprocess.run(command, capture_output=True, text=True, timeout=120)
             if done.returncode:
                 errors = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()

@@ -60,7 +60,8 @@ INLINE void transpose(S16 v[8]) {
     low[k] = MIX(lo_epi32, v[2 * k], v[2 * k + 1]), top[k] = MIX(hi_epi32, v[2 * k], v[2 * k + 1]);
   for (int k = 0; k < 2; k++) {
     v[k] = (S16)MIX(lo_epi64, low[2 * k], low[2 * k + 1]), v[2 + k] = (S16)MIX(hi_epi64, low[2 * k], low[2 * k + 1]);
-    v[4 + k] = (S16)MIX(lo_epi64, top[2 * k], top[2 * k + 1]), v[6 + k] = (S16)MIX(hi_epi64, top[2 * k], top[2 * k + 1]);
+    v[4 + k] = (S16)MIX(lo_epi64, top[2 * k], top[2 * k + 1]);
+    v[6 + k] = (S16)MIX(hi_epi64, top[2 * k], top[2 * k + 1]);
   }
 }
 

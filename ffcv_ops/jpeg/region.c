@@ -1,6 +1,6 @@
-/* Part of a JPEG -> RGBX pixels. Built by native.py, bound by decoder.py, which says what the arguments mean. Only blocks
- * that the box touches go through the inverse DCT, and nothing below the box is read at all. The result equals the same
- * part of a whole decoding by libjpeg-turbo, byte for byte.
+/* Part of a JPEG -> RGBX pixels. Built by native.py, bound by decoder.py, which says what the arguments mean. Only
+ * blocks that the box touches go through the inverse DCT, and nothing below the box is read at all. The result equals
+ * the same part of a whole decoding by libjpeg-turbo, byte for byte.
  *
  * baseline.c does it, and libjpeg-turbo, through its public API, whatever that one leaves: other kinds of JPEG, scaled
  * ones, and all from the first row on that is not sound. So libjpeg alone says what is damaged. */
@@ -94,7 +94,8 @@ static int libjpeg_begin(Decoder *decoder, int scale_num) {
   /* Chroma is interpolated from its neighbors, so at a cut the decoder must see one more pixel than is wanted; and it
    * does not interpolate at all where it sees fewer than three. */
   decoder->left = box->left > 4 ? box->left - 4 : 0;
-  decoder->count = (box->right + 4 < (int)info->output_width ? box->right + 4 : (int)info->output_width) - decoder->left;
+  int wide = info->output_width;
+  decoder->count = (box->right + 4 < wide ? box->right + 4 : wide) - decoder->left;
   if (decoder->count < info->output_width) jpeg_crop_scanline(info, &decoder->left, &decoder->count);
   if (box->top > 0) jpeg_skip_scanlines(info, box->top);
   decoder->gray = decoder->luma ? (*info->mem->alloc_small)((j_common_ptr)info, JPOOL_IMAGE, decoder->count) : NULL;

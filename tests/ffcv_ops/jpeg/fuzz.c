@@ -1,8 +1,8 @@
-/* Altered JPEGs, decoded by baseline.c and by libjpeg alone: equal statuses and, where they are sound, equal pixels; and
- * baseline_end's answer is 0 or that of a stream at which libjpeg has no doubt. Only of damage just below a box, which
- * libjpeg sees while it looks ahead, baseline.c need not know.
+/* Altered JPEGs, decoded by baseline.c and by libjpeg alone: equal statuses and, where they are sound, equal pixels;
+ * and baseline_end's answer is 0 or that of a stream at which libjpeg has no doubt. Only of damage just below a box,
+ * which libjpeg sees while it looks ahead, baseline.c need not know.
  *
- *     fuzz SEED COUNT FILE...      from alteration SEED on, each of it alone; test_baseline.py builds it, with sanitizers
+ *     fuzz SEED COUNT FILE...      alteration SEED and the following ones; test_baseline.py builds it, with sanitizers
  *
  * Prints the seeds of what differs, and ends with status 1 then. */
 
@@ -71,7 +71,8 @@ int main(int argc, char **argv) {
   setenv("FFCV_OPS_JPEG", "libjpeg", 1);
   void *libjpeg = region_open();
   Baseline *check = baseline_open();
-  uint64_t seed = strtoull(argv[1], NULL, 10), end = seed + strtoull(argv[2], NULL, 10), wrong = 0, sound = 0, checked = 0;
+  uint64_t seed = strtoull(argv[1], NULL, 10), end = seed + strtoull(argv[2], NULL, 10);
+  uint64_t wrong = 0, sound = 0, checked = 0;
   for (; seed < end; seed++) {
     state = seed * 0xD1342543DE82EF95u;
     int k = below(count);
@@ -92,7 +93,8 @@ int main(int argc, char **argv) {
       Box box = {top, left, whole ? width : left + 1 + below(width - left)};
       Jpeg jpeg = {data, size, height, width};
       uint32_t *a = calloc(height * width, 4), *b = calloc(height * width, 4);
-      int failed = decode(libjpeg, &jpeg, &box, bottom, at_once, a), ours_failed = decode(ours, &jpeg, &box, bottom, at_once, b);
+      int failed = decode(libjpeg, &jpeg, &box, bottom, at_once, a);
+      int ours_failed = decode(ours, &jpeg, &box, bottom, at_once, b);
       int differs = failed ? !ours_failed && bottom == height : ours_failed;
       for (int y = 0; !failed && y < bottom - top; y++)
         for (int x = box.left; x < box.right; x++) differs |= ((a[y * width + x] ^ b[y * width + x]) & 0xFFFFFF) != 0;

@@ -106,9 +106,7 @@ def test_tables_and_restart_intervals(decoder, photos, subsampling, how):
         Image.fromarray(np.ascontiguousarray(image)).save(buffer, "JPEG", subsampling=subsampling, **how)
         stream = buffer.getvalue()
         np.testing.assert_array_equal(decoder(stream, (70, 90)), by_pillow(stream))
-        np.testing.assert_array_equal(
-            decoder(stream, (70, 90), (33, 61), (40, 71)), by_pillow(stream)[33:61, 40:71]
-        )
+        np.testing.assert_array_equal(decoder(stream, (70, 90), (33, 61), (40, 71)), by_pillow(stream)[33:61, 40:71])
         assert decoder.end(stream + b"more") == len(stream)
 
 
