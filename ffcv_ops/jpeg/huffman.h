@@ -12,7 +12,7 @@
 #define INLINE static inline __attribute__((always_inline))
 
 enum {
-  WINDOW = 11,
+  WINDOW = 10, /* bits: with more, a file that brings its own tables loses more than a look-up wins */
   LONGEST_CODE = 16,
   MOST_DC_BITS = 11, /* of a value, in a baseline JPEG of 8 bits */
   MOST_AC_BITS = 10,
@@ -129,7 +129,7 @@ static int make_table(Table *table, const uint8_t *given, int symbols, int is_dc
   }
   for (int window = 0; window < 1 << WINDOW; window++) {
     table->show[window] = to_show(table->one, window, is_dc);
-    table->pass[window] = to_pass(table->one, window);
+    if (!is_dc) table->pass[window] = to_pass(table->one, window);
   }
   table->known = 1;
   table->is_dc = is_dc;
