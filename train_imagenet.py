@@ -362,8 +362,8 @@ def open_run(run: Run, stack: ExitStack, *, init: str | None, start_at: int) -> 
     plans = estimate.training_plan(recipe, run.datasets, first) if is_main else []
     log = RunLog(folder.path, recipe, plans, is_main=is_main, world=run.ranks.world, saved=checkpoint)
     stack.callback(log.close)
-    slow_decoder = [] if native.library()[0] else [native.describe()]
-    for text in (*slow_decoder, *remarks(run.datasets)):
+    native.use(recipe.data.decoder)
+    for text in (native.describe(), *remarks(run.datasets)):
         log.say(text)
     if identity["code"] != code:
         log.say(f"{folder.path}: this run began with the code of {identity['code']}, and goes on with that of {code}")

@@ -30,6 +30,9 @@ class DataConfig:
     cache: Literal["os", "process"] = option(
         "os: the system's page cache holds the file; process: read page by page", changes="speed"
     )
+    decoder: Literal["auto", "libjpeg"] = option(
+        "auto: our own decoder for baseline JPEGs where the CPU has AVX2; libjpeg: libjpeg-turbo", changes="speed"
+    )
     shuffle_pages: int | None = option("pages of the file that are shuffled together; none: all", low=1, high=10**9)
     on_bad_sample: Literal["stop", "replace"] = option("a stored image that does not decode: stop, or show another one")
     bad_limit: float = option("replace: share of an epoch's samples above which the run stops", low=0, high=1)

@@ -197,13 +197,13 @@ def _encoded(height, width, subsampling, compress):
 
 @functools.cache
 def _scan():
-    """scan.c's function and its state, or None and None where it cannot be built."""
+    """baseline.c's function and its state, or None and None where it cannot be built."""
     path, _ = native.library()
     if path is None:
         return None, None
     library = ctypes.CDLL(str(path))
-    library.scan_open.restype, library.scan_end.restype = ctypes.c_void_p, ctypes.c_int64
-    return library.scan_end, ctypes.c_void_p(library.scan_open())
+    library.baseline_open.restype, library.baseline_end.restype = ctypes.c_void_p, ctypes.c_int64
+    return library.baseline_end, ctypes.c_void_p(library.baseline_open())
 
 
 @functools.cache

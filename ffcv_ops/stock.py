@@ -5,9 +5,9 @@ processor time in every process. It reads the dictionary in Python only, so a pl
 Numba's own again when the import is done. This works where this module is the first in a process to import FFCV.
 The import also leaves torch with one thread; here it gets back those that it had.
 
-FFCV starts Numba's threads while it is imported, and before each epoch. Nothing of ours uses them, and a process with one
-core may never end: Numba's TBB layer then waits for a task that no thread is left to do. So they are started for FFCV's
-own loaders only.
+FFCV starts Numba's threads while it is imported, and before each epoch. Nothing of ours uses them, and a process with
+one core may never end: Numba's TBB layer then waits for a task that no thread is left to do. So they are started for
+FFCV's own loaders only.
 """
 
 import threading

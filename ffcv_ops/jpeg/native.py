@@ -1,9 +1,9 @@
-"""What is C: region.c, which decodes a part of a JPEG through libjpeg-turbo's own API, and scan.c, which follows a
-JPEG's codes to its end.
+"""What is C: baseline.c, which decodes a part of a baseline JPEG or follows its codes to its end, and region.c, which
+has the rest decoded by libjpeg-turbo, through its own API.
 
-They are compiled once, in a second, for this user and these sources, and kept beside the kernels (warm_up.py). Without
-a C compiler or libjpeg-turbo's headers the pipeline decodes whole images instead, and so does write_datasets.py: the
-same pixels, more work.
+They are compiled once, in a few seconds, for this user, these sources and this kind of CPU, and kept beside the kernels
+(warm_up.py). Without a C compiler or libjpeg-turbo's headers the pipeline decodes whole images instead, and so does
+write_datasets.py: the same pixels, more work. baseline.c makes pixels on CPUs with AVX2 only.
 """
 
 import ctypes
@@ -15,9 +15,13 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+from llvmlite.binding import get_host_cpu_features
+
 from ffcv_ops.errors import UserError
 
-SOURCES = [Path(__file__).with_name(name) for name in ("region.c", "scan.c")]
+SOURCES = [Path(__file__).with_name(name) for name in ("region.c", "baseline.c")]
+HEADERS = sorted(Path(__file__).parent.glob("*.h"))
+SWITCH = "FFCV_OPS_JPEG"  # environment variable; libjpeg: baseline.c makes no pixels
 PACKAGES = "libjpeg-dev (conda: libjpeg-turbo) and a C compiler"
 
 
@@ -38,12 +42,24 @@ def cache_folder(part: str = "") -> Path:
 @cache
 def library() -> tuple[Path | None, str]:
     """The built library and ""; or None and why there is none. Builds it at the first call."""
-    digest = hashlib.sha256(b"".join(source.read_bytes() for source in SOURCES))
+    digest = hashlib.sha256(b"".join(source.read_bytes() for source in SOURCES + HEADERS) + str(_vectors()).encode())
     target = cache_folder() / f"native-{digest.hexdigest()[:16]}.so"
     why = _loads(target) if target.exists() else "not built yet"
     if why:
         why = _build(target) or _loads(target)
     return (None, why) if why else (target, "")
+
+
+def _vectors() -> list[str]:
+    """The compiler's flags for the vectors that pixels.h is written for; none where this CPU has others."""
+    features = get_host_cpu_features()
+    return ["-mavx2", "-mbmi2"] if features.get("avx2") and features.get("bmi2") else []
+
+
+def use(decoder: str) -> None:
+    """auto, or libjpeg: from now on, in this process and those that it starts. auto leaves the switch as it is."""
+    if decoder != "auto":
+        os.environ[SWITCH] = decoder
 
 
 def _loads(target: Path) -> str:
@@ -66,7 +82,17 @@ def _build(target: Path) -> str:
     try:
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             built = Path(folder) / target.name
-            command = [*compiler, "-O3", "-shared", "-fPIC", "-o", str(built), *map(str, SOURCES), *_libjpeg()]
+            command = [
+                *compiler,
+                "-O3",
+                *_vectors(),
+                "-shared",
+                "-fPIC",
+                "-o",
+                str(built),
+                *map(str, SOURCES),
+                *_libjpeg(),
+            ]
             done = subprocess.run(command, capture_output=True, text=True, timeout=120)
             if done.returncode:
                 errors = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
@@ -88,8 +114,12 @@ def _libjpeg() -> list[str]:
 
 
 def describe() -> str:
-    """One line: which decoder is in use, and what would bring the faster one."""
+    """One line: which decoder is in use, and what would bring a faster one."""
     path, why = library()
-    if path:
-        return f"JPEG decoder: regions, {path}"
-    return f"JPEG decoder: whole images ({why}); to decode only what a crop shows, install {PACKAGES}"
+    if not path:
+        return f"JPEG decoder: whole images ({why}); to decode only what a crop shows, install {PACKAGES}"
+    if os.environ.get(SWITCH) == "libjpeg":
+        return f"JPEG decoder: libjpeg-turbo, as {SWITCH} or data.decoder says, {path}"
+    if not _vectors():
+        return f"JPEG decoder: libjpeg-turbo, as this CPU has no AVX2, {path}"
+    return f"JPEG decoder: our own for baseline files, libjpeg-turbo for others, {path}"

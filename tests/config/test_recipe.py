@@ -15,7 +15,7 @@ RECIPES = sorted((ROOT / "recipes").glob("**/*.yaml"))
 # The vocabulary of recipes and command lines. A key added here needs a recipe that sets it.
 FROZEN = """
 seed on_nonfinite nonfinite_in_a_row watchdog
-data.train data.val data.finetune_train data.finetune_val data.workers data.cache data.shuffle_pages
+data.train data.val data.finetune_train data.finetune_val data.workers data.cache data.decoder data.shuffle_pages
 data.on_bad_sample data.bad_limit
 model.name model.args model.layer_scale model.classes model.mean model.std model.blur_pool
 stage.name stage.data stage.resolution stage.ramp stage.epochs stage.batch stage.crop stage.rrc_scale

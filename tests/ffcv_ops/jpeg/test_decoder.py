@@ -2,6 +2,7 @@
 damaged streams."""
 
 import io
+import os
 import subprocess
 import sys
 
@@ -48,11 +49,14 @@ def decoded(run, stream, height, width, *, scale_num=8, luma=0, rows=None, colum
     return status, image[: rows.end - rows.begin, columns.begin : columns.end]
 
 
-@pytest.fixture(params=["region", "whole"])
-def run(request):
-    if request.param == "region" and not jpeg.REGIONS:
+@pytest.fixture(params=["auto", "libjpeg", "whole"])
+def run(request, monkeypatch):
+    if request.param == "whole":
+        return run_whole
+    if not jpeg.REGIONS:
         pytest.skip(native.describe())
-    return {"region": run_region, "whole": run_whole}[request.param]
+    monkeypatch.setenv(native.SWITCH, request.param)
+    return run_region
 
 
 def by_pillow(stream, *, mode="RGB", scale_num=8):
@@ -182,6 +186,15 @@ def test_a_decoder_survives_a_damaged_stream(photos, encode):
         True, False, False, True,
     ]  # fmt: skip
     np.testing.assert_array_equal(pixels.view(np.uint8).reshape(height, width, 4)[..., :3], by_pillow(good.tobytes()))
+
+
+def test_the_switch_says_which_decoder_works(monkeypatch):
+    monkeypatch.setenv(native.SWITCH, "")
+    assert "libjpeg-turbo for others" in native.describe() or not native._vectors()
+    native.use("auto")
+    assert os.environ[native.SWITCH] == ""
+    native.use("libjpeg")
+    assert native.describe().startswith("JPEG decoder: libjpeg-turbo, as FFCV_OPS_JPEG or data.decoder says, ")
 
 
 def test_without_a_compiler_it_says_so(tmp_path):
