@@ -7,7 +7,7 @@ from torchvision.models import ResNet50_Weights
 
 from ffcv_ops.errors import UserError
 from training.network import model
-from training.network.stochastic_depth import StochasticDepth
+from training.network.stochastic_depth import DepthMasks, StochasticDepth
 from training.planning import cost
 
 TI, S, M = "deit3_tiny_patch16_224", "deit3_small_patch16_224", "deit3_medium_patch16_224"
@@ -110,6 +110,17 @@ def test_activations_are_what_autograd_keeps(name, resolution, precision):
         else:
             assert kept == once + samples * each
     assert (once > cost.num_parameters(network)) == (precision == torch.bfloat16)  # two bytes a weight
+
+
+def test_activations_are_the_same_in_the_middle_of_training_with_subsets():
+    """A resolution that rises within a stage is measured then."""
+    network = create(drop_path=0.5).train()
+    expected = cost.activation_bytes(network, 48, torch.float32)
+    DepthMasks(network, subset=True).set(0, 0, 0, 32, torch.device("cpu"))
+    inputs = torch.randn(32, 3, 48, 48)
+    before = network(inputs)
+    assert cost.activation_bytes(network, 48, torch.float32) == expected
+    assert torch.equal(network(inputs), before)  # with the same masks
 
 
 @pytest.mark.parametrize(
