@@ -37,7 +37,7 @@ MOST_MISSING = 5  # options that are named one by one
 
 
 def base_values() -> dict[str, dict]:
-    """The values of base.yaml by section, for --help to show."""
+    """The values of base.yaml by section."""
     return _read_file(BASE_RECIPE, []).sections
 
 
@@ -157,7 +157,10 @@ def _read_with_base(path, faults: list[str], above=()) -> _File:
     if here in above:
         raise UserError(f"{one_line(path)}: its `base:` leads back to this file; one of them must do without")
     if file.base is None:
-        return file
+        if not here.with_name("run.json").exists():
+            return file
+        newer = base_values()  # keys that came after a run was written; base.yaml gives them what was so before
+        return file._replace(sections={name: newer[name] | file.sections[name] for name in SECTIONS})
     base = _read_with_base(Path(path).parent / file.base, faults, (*above, here))
     own = file.sections["stage"]
     inherited = [{name: value for name, value in row.items() if name not in own} for row in base.rows or ()]

@@ -156,6 +156,16 @@ def test_a_rendered_run_loads_as_an_equal_run(path, write):
     assert load_recipe(path) != run
 
 
+def test_a_run_that_is_older_than_a_key_has_base_yamls_value(write):
+    run = load_recipe(ROOT / "recipes" / "demo.yaml")
+    lines = render_recipe(run).splitlines(keepends=True)
+    older = write("".join(line for line in lines if line.split(":")[0].strip() not in ("decoder", "patience")))
+    with pytest.raises(UserError, match="is missing"):
+        load_recipe(older)
+    older.with_name("run.json").write_text("{}")
+    assert load_recipe(older) == run
+
+
 def test_stages_that_share_nothing_are_rendered_too(write):
     other = {
         "name": "b", "data": "finetune", "resolution": 64, "ramp": (32, 1, 2), "epochs": 3, "batch": 8, "crop": "src",
