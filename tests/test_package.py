@@ -56,7 +56,7 @@ def test_the_wheel_holds_the_library_alone(wheel):
         described = BytesParser().parsebytes(archive.read(metadata))
     sources = [path for path in (ROOT / "ffcv_ops").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     assert names == {str(path.relative_to(ROOT)) for path in sources}
-    assert {Path(name).suffix for name in names} == {".py", ".c", ".typed"}
+    assert {Path(name).suffix for name in names} == {".py", ".c", ".h", ".typed"}
     assert (described["Name"], described["Version"]) == ("ffcv-ops", ffcv_ops.__version__)
     wanted = [Requirement(text) for text in described.get_all("Requires-Dist")]
     always = {one.name for one in wanted if one.marker is None}

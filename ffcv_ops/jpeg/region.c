@@ -80,6 +80,9 @@ static int libjpeg_begin(Decoder *decoder, int scale_num) {
     jpeg_abort_decompress(info);
     return 1;
   }
+  /* Else a stream that lacks its tables is decoded with those of the one before it. */
+  jpeg_destroy_decompress(info);
+  jpeg_create_decompress(info);
   jpeg_mem_src(info, jpeg->data, jpeg->size);
   jpeg_read_header(info, TRUE);
   if (info->image_height != (JDIMENSION)jpeg->height || info->image_width != (JDIMENSION)jpeg->width) {

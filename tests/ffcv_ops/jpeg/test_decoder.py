@@ -188,6 +188,21 @@ def test_a_decoder_survives_a_damaged_stream(photos, encode):
     np.testing.assert_array_equal(pixels.view(np.uint8).reshape(height, width, 4)[..., :3], by_pillow(good.tobytes()))
 
 
+def test_a_stream_without_tables_does_not_take_those_of_the_one_before(photos, encode):
+    image = np.ascontiguousarray(photos["cat"][:40, :40])
+    good = encode(image, quality=90)
+    quantizers, codes = good.index(b"\xff\xdb"), good.index(b"\xff\xc4")
+    frame, scan = good.index(b"\xff\xc0"), good.index(b"\xff\xda")
+    streams = (good[:quantizers] + good[frame:], good[:codes] + good[scan:], good)
+    progressive = encode(image, quality=90, progressive=True)  # goes through libjpeg, and leaves it its tables
+    streams = tuple(np.frombuffer(stream, np.uint8).copy() for stream in (progressive, *streams))
+    pixels = np.zeros(40 * 40, np.uint32)
+    if jpeg.REGIONS:
+        assert [status == jpeg.OK for status in run_all_with_one_decoder(streams, 40, 40, pixels)] == [
+            True, False, True, True,  # libjpeg-turbo takes the standard's codes where there are none
+        ]  # fmt: skip
+
+
 def test_the_switch_says_which_decoder_works(monkeypatch):
     monkeypatch.setenv(native.SWITCH, "")
     assert "libjpeg-turbo for others" in native.describe() or not native._vectors()
