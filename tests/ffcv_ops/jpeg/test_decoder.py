@@ -199,7 +199,7 @@ def test_a_stream_without_tables_does_not_take_those_of_the_one_before(photos, e
     pixels = np.zeros(40 * 40, np.uint32)
     if jpeg.REGIONS:
         assert [status == jpeg.OK for status in run_all_with_one_decoder(streams, 40, 40, pixels)] == [
-            True, False, False, True,
+            True, False, True, True,  # libjpeg-turbo takes the standard's codes where there are none
         ]  # fmt: skip
 
 
