@@ -40,8 +40,9 @@ def check_resolution(model: nn.Module, resolution: int) -> None:
 
 
 def activation_bytes(model: nn.Module, resolution: int, precision: torch.dtype) -> tuple[int, int]:
-    """Bytes that a forward pass of training keeps for its backward pass: (once, for each sample). `precision` is that
-    of the matrix products; below float32, copies of the weights are what is kept once."""
+    """Bytes that a forward pass of training keeps for its backward pass: (once, for each sample), where stochastic
+    depth computes all samples. `precision` is that of the matrix products; below float32, copies of the weights are
+    what is kept once."""
     two, four = (_saved_bytes(model, resolution, precision, samples) for samples in (2, 4))
     return 2 * two - four, (four - two) // 2
 
@@ -56,7 +57,7 @@ def _saved_bytes(model, resolution, precision, samples):
         return tensor
 
     branches = stochastic_depth.branches(model)
-    masks = [branch.scale for branch in branches]
+    masks = [(branch.scale, branch.kept, branch.place) for branch in branches]
     was_training = model.training
     with FakeTensorMode():
         weights = {
@@ -65,14 +66,14 @@ def _saved_bytes(model, resolution, precision, samples):
         }
         own = {value.untyped_storage()._cdata for value in weights.values()}
         for branch in branches:
-            branch.scale = torch.ones(samples)
+            branch.scale, branch.kept, branch.place = torch.ones(samples), None, None
         images = torch.empty(samples, 3, resolution, resolution)
         autocast = torch.autocast("cpu", dtype=precision, enabled=precision != torch.float32)
         with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor), autocast:
             torch.func.functional_call(model.train(), weights, (images,))
     model.train(was_training)
     for branch, mask in zip(branches, masks, strict=True):
-        branch.scale = mask
+        branch.scale, branch.kept, branch.place = mask
     return sum(size for storage, size in storages.items() if storage not in own)
 
 
