@@ -67,7 +67,9 @@ def test_a_ramp_is_the_same_as_stages(run):
 
 
 def test_the_average_ends_at_the_same_size(run):
-    folder = run(RAMP, "--stage.ema=0.5", "--stage.optimizer=adamw", "--stage.lr=1e-3", "--stage.min_lr=1e-3")
+    """With subsets too: the micro-batch is found anew while they are set."""
+    folder = run(RAMP, "--stage.ema=0.5", "--stage.optimizer=adamw", "--stage.lr=1e-3", "--stage.min_lr=1e-3",
+                 "--stage.drop_path=0.3", "--speed.drop_path=subset", "--speed.micro_batch=auto")  # fmt: skip
     average = load_file(folder / "model_ema.safetensors")
     assert average["pos_embed"].shape == (1, 16, 128)
     assert all("ema_top1" in row for row in epochs(folder))

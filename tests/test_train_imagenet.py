@@ -85,6 +85,9 @@ def test_every_recipe_trains_a_step_is_saved_and_reloaded(path, two_sets, tmp_pa
         shrunk += ["--stage.distill=none", "--stage.teacher=none"]  # test_finetuning.py has a teacher at hand
     if run.model.name == "resnet50":
         shrunk += ["--model.name=test_resnet", "--stage.eval_resolution=48"]
+    if run.model.name.startswith("vit_"):
+        args = ", ".join(filter(None, [run.model.args, "depth=1"]))
+        shrunk += [f"--model.name={run.model.name}", f"--model.args={args}"]
     if stages[0].ramp:
         shrunk += ["--stage.ramp=32,0,0"]
     start = [] if stages[0].head == "keep" else [f"--init={two_sets / 'init.safetensors'}"]

@@ -4,6 +4,7 @@ In: a state dict in timm's names, as weights.py gives it, and the network that i
 """
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -30,7 +31,11 @@ def adapt_state_dict(
     and copies into its class k the class `class_map[k]` of `weights`, where that is not -1. `say` is told where the
     class token's position was moved.
     """
-    adapted = dict(weights)
+    own = model.state_dict().keys()
+    adapted = {
+        old if (old := re.sub(r"\bls([12])\.gamma$", r"gamma_\1", key)) in own else key: value
+        for key, value in weights.items()
+    }  # timm's EVA models have the official names, which weights.py changed
     if _has_places(weights.get("pos_embed")) and _has_places(getattr(model, "pos_embed", None)):
         grid = model.patch_embed.grid_size
         prefix = model.pos_embed.shape[1] - math.prod(grid)  # tokens with an embedding and no place: 0 in deit3 models
