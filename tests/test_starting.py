@@ -51,9 +51,9 @@ def test_a_typo_imports_nothing_heavy(program):
         (["--cfg", "recipes/nothing.yaml"], "recipes/nothing.yaml cannot be read: No such file or directory"),
         ([*RECIPE, "--init="], "--init is empty; give it a value or leave it out"),
         ([*RECIPE, "--start-at", ""], "--start-at is empty; give it a value or leave it out"),
-        ([*RECIPE, "--measure"], "--measure and --at-throughput belong to --print"),
+        ([*RECIPE, "--measure"], "--measure, --at-throughput and --on belong to --print"),
         ([*RECIPE, "--eval.out=x"], "--eval.out belongs to --eval-only"),
-        ([*RECIPE, "--stage.lr=fast"], "--stage.lr is 'fast'; it must be a number at least 1e-20 and at most 1,000"),
+        ([*RECIPE, "--stage.lr=fast"], "--stage.lr is 'fast'; it must be a number at least 1e-20 and at most 10,000"),
     ],
 )
 def test_mistakes_are_told_before_anything_heavy_is_imported(arguments, complaint):

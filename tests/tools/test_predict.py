@@ -135,4 +135,4 @@ def test_preview_shows_the_pixels_of_training(world):
         (file,) = (world / "pets" / "val" / "cats").glob(f"*_{split}.png")
         (shown,) = preview.stored_images(Path(file), 1)
         stored = preview.stored_images(world / "pets_val.beton", 15)[number + 1]
-        np.testing.assert_array_equal(shown, stored)
+        np.testing.assert_array_equal(shown.picture, stored.picture)
