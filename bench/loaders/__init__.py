@@ -20,6 +20,7 @@ LESS = {"min_oversampling": 1.2}  # what docs/data.md recommends
 
 LOADERS = {  # name: module of this package, settings
     "ours": ("ours", {"beton": "ours_jpg"}),
+    "ours-libjpeg": ("ours", {"beton": "ours_jpg", "decoder": "libjpeg"}),
     "ours-library": ("ours", {"beton": "ours_jpg", "library": True}),
     "ours-fast": ("ours", {"beton": "ours_jpg", "keys": LESS}),
     "ours-pyramid": ("ours", {"beton": "ours_pyramid", "keys": LESS}),

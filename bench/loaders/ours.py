@@ -1,5 +1,5 @@
 """This project's loader, through the functions that training uses or, if `library`, those of docs/library.md, which
-copy each batch. Batches: uint8 [n, size, size, 3]."""
+copy each batch. decoder: data.decoder. Batches: uint8 [n, size, size, 3]."""
 
 import dataclasses
 import itertools
@@ -10,6 +10,7 @@ import ffcv_ops
 from bench.loaders import Unavailable
 from bench.tasks import JITTER
 from config.recipe import BASE_RECIPE, load_recipe
+from ffcv_ops.jpeg import native
 from ffcv_ops.storage.index import describe
 from training.loading import Placement, eval_loader, train_loader
 
@@ -37,7 +38,8 @@ def library_loader(path, stage, workers):
     return ffcv_ops.train_loader(path, crop=stage.crop, flip=stage.flip, seed=0, **augment, **common)
 
 
-def prepare(task, data, *, batch, workers, beton, keys=None, library=False):
+def prepare(task, data, *, batch, workers, beton, keys=None, library=False, decoder="auto"):
+    native.use(decoder)
     files = data.betons[beton]
     if isinstance(files, str):
         raise Unavailable(files)
