@@ -15,8 +15,6 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from llvmlite.binding import get_host_cpu_features
-
 from ffcv_ops.errors import UserError
 
 SOURCES = [Path(__file__).with_name(name) for name in ("region.c", "baseline.c")]
@@ -52,6 +50,8 @@ def library() -> tuple[Path | None, str]:
 
 def _vectors() -> list[str]:
     """The compiler's flags for the vectors that pixels.h is written for; none where this CPU has others."""
+    from llvmlite.binding import get_host_cpu_features  # the doctor imports this file where no package is installed
+
     features = get_host_cpu_features()
     return ["-mavx2", "-mbmi2"] if features.get("avx2") and features.get("bmi2") else []
 

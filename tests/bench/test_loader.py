@@ -145,7 +145,8 @@ def test_training_transforms_are_random_and_of_the_right_size(images, baseline, 
 def test_who_has_which_policy():
     have = {task.name: {name for name in LOADERS if takes_part(name, task)} for task in TASKS.values()}
     assert have["F"] == have["G"] == have["H"] | {"timm"}
-    usual = {"ours", "ours-fast", "ours-pyramid", "ours-raw", "torchvision-v2", "pillow", "timm", "bound-decode"}
+    of_ours = {"ours", "ours-libjpeg", "ours-fast", "ours-pyramid", "ours-raw"}
+    usual = of_ours | {"torchvision-v2", "pillow", "timm", "bound-decode"}
     assert have["F"] == usual | {"ours-library", "ours-in-ffcv", "ffcv-torchvision", "torchcodec"}
     assert have["B"] - have["F"] == {"ffcv", "ffcv-tuned", "ffcv-raw", "dali"}
     assert have["A"] - have["B"] == {"spdl"}
