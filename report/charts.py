@@ -80,14 +80,15 @@ def chart(panel: Panel, across: tuple[float, float], stages: Sequence[Border]) -
 def _draw(axes: Axes, panel: Panel, across: tuple[float, float], stages: Sequence[Border]) -> None:
     for line in panel.lines:
         faint = line.kind == "faint"
-        dots = not faint and line.kind != "official" and len(line.points) <= DOTS
+        few = len(line.points) <= (1 if line.kind == "published" else DOTS)
+        dots = few and not faint
         for number, stroke in enumerate(line.strokes):
             axes.plot(
                 *zip(*stroke, strict=True),
                 color=COLORS["main" if faint else line.kind][0],
                 alpha=0.35 if faint else 1,
                 linewidth=0.8 if faint else 1.5,
-                linestyle="--" if line.kind == "official" else "-",
+                linestyle="--" if line.kind == "published" else "-",
                 marker="." if dots else "",
                 clip_on=False,  # a dot on the edge stays whole
                 label=line.label if number == 0 and line.label else "_",

@@ -90,14 +90,14 @@ def remaining(facts: Facts) -> Eta | None:
 
 
 def deviations(facts: Facts) -> list[tuple[ReferenceCurve, str, Deviation]]:
-    """Where each stage stands beside its official curve, at its last evaluation."""
+    """Where each stage stands beside its published curve, at its last evaluation."""
     found = []
     for stage, curve in facts.reference_curves.items():
         evaluated = [row for row in facts.epochs if row["stage"] == stage and "top1" in row]
         if evaluated:
             row = evaluated[-1]
             found.append((curve, stage, deviation(curve, row["epoch"], 100 * row["top1"])))
-    return found
+    return [item for item in found if item[2] is not None]
 
 
 def hours(facts: Facts) -> float:

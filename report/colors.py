@@ -11,7 +11,7 @@ COLORS = {
     # of lines, by their kind
     "main": ("#1f5fa8", "#6fabf0"),
     "second": ("#c2571a", "#f0955a"),
-    "official": ("#7c8794", "#8c98a6"),
+    "published": ("#7c8794", "#8c98a6"),
     # of lines, by the number of their run in a comparison
     "run1": ("#1f5fa8", "#6fabf0"),
     "run2": ("#c2571a", "#f0955a"),

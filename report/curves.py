@@ -15,7 +15,7 @@ LARGEST = 1e30  # values beyond are not drawn: axes cannot show them beside othe
 
 
 class Line(NamedTuple):
-    """A curve, in one stroke for each stage. `kind`: main, second, official, faint, or run1 to run8 (colors.py)."""
+    """A curve, in one stroke for each stage. `kind`: main, second, published, faint, or run1 to run8 (colors.py)."""
 
     label: str
     kind: str
@@ -103,7 +103,7 @@ def _lines(facts, stages, key, factor):
         for stage in stages:
             if curve := facts.reference_curves.get(stage.stage):
                 points = [(stage.start + epoch, top1) for epoch, top1 in zip(curve.epochs, curve.top1, strict=True)]
-                lines.append(Line(f"official, {curve.recipe}", "official", [points]))
+                lines.append(Line(f"published, {curve.recipe}", "published", [points]))
     return [line for line in lines if line.points]
 
 
@@ -144,6 +144,6 @@ def _thinned(points: Points, most: int) -> Points:
 
 def span(facts: Facts, panels: Sequence[Panel]) -> tuple[float, float]:
     """The epochs that the axes show: to the last point of the run, and a tenth ahead while it goes on."""
-    ends = [x for panel in panels for line in panel.lines if line.kind != "official" for x, _ in line.points]
+    ends = [x for panel in panels for line in panel.lines if line.kind != "published" for x, _ in line.points]
     reached = max(ends, default=1.0)
     return 0.0, reached if facts.finished else 1.1 * reached

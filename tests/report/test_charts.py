@@ -36,6 +36,13 @@ def test_a_line_is_where_the_axes_say():
     assert [key.last for key in made.keys] == ["50.0"]
 
 
+def test_a_published_end_is_a_dot_and_a_published_curve_a_line():
+    end, curve = (charts.chart(panel(points, kind="published"), (0.0, 10.0), []).svg
+                  for points in ([(10.0, 50.0)], [(0.0, 0.0), (10.0, 50.0)]))  # fmt: skip
+    dots = [str(picture).count("fill: var(--published)") for picture in (end, curve)]
+    assert dots[0] > dots[1] == 0
+
+
 @pytest.mark.parametrize(
     ("largest", "texts"),
     [(1.0, {"0.00", "0.25", "1.00"}), (3e-5, {"0", "1", "2", "3"}), (2500, {"0", "1000", "2000"}), (60_000, {"20000"})],

@@ -55,3 +55,9 @@ def test_raw_and_averaged_weights_are_two_curves_over_all_epochs(make_run, tmp_p
     for line, top1 in ((raw, 61.79), (averaged, 65.43)):
         assert [[x for x, _ in stroke] for stroke in line.strokes] == [[1, 2, 3, 4], [5, 6, 7, 8]]
         assert {round(y, 6) for _, y in line.points} == {top1}
+
+
+def test_a_published_end_is_a_point_at_the_end(make_run, tmp_path):
+    facts = collect(make_run(tmp_path / "made", cfg="recipes/fast/rn50_ffcv_16ep.yaml", epochs=16, val_images=50_000))
+    (line,) = (line for line in curves.panels(facts)[0].lines if line.kind == "published")
+    assert (line.label, line.points) == ("published, fast/rn50_ffcv_16ep", [(16, 73.8)])

@@ -196,5 +196,5 @@ def test_on_track_or_not(make_run, tmp_path):
         )  # fmt: skip
         words = " ".join(Words(render(collect(folder))).text.split())
         assert said in words
-        assert f"{top1:.2f} % after epoch 50, {53.628 - top1:.2f} points below the official 53.63 %" in words
+        assert f"{top1:.2f} % after epoch 50, {53.628 - top1:.2f} points below the published 53.63 %" in words
         assert "differs from that recipe in clip_norm" in words

@@ -1,9 +1,9 @@
-"""Is a run on track? Its top-1 beside the official log of the same recipe, after as many epochs.
+"""Is a run on track? Its top-1 beside what was published of the same recipe, after as many epochs.
 
-In: a recipe and its plan; recipes/official_curves.json. Out: the stages that have an official curve, and how far a
-value is from it. A stage has one when it and those before it are called as in a published recipe, train the same model
-for as many epochs, and it is evaluated on as many images as ImageNet's validation set has. Any other key of the stage
-that differs is named, not hidden.
+In: a recipe and its plan; recipes/official_curves.json, and recipes/published.json, which knows the end alone. Out: the
+stages that have such a curve, and how far a value is from it. A stage has one when it and those before it are called as
+in a published recipe, train the same model for as many epochs, and it is evaluated on as many images as ImageNet's
+validation set has. Any other key of the stage that differs is named, not hidden.
 """
 
 import dataclasses
@@ -17,14 +17,14 @@ import numpy as np
 from config.recipe import BASE_RECIPE, Recipe, StageConfig, load_recipe
 from training.planning.plan import StagePlan
 
-CURVES = BASE_RECIPE.parent / "official_curves.json"
+CURVES, ENDS = BASE_RECIPE.with_name("official_curves.json"), BASE_RECIPE.with_name("published.json")
 VAL_IMAGES = 50_000
 MARGIN = 2.0  # points of top-1 that a run may be away from the curve
 AROUND = 5  # epochs within which the curve's own steepness widens the margin
 
 
 class ReferenceCurve(NamedTuple):
-    """The official curve of a stage."""
+    """The published curve of a stage; a single point where only its end was published."""
 
     recipe: str
     epochs: tuple[int, ...]
@@ -54,13 +54,13 @@ class Deviation(NamedTuple):
         how = "above" if self.difference >= 0 else "below"
         within = "within" if abs(self.difference) <= self.margin else "more than"
         return (
-            f"{self.top1:.2f} % after epoch {self.epoch}, {abs(self.difference):.2f} points {how} the official"
+            f"{self.top1:.2f} % after epoch {self.epoch}, {abs(self.difference):.2f} points {how} the published"
             f" {self.reference:.2f} % ({within} the margin of {self.margin:.1f})"
         )
 
 
 def reference_curves(recipe: Recipe, plans: Sequence[StagePlan]) -> dict[str, ReferenceCurve]:
-    """The official curve of each planned stage that has one, by the stage's name."""
+    """The published curve of each planned stage that has one, by the stage's name."""
     sizes = {plan.stage: plan.val_images for plan in plans}
     found = {}
     for number, stage in enumerate(recipe.stages):
@@ -75,9 +75,11 @@ def reference_curves(recipe: Recipe, plans: Sequence[StagePlan]) -> dict[str, Re
     return found
 
 
-def deviation(curve: ReferenceCurve, epoch: int, top1: float) -> Deviation:
-    """`top1` in percent after `epoch` epochs of the stage. The margin is MARGIN, or what the curve moves within AROUND
-    epochs, where that is more: in its steep part an epoch more or less is no fault."""
+def deviation(curve: ReferenceCurve, epoch: int, top1: float) -> Deviation | None:
+    """`top1` in percent after `epoch` epochs of the stage; None before the curve begins. The margin is MARGIN, or what
+    the curve moves within AROUND epochs, where that is more: in its steep part an epoch more or less is no fault."""
+    if epoch < curve.epochs[0]:
+        return None
 
     def at(when):
         return float(np.interp(when, curve.epochs, curve.top1))
@@ -99,19 +101,23 @@ def _path_to(recipe: Recipe, number: int) -> tuple:
 @functools.cache
 def _published() -> tuple[tuple[tuple, StageConfig, ReferenceCurve], ...]:
     """(how a run comes to the stage, the stage, its curve) of all that have one."""
+    curves, ends = (json.loads(path.read_text(encoding="utf-8")) for path in (CURVES, ENDS))
     found = []
-    for name, stages in json.loads(CURVES.read_text(encoding="utf-8")).items():
+    for name in curves | ends:
         recipe = load_recipe(CURVES.with_name(f"{name}.yaml"))
         for number, stage in enumerate(recipe.stages):
-            if stage.name in stages:
-                points = sorted((int(epoch), top1) for epoch, top1 in stages[stage.name].items())
+            points = curves.get(name, {}).get(stage.name, {})
+            if not points and stage.name in ends.get(name, {}):
+                points = {stage.epochs: ends[name][stage.name]["top1"]}
+            if points:
+                points = sorted((int(epoch), top1) for epoch, top1 in points.items())
                 curve = ReferenceCurve(name, *zip(*points, strict=True), ())
                 found.append((_path_to(recipe, number), stage, curve))
     return tuple(found)
 
 
 class CurveMonitor:
-    """Notices when a run leaves the official curve of its recipe."""
+    """Notices when a run leaves the published curve of its recipe."""
 
     def __init__(self, recipe: Recipe, plans: Sequence[StagePlan]):
         self.curves = reference_curves(recipe, plans)
@@ -123,6 +129,8 @@ class CurveMonitor:
         if stage not in self.curves or "top1" not in row:
             return None
         found = deviation(self.curves[stage], row["epoch"], 100 * row["top1"])
+        if found is None:
+            return None
         was_off = stage in self.off_track
         (self.off_track.discard if found.on_track else self.off_track.add)(stage)
         if found.on_track or was_off:

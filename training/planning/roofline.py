@@ -9,8 +9,10 @@ the rest    Each byte that the forward pass keeps is moved 3.4 times by compiled
 sending     1 ms that no kernel fills.
 
 The constants were fitted to the estimate of ViT-S, B and L on an H200 in docs/performance.md, which this repeats within
-a few per cent. That estimate was not confirmed on a GPU yet; take a quarter either way. Of a CPU that `bench.step` has
-measured there is one number: what it sustains in the whole step.
+a few per cent. That estimate was not confirmed on a GPU yet; take a quarter either way.
+
+A CPU has the same terms, in float32: `bench.step` has measured a large matrix product on it, and the passes and the
+update of ViT-S at 112 px, from which the two other speeds follow. docs/fast.md compares that with measured steps.
 """
 
 import json
@@ -26,6 +28,8 @@ MEASURED = BASE_RECIPE.parents[1] / "bench" / "results"
 SHARE, KNEE = 0.93, 108.0  # of the products' speed; multiply-adds per byte
 MOVED, SUSTAINED = 3.4, 0.85  # times each kept byte is moved; share of a copy's bandwidth
 UPDATE, SENDING = 60, 1e-3  # bytes per weight; seconds
+SMALL = ModelCosts(22003048, 1099557888, 49, (0, 16917424), (43825152, 9393328))  # bench.step's S112: ViT-S, 112 px
+SMALL_BATCH = 16
 LOADING = {"rrc": ("A", "B"), "src": ("C", "C"), "center": ("E", "E")}  # tasks of bench.loader: plain, augmented
 
 
@@ -63,12 +67,23 @@ def step_seconds(gpu: Gpu, costs: ModelCosts, samples: int, *, computed: float =
     return products * computed + moved + SENDING
 
 
+def _cpu_step_seconds(costs, samples, computed):
+    """The same on this machine; UserError where it was not measured."""
+    measured = _measured_here()
+    speed = measured["S112 ceiling", "matmul"] * 1e12 * SHARE
+    passes = (measured["S112 forward", "exact"] + measured["S112 backward", "exact"]) / 1e3 / SMALL_BATCH
+    per_byte = (passes - 6 * SMALL.macs / speed) / SMALL.saved_fp32[1]
+    per_weight = measured["S112 optimizer", "exact"] / 1e3 / SMALL.parameters
+    an_image = 6 * costs.macs / speed + per_byte * costs.saved_fp32[1]
+    return an_image * samples * computed + per_weight * costs.parameters
+
+
 def images_per_s(device: str, recipe: Recipe, stage: StageConfig, costs: ModelCosts, samples: int) -> float:
     """Training images per second on a GPU of `GPUS` or on `cpu`, this machine, with compiled blocks. UserError where
     this machine was not measured."""
     computed = 1 - stage.drop_path if recipe.speed.drop_path == "subset" else 1.0
     if device == "cpu":
-        return _sustained_here() / (6 * costs.macs * computed)
+        return samples / _cpu_step_seconds(costs, samples, computed)
     return samples / step_seconds(GPUS[device], costs, samples, computed=computed)
 
 
@@ -77,13 +92,13 @@ def euros(device: str) -> float:
     return GPUS[device].euros if device in GPUS else 0.0
 
 
-def _sustained_here() -> float:
-    """Operations per second of a whole step (ViT-S at 112 px, float32) on this machine, if it was measured here."""
+def _measured_here() -> dict[tuple[str, str], float]:
+    """What bench.step has measured on this machine."""
     here = host.processor(), host.usable_cores()
     for path in sorted(MEASURED.glob("*.json")):
         machine, rows = _results(path.name)
-        if (machine.get("cpu"), machine.get("cores")) == here and ("S112 share", "exact") in rows:
-            return rows["S112 share", "exact"] / 100 * rows["S112 ceiling", "matmul"] * 1e12
+        if (machine.get("cpu"), machine.get("cores")) == here and ("S112 backward", "exact") in rows:
+            return rows
     raise UserError(
         f"--on=cpu: no file of {MEASURED} is of this machine, {here[1]} cores of {here[0]}; first run"
         f" python -m bench.step --tasks=S112 --json={MEASURED}"

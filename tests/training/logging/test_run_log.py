@@ -1,4 +1,4 @@
-"""The record of a run: what a row holds, across restarts; where it leaves the official curve."""
+"""The record of a run: what a row holds, across restarts; where it leaves the published curve."""
 
 import json
 import re
@@ -54,7 +54,7 @@ def test_time_spent_goes_on_after_a_restart_and_counts_what_was_lost(begin):
     assert all(row["at"] > 1_700_000_000 for row in rows)
 
 
-def test_leaving_the_official_curve_is_said_once(begin, capsys):
+def test_leaving_the_published_curve_is_said_once(begin, capsys):
     """Official: 53.628 after 50 epochs, 55.828 after 55, 57.12 after 60, 58.504 after 65; 60.98 after 80."""
     log, _ = begin()
     log.begin_stage(begin.stage, done=0)
@@ -64,7 +64,7 @@ def test_leaving_the_official_curve_is_said_once(begin, capsys):
     said = re.sub(r"\s+", " ", capsys.readouterr().out)
     warnings = [row for row in records.read_rows(begin.folder.path / "log.jsonl") if row["kind"] == "warning"]
     assert [(row["epoch"], row["step"]) for row in warnings] == [(55, 550), (80, 800)]
-    assert "50.00 % after epoch 55, 5.83 points below the official 55.83 %" in warnings[0]["message"]
+    assert "50.00 % after epoch 55, 5.83 points below the published 55.83 %" in warnings[0]["message"]
     assert said.count("warning: stage pretrain_224 is off the curve of vit_s_800ep") == 2
 
 

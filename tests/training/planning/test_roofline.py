@@ -1,5 +1,5 @@
-"""Estimated speeds. References: the estimate in docs/performance.md, made of more parts than this one; the machine's
-own results where it was measured."""
+"""Estimated speeds. References: the estimate in docs/performance.md, made of more parts than this one; the
+results of the machine that was measured."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from ffcv_ops import host
 from ffcv_ops.errors import UserError
 from training import datasets
 from training.planning import estimate, roofline
-from training.planning.model_costs import model_costs
+from training.planning.model_costs import count, model_costs
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -84,19 +84,51 @@ def results(name):
     return json.loads((ROOT / "bench/results" / name).read_text())
 
 
-def test_a_cpu_is_as_fast_as_it_was_measured(monkeypatch):
-    """ViT-S at 112 px itself: the very images/s, all else by its multiply-adds. Elsewhere one line says what to do."""
+@pytest.fixture
+def measured_cpu(monkeypatch):
+    """This machine is taken for the one of the step's results: what they say, by task and contender."""
     found = results("step.json")
-    values = {(row["task"], row["name"]): row["value"] for row in found["rows"]}
     monkeypatch.setattr(host, "processor", lambda: found["machine"]["cpu"])
     monkeypatch.setattr(host, "usable_cores", lambda: found["machine"]["cores"])
-    recipe = load_recipe(ROOT / "recipes/vit_s_800ep.yaml", {"stage.resolution": "112"})
-    costs = model_costs(recipe.model, 112, 1000, drop_path=0.05)
-    speed = roofline.images_per_s("cpu", recipe, recipe.stages[0], costs, 16)
-    assert speed == pytest.approx(values["S112", "exact"], rel=0.02)
-    monkeypatch.setattr(host, "usable_cores", lambda: found["machine"]["cores"] + 1)
+    return {(row["task"], row["name"]): row["value"] for row in found["rows"]}
+
+
+def speed_on_cpu(name, px, samples):
+    recipe = load_recipe(ROOT / f"recipes/{name}.yaml")
+    stage = recipe.stages[0]
+    return roofline.images_per_s("cpu", recipe, stage, costs_of(recipe, px), samples)
+
+
+def costs_of(recipe, px):
+    return model_costs(recipe.model, px, 1000, drop_path=recipe.stages[0].drop_path)
+
+
+def test_a_cpu_is_as_fast_as_it_was_measured(measured_cpu):
+    """ViT-S at 112 px and batch 16 itself: the sum of its measured parts."""
+    parts = sum(measured_cpu[f"S112 {part}", "exact"] for part in ("forward", "backward", "optimizer"))
+    assert speed_on_cpu("vit_s_800ep", 112, 16) == pytest.approx(16 / (parts / 1000), rel=1e-6)
+
+
+def test_what_a_cpu_was_not_measured_on_goes_by_three_terms(measured_cpu):
+    """More weights cost more update; a larger batch pays it once; products take their due."""
+    costs = costs_of(load_recipe(ROOT / "recipes/vit_b_400ep.yaml"), 224)
+    update = measured_cpu["S112 optimizer", "exact"] / 1000 / roofline.SMALL.parameters * costs.parameters
+    few, many = (samples / speed_on_cpu("vit_b_400ep", 224, samples) for samples in (8, 64))
+    assert 8 * few - many == pytest.approx(7 * update, rel=1e-6)
+    products = 6 * costs.macs / (measured_cpu["S112 ceiling", "matmul"] * 1e12)
+    assert products < (many - update) / 64 < 2 * products
+
+
+def test_the_costs_of_what_a_cpu_was_measured_on():
+    recipe = load_recipe(ROOT / "recipes/vit_s_800ep.yaml")
+    assert count(recipe.model, 112, 1000, drop_path=0.05) == roofline.SMALL
+
+
+def test_an_unmeasured_cpu_is_said(measured_cpu, monkeypatch):
+    cores = host.usable_cores() + 1
+    monkeypatch.setattr(host, "usable_cores", lambda: cores)
     with pytest.raises(UserError, match=r"is of this machine.*first run python -m bench.step --tasks=S112"):
-        roofline.images_per_s("cpu", recipe, recipe.stages[0], costs, 16)
+        speed_on_cpu("vit_s_800ep", 112, 16)
 
 
 def test_what_was_measured_stands_beside_the_estimate():
