@@ -8,7 +8,6 @@ pinned says which code it meant, and nothing is executed to read it.
 
 import hashlib
 import importlib
-import importlib.util
 import pkgutil
 import re
 from functools import cache
@@ -43,12 +42,9 @@ def declared() -> dict[str, Augmentation]:
     """All augmentations of policies/, by name."""
     names = [module.name for module in pkgutil.iter_modules(policies.__path__)]
     modules = [importlib.import_module(f"{policies.__name__}.{name}") for name in names]
-    found = {value.name: value for module in modules for value in vars(module).values() if is_declared(value)}
+    values = [value for module in modules for value in vars(module).values()]
+    found = {value.name: value for value in values if isinstance(value, Augmentation)}
     return dict(sorted(found.items()))
-
-
-def is_declared(value):
-    return isinstance(value, Augmentation)
 
 
 def parse(text: str) -> list[Step]:

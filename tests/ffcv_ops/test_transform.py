@@ -56,8 +56,8 @@ def pillow_transform(array, plan, text, draw, pillow_zoo, pillow_resize):
                 image = enhancer(image).enhance(color_jitter.factor_of(float(options["strength"]), which, key))
         elif step.name == "erase":  # last of all; its own test knows what it does
             planes = np.asarray(image).transpose(2, 0, 1).copy()
-            mode = ("const", "rand", "pixel").index(options["mode"])
-            random_erasing.erase(planes, float(options["probability"]), mode, key)
+            erase = random_erasing.erase
+            erase.kernel(planes, erase.record(options, 0), key, np.empty(0, np.uint8))
         else:
             image = pillow_zoo(image, str(step), key)
     return np.asarray(image) if planes is None else planes.transpose(1, 2, 0)

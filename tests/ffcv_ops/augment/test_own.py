@@ -64,7 +64,7 @@ def test_what_it_does_is_what_it_says(folder, photos):
     image = photos["cat"][:40, :50]
     changed = 0
     for draw in range(20):
-        key = load.own_key(1, RandomKey(5, draw))
+        key = load.key_of(1, True, RandomKey(5, draw))
         expected = applied(image, "jitter(0.2)", RandomKey(5, draw))
         if rng.uniform(key, 0) < 0.5:
             noise = np.array([rng.uniform(key, 1 + place) for place in range(2000)]).reshape(40, 50, 1)

@@ -18,7 +18,8 @@ SIZE = 64
 
 def erased(image, probability=1.0, mode=erasing.PIXEL, draw=0):
     planes = image.transpose(2, 0, 1).copy()
-    erasing.erase(planes, probability, mode, RandomKey(0, draw))
+    options = erasing.erase.record({"probability": str(probability), "mode": ("const", "rand", "pixel")[mode]}, 0)
+    erasing.erase.kernel(planes, options, RandomKey(0, draw), np.empty(0, np.uint8))
     return planes.transpose(1, 2, 0)
 
 
