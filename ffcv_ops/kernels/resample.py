@@ -88,12 +88,6 @@ def _filter(x, interpolation):
 
 
 @kernel
-def _most_taps(length, full, interpolation):
-    """The most source pixels that one pixel can depend on when `length` of them become `full`."""
-    return 2 * math.ceil(_support(interpolation) * max(length / full, 1.0)) + 1
-
-
-@kernel
 def _mirror(i, n):
     """Index i of a signal of n values that is reflected at its ends without repeating them (i may be outside)."""
     if n == 1:
@@ -219,5 +213,5 @@ def workspace(longest, size_y, size_x, interpolation):
 
 @kernel
 def _taps(longest, size, interpolation):
-    most = _most_taps(longest, size, interpolation)
+    most = 2 * math.ceil(_support(interpolation) * max(longest / size, 1.0)) + 1  # pixels that one can depend on
     return Taps(np.empty(size, np.int64), np.empty(size, np.int64), np.empty((size, most), np.int32))
