@@ -113,7 +113,7 @@ def arrange(ids: np.ndarray, *, batch: int, chunk: int) -> np.ndarray:
     by_chunk = ids[: steps * batch].reshape(steps, chunk, batch // chunk).transpose(0, 2, 1)
     paired = np.empty_like(by_chunk)
     paired[..., 0::2] = by_chunk[..., : (chunk + 1) // 2]
-    paired[..., 1::2] = by_chunk[..., : (chunk - 1) // 2 : -1] if chunk > 1 else by_chunk[..., :0]
+    paired[..., 1::2] = by_chunk[..., : (chunk - 1) // 2 : -1]
     return paired.reshape(-1)
 
 
