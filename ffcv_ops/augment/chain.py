@@ -60,8 +60,7 @@ def parse(text: str) -> list[Step]:
         step = Step(match["name"].strip(), match["hash"], tuple(pairs))
         own = OWN.fullmatch(step.name)
         if own is None and step.name not in declared():
-            known = [NONE, *declared()]
-            advice = f"the nearest is '{nearest(step.name, known)}'"
+            advice = f"the nearest is '{nearest(step.name, [NONE, *declared()])}'"
             raise UserError(f"{step.name!r} is not an augmentation; {advice}; of a file of your own, FILE.py:NAME")
         steps.append(step if own else step._replace(options=tuple(options_of(declared()[step.name], step).items())))
     names = [step.name for step in steps if step.name in declared()]
@@ -91,15 +90,11 @@ def options_of(augmentation, step) -> dict[str, str]:
 
 def pin(text: str) -> str:
     """The chain in its one spelling, with the hash of each file of the user's own. Executes nothing."""
-    steps = parse(text)
     pinned = [
-        step._replace(hash=step.hash or hash_of(file_of(step))) if OWN.fullmatch(step.name) else step for step in steps
+        step._replace(hash=step.hash or hash_of(Path(own["file"]))) if (own := OWN.fullmatch(step.name)) else step
+        for step in parse(text)
     ]
     return " | ".join(map(str, pinned)) or NONE
-
-
-def file_of(step) -> Path:
-    return Path(OWN.fullmatch(step.name)["file"])
 
 
 def hash_of(path):

@@ -33,7 +33,7 @@ def from_text(text: str) -> list[Loaded]:
     loaded = []
     for step in chain.parse(text):
         own = chain.OWN.fullmatch(step.name)
-        augmentation = _from_file(chain.file_of(step), own["name"], step.hash) if own else chain.declared()[step.name]
+        augmentation = _from_file(Path(own["file"]), own["name"], step.hash) if own else chain.declared()[step.name]
         loaded.append(Loaded(augmentation, chain.options_of(augmentation, step), bool(own)))
     return loaded
 
