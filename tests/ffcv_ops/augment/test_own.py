@@ -13,10 +13,11 @@ import pytest
 from config import loading
 from config.recipe import BASE_RECIPE, load_recipe, render_recipe
 from ffcv_ops import rng
-from ffcv_ops.augment import calls, chain, load, operations
+from ffcv_ops.augment import chain, load
 from ffcv_ops.errors import UserError
 from ffcv_ops.kernels import resample
 from ffcv_ops.rng import RandomKey
+from tests.ffcv_ops.images import augmented
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "augmentations.md").read_text()
@@ -30,13 +31,6 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "grain.py").write_text(CODE)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def applied(image, text, key):
-    planes = image.transpose(2, 0, 1).copy()
-    scratch = np.empty(operations.scratch_size(*image.shape[:2]), np.uint8)
-    calls.apply(load.compiled(load.from_text(text), resample.BICUBIC), planes, key, scratch)
-    return planes.transpose(1, 2, 0)
 
 
 @pytest.mark.timeout(580)
@@ -65,20 +59,20 @@ def test_what_it_does_is_what_it_says(folder, photos):
     changed = 0
     for draw in range(20):
         key = load.key_of(1, True, RandomKey(5, draw))
-        expected = applied(image, "jitter(0.2)", RandomKey(5, draw))
+        expected = augmented(image, "jitter(0.2)", RandomKey(5, draw))
         if rng.uniform(key, 0) < 0.5:
             noise = np.array([rng.uniform(key, 1 + place) for place in range(2000)]).reshape(40, 50, 1)
             expected = np.clip(np.rint(expected + 30 * (2 * noise - 1)), 0, 255).astype(np.uint8)
             changed += 1
-        found = applied(image, "jitter(0.2) | grain.py:grain(30)", RandomKey(5, draw))
+        found = augmented(image, "jitter(0.2) | grain.py:grain(30)", RandomKey(5, draw))
         np.testing.assert_array_equal(found, expected)
     assert 3 < changed < 17
 
 
 def test_two_of_them_draw_other_numbers(folder, photos):
     image = np.full((30, 30, 3), 128, np.uint8)
-    once = applied(image, "grain.py:grain(30, 1)", RandomKey(1, 2)).astype(int) - 128
-    twice = applied(image, "grain.py:grain(30, 1) | grain.py:grain(30, 1)", RandomKey(1, 2)).astype(int) - 128
+    once = augmented(image, "grain.py:grain(30, 1)", RandomKey(1, 2)).astype(int) - 128
+    twice = augmented(image, "grain.py:grain(30, 1) | grain.py:grain(30, 1)", RandomKey(1, 2)).astype(int) - 128
     assert abs(np.corrcoef(once[..., 0].ravel(), (twice - once)[..., 0].ravel())[0, 1]) < 0.15
 
 

@@ -8,10 +8,11 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from scipy import stats
 
 from ffcv_ops import rng
-from ffcv_ops.augment import calls, chain, load, operations
+from ffcv_ops.augment import chain, load
 from ffcv_ops.augment.policies import color_jitter, three_augment
 from ffcv_ops.kernels import resample
 from ffcv_ops.rng import RandomKey
+from tests.ffcv_ops.images import augmented
 
 ALL = three_augment.GRAY | three_augment.SOLARIZE | three_augment.BLUR
 ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
@@ -67,23 +68,13 @@ def pillow_sample(image, *, three_ops, jitter, key):
     return np.asarray(image)
 
 
-KEY = RandomKey(5, 0)
-
-
-def applied(image, text, *, key=KEY, kind=resample.BICUBIC):
-    planes = image.transpose(2, 0, 1).copy()
-    scratch = np.empty(operations.scratch_size(*image.shape[:2]), np.uint8)
-    calls.apply(load.compiled(load.from_text(text), kind), planes, key, scratch)
-    return planes.transpose(1, 2, 0)
-
-
 @pytest.mark.parametrize("text, three_ops, jitter", [
     ("three | jitter(0.3)", ALL, 0.3), ("three", ALL, 0.0), ("jitter(0.3)", 0, 0.3),
     ("three(blur) | jitter(0.5)", three_augment.BLUR, 0.5),
 ])  # fmt: skip
 def test_three_augment_equals_pillow(photos, text, three_ops, jitter):
     for draw, (name, image) in itertools.product(range(12), photos.items()):
-        result = applied(image, text, key=RandomKey(5, draw))
+        result = augmented(image, text, key=RandomKey(5, draw))
         expected = pillow_sample(Image.fromarray(image), three_ops=three_ops, jitter=jitter, key=RandomKey(5, draw))
         np.testing.assert_array_equal(result, expected, err_msg=name)
         assert not np.array_equal(expected, image) or name == "page"
@@ -98,7 +89,7 @@ def test_the_zoo_equals_pillow(photos, odd_images, pillow_zoo, text):
     changed = 0
     for draw in range(150):
         for image in images:
-            result = applied(image, text, key=RandomKey(5, draw))
+            result = augmented(image, text, key=RandomKey(5, draw))
             expected = np.asarray(pillow_zoo(Image.fromarray(image), text, RandomKey(5, draw)))
             np.testing.assert_array_equal(result, expected, err_msg=f"draw {draw}")
         changed += not np.array_equal(result, image)
@@ -117,7 +108,7 @@ def test_the_declared_references_are_what_is_declared(photos, kind, theirs, pill
     for name, draw in itertools.product(compared, range(20)):
         key, loaded = RandomKey(5, draw), load.from_text(name)
         expected = np.asarray(load.reference(loaded, kind, image, key))
-        np.testing.assert_array_equal(applied(np.asarray(image), name, key=key, kind=kind), expected, err_msg=name)
+        np.testing.assert_array_equal(augmented(np.asarray(image), name, key=key, kind=kind), expected, err_msg=name)
         if name in zoo:
             np.testing.assert_array_equal(expected, np.asarray(pillow_zoo(image, name, key, theirs)))
 
@@ -131,7 +122,7 @@ def test_the_declared_references_are_what_is_declared(photos, kind, theirs, pill
 def test_a_single_operation_is_pillows_with_its_probability(photos, name, by_pillow, probability):
     image, changed = photos["cat"][:40, :56], 0
     for draw in range(100):
-        result, key = applied(image, f"{name}({probability})", key=RandomKey(5, draw)), RandomKey(5, draw)
+        result, key = augmented(image, f"{name}({probability})", key=RandomKey(5, draw)), RandomKey(5, draw)
         if not np.array_equal(result, image):
             np.testing.assert_array_equal(result, np.asarray(by_pillow(Image.fromarray(image), key)))
             changed += 1
@@ -143,17 +134,17 @@ def test_a_wide_blur_is_pillows(photos):
     for draw in range(20):
         key = RandomKey(5, draw)
         expected = Image.fromarray(image).filter(ImageFilter.GaussianBlur(16 * rng.uniform(key, rng.BLUR + 1)))
-        np.testing.assert_array_equal(applied(image, "blur(1, 0, 16)", key=key), np.asarray(expected))
+        np.testing.assert_array_equal(augmented(image, "blur(1, 0, 16)", key=key), np.asarray(expected))
 
 
 def test_bilinear_reaches_the_operations(photos, pillow_zoo):
     image, differs, text = photos["china"][:64, :80], False, "rand(rand-m9-p1-inc1)"
     for draw in range(40):
         key = RandomKey(5, draw)
-        result = applied(image, text, key=key, kind=resample.BILINEAR)
+        result = augmented(image, text, key=key, kind=resample.BILINEAR)
         expected = pillow_zoo(Image.fromarray(image), text, key, Image.Resampling.BILINEAR)
         np.testing.assert_array_equal(result, np.asarray(expected))
-        differs |= not np.array_equal(result, applied(image, text, key=key))
+        differs |= not np.array_equal(result, augmented(image, text, key=key))
     assert differs
 
 
@@ -161,7 +152,7 @@ def test_jitter_follows_any_policy(photos, pillow_zoo):
     image = photos["cat"][:64, :64]
     for draw in range(20):
         key = RandomKey(5, draw)
-        result = applied(image, "rand | jitter(0.3)", key=key)
+        result = augmented(image, "rand | jitter(0.3)", key=key)
         before = pillow_zoo(Image.fromarray(image), "rand", key)
         np.testing.assert_array_equal(result, pillow_sample(before, three_ops=0, jitter=0.3, key=key))
 
@@ -169,5 +160,5 @@ def test_jitter_follows_any_policy(photos, pillow_zoo):
 def test_every_word_names_an_augmentation_of_its_own(photos):
     image = photos["cat"][:48, :48]
     words = ["none", *chain.declared()]
-    shown = {tuple(applied(image, word, key=RandomKey(5, d)).tobytes() for d in range(32)) for word in words}
+    shown = {tuple(augmented(image, word, key=RandomKey(5, d)).tobytes() for d in range(32)) for word in words}
     assert len(shown) == len(words)
