@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "augmentations.md").read_text()
 CODE = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1]
 COMMANDS = re.findall(r"^python .*$", PAGE, re.MULTILINE)
+ENVIRONMENT = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(Path.home())}
 
 
 @pytest.fixture
@@ -39,15 +40,14 @@ def test_the_tutorials_commands_run(folder, jpg_beton):
     (folder / "data").mkdir()
     (folder / "data" / "photos_train.beton").symlink_to(jpg_beton)
     show, train = COMMANDS
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(Path.home())}
     show = [sys.executable, *shlex.split(show)[1:], "--images=1"]
-    found = subprocess.run(show, cwd=folder, env=environment, capture_output=True, text=True)
+    found = subprocess.run(show, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     assert "second_48: src(48) | flip(.5) | grain.py:grain(40)" in found.stdout
     assert (folder / "grain.png").stat().st_size > 10_000
     train = [sys.executable, str(ROOT / "train_imagenet.py"), *shlex.split(train)[2:], "--log.name=own"]
     train += ["--data.val=data/photos_train.beton", "--model.classes=5", "--stage.batch=16", "--stage.mix_chunk=16"]
-    found = subprocess.run(train, cwd=folder, env=environment, capture_output=True, text=True)
+    found = subprocess.run(train, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     kept = (folder / "runs" / "own" / "recipe.yaml").read_text()
     assert re.search(r"three\(ops=gray\+solarize\+blur\) \| grain.py:grain@[0-9a-f]{16}\(strength=24\)", kept)
@@ -97,8 +97,7 @@ TRAIN = "loader.train_loader(sys.argv[1], 96, stage, seed=3, placement=loader.Pl
 def test_the_loader_gives_the_same_bits_on_any_workers_and_compiles_once(folder, jpg_beton):
     def run(workers):
         words = [sys.executable, "-c", LOADS % TRAIN, str(jpg_beton), str(workers)]
-        environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(Path.home())}
-        environment["XDG_CACHE_HOME"] = str(cache)
+        environment = ENVIRONMENT | {"XDG_CACHE_HOME": str(cache)}
         found = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
         assert found.returncode == 0, found.stderr
         return found.stdout.split()
@@ -160,7 +159,6 @@ def test_a_mistake_is_one_line(folder, code, text, said):
 def test_a_mistake_ends_a_command_with_status_2(folder):
     words = [sys.executable, "-m", "tools.preview", str(ROOT / "docs" / "three_augment.png"), "--cfg"]
     words += [str(ROOT / "recipes" / "smoke.yaml"), "--augment", "grain.py:grian"]
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(Path.home())}
-    found = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
+    found = subprocess.run(words, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
     assert found.returncode == 2
     assert found.stderr == "error: grain.py: grian is not an augmentation in it; the nearest is 'grain'\n"

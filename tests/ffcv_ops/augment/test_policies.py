@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from PIL import Image, ImageFilter, ImageOps
 from scipy import stats
 
 from ffcv_ops import rng
@@ -12,10 +12,9 @@ from ffcv_ops.augment import chain, load
 from ffcv_ops.augment.policies import color_jitter, three_augment
 from ffcv_ops.kernels import resample
 from ffcv_ops.rng import RandomKey
-from tests.ffcv_ops.images import augmented
+from tests.ffcv_ops.images import augmented, jitter_by_pillow, three_by_pillow
 
 ALL = three_augment.GRAY | three_augment.SOLARIZE | three_augment.BLUR
-ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 
 
 def test_each_operation_has_a_third():
@@ -52,20 +51,8 @@ def test_jitter_orders_are_the_six_permutations():
 
 def pillow_sample(image, *, three_ops, jitter, key):
     """The official transform on a Pillow image, given our draws."""
-    if three_ops:
-        op = three_augment.choice_of(three_ops, key)
-        if op == three_augment.GRAY:
-            image = image.convert("L").convert("RGB")
-        elif op == three_augment.SOLARIZE:
-            image = ImageOps.solarize(image)
-        else:
-            image = image.filter(ImageFilter.GaussianBlur(three_augment.sigma_of(key)))
-    if jitter:
-        order = rng.uniform_int(key, rng.JITTER_ORDER, 6)
-        for position in range(3):
-            which = color_jitter.adjustment(order, position)
-            image = ENHANCERS[which](image).enhance(color_jitter.factor_of(jitter, which, key))
-    return np.asarray(image)
+    image = three_by_pillow(image, three_ops, key) if three_ops else image
+    return np.asarray(jitter_by_pillow(image, jitter, key) if jitter else image)
 
 
 @pytest.mark.parametrize("text, three_ops, jitter", [
