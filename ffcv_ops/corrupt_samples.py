@@ -71,9 +71,9 @@ class CorruptSamples:
         ]
         return sample_ids
 
-    def most_frequent(self, most: int = 5) -> str:
+    def most_frequent(self) -> str:
         """The samples that were corrupt most often, by name."""
-        found = [f"{self.name(sample)} ({times}x)" for sample, times in self.times.most_common(most)]
+        found = [f"{self.name(sample)} ({times}x)" for sample, times in self.times.most_common(5)]
         rest = len(self.times) - len(found)
         return ", ".join(found) + (f" and {rest} more" if rest else "")
 

@@ -6,6 +6,7 @@ nothing (`none` does, where an option allows it), `16.7` is no whole number. Imp
 
 import difflib
 import math
+import operator
 import re
 import types
 import typing
@@ -82,13 +83,8 @@ def _parse_tuple(parts, value, limits):
 
 
 def _within(number, limits):
-    holds = {
-        "at least": lambda bound: number >= bound,
-        "above": lambda bound: number > bound,
-        "at most": lambda bound: number <= bound,
-        "below": lambda bound: number < bound,
-    }
-    return all(holds[word](bound) for word, bound in limits.items() if bound is not None)
+    holds = {"at least": operator.ge, "above": operator.gt, "at most": operator.le, "below": operator.lt}
+    return all(holds[word](number, bound) for word, bound in limits.items() if bound is not None)
 
 
 def describe_type(kind, limits=NO_LIMITS) -> str:
@@ -99,9 +95,8 @@ def describe_type(kind, limits=NO_LIMITS) -> str:
     if origin is typing.Literal:
         return parts[0] if len(parts) == 1 else "one of " + ", ".join(parts)
     if origin is tuple:
-        if parts[1:] != (Ellipsis,):
-            return f"a list of {len(parts)}, each {describe_type(parts[0], limits)}"
-        return f"a list, each {describe_type(parts[0], limits)}"
+        count = "" if parts[1:] == (Ellipsis,) else f" of {len(parts)}"
+        return f"a list{count}, each {describe_type(parts[0], limits)}"
     words = {
         bool: "true or false",
         int: "a whole number",

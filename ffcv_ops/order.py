@@ -45,11 +45,6 @@ def shuffled(num_samples: int, *, seed: int, epoch: int, windows: PageWindows | 
     return np.lexsort((keys, place[page_number] // windows.at_once))
 
 
-def sample_ids(indices: np.ndarray, *, num_samples: int, epoch: int, copy, repeats: int) -> np.ndarray:
-    """The image is `sample_id % num_samples`, epoch and copy are in the quotient."""
-    return (epoch * repeats + np.asarray(copy, np.int64)) * num_samples + indices
-
-
 def epoch_length(num_samples: int, *, repeats: int) -> int:
     """Samples of a training epoch: all images, or with repeats a multiple of 256 where there are that many."""
     return num_samples if repeats == 1 else num_samples // _ROUND * _ROUND or num_samples
@@ -89,9 +84,8 @@ def epoch_sample_ids(
     else:
         order, copies = balanced(labels, shown, seed=seed, epoch=epoch)
         copies, most = copies[:, None], shown  # more than any image has, so that ids are unique over the epochs
-    copy = copies * repeats + np.arange(repeats)
-    ids = sample_ids(order[:, None], num_samples=num_samples, epoch=epoch, copy=copy, repeats=repeats * most)
-    return ids.reshape(-1)[:length]
+    view = (epoch * most + copies) * repeats + np.arange(repeats)
+    return (view * num_samples + order[:, None]).reshape(-1)[:length]
 
 
 def replacement(sample_id: int, *, seed: int, num_samples: int) -> int:
@@ -113,7 +107,7 @@ def arrange(ids: np.ndarray, *, batch: int, chunk: int) -> np.ndarray:
     by_chunk = ids[: steps * batch].reshape(steps, chunk, batch // chunk).transpose(0, 2, 1)
     paired = np.empty_like(by_chunk)
     paired[..., 0::2] = by_chunk[..., : (chunk + 1) // 2]
-    paired[..., 1::2] = by_chunk[..., : (chunk - 1) // 2 : -1] if chunk > 1 else by_chunk[..., :0]
+    paired[..., 1::2] = by_chunk[..., : (chunk - 1) // 2 : -1]
     return paired.reshape(-1)
 
 

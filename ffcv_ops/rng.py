@@ -15,7 +15,6 @@ from ffcv_ops.compiled import kernel
 
 # Streams of one sample. The ten attempts of RandomResizedCrop take four each.
 CROP = 0
-CROP_FALLBACK_FREE = 40
 FLIP = 48
 THREE_CHOICE = 49
 THREE_SIGMA = 50

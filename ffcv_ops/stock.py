@@ -10,6 +10,8 @@ one core may never end: Numba's TBB layer then waits for a task that no thread i
 FFCV's own loaders only.
 """
 
+# ruff: noqa: F401  what is imported here is for the others
+
 import threading
 
 import numba.typed
@@ -20,7 +22,6 @@ _typed_dict, numba.typed.Dict = numba.typed.Dict, dict
 _set_num_threads, numba.set_num_threads = numba.set_num_threads, lambda count: None
 _threads = torch.get_num_threads()
 try:
-    from ffcv import libffcv
     from ffcv.fields import BytesField, FloatField, IntField, JSONField, NDArrayField, RGBImageField, TorchTensorField
     from ffcv.fields.rgb_image import IMAGE_MODES, SimpleRGBImageDecoder
     from ffcv.loader import Loader
@@ -68,36 +69,3 @@ def _set_threads_of_ffcv(count):
 
 OSCacheManager.compile_reader = _compile_reader
 compiler.set_num_threads = _set_threads_of_ffcv
-
-__all__ = [
-    "ALLOC_TABLE_TYPE",
-    "CURRENT_VERSION",
-    "IMAGE_MODES",
-    "TYPE_ID_HANDLER",
-    "AllocationQuery",
-    "BytesField",
-    "Compiler",
-    "EpochIterator",
-    "FieldDescType",
-    "FloatField",
-    "Graph",
-    "HeaderType",
-    "IntField",
-    "JSONField",
-    "Loader",
-    "MemoryContext",
-    "MemoryManager",
-    "NDArrayField",
-    "Operation",
-    "PipelineSpec",
-    "RGBImageField",
-    "SimpleRGBImageDecoder",
-    "ToDevice",
-    "ToTensor",
-    "TorchTensorField",
-    "allocate_query",
-    "decode_null_terminated_string",
-    "get_handlers",
-    "get_metadata_type",
-    "libffcv",
-]

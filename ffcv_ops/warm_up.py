@@ -37,17 +37,15 @@ def prepare_kernels(say: Callable[[str], None] = print, params: TransformParams 
     """
     folder = Path(compiled.cache_folder())
     stamp = folder / f"ready-{_compiled_for(params)}"
-    if stamp.exists():
-        _run_all(params)
-        return
-    with open(folder / "lock", "w") as lock:
-        with contextlib.suppress(OSError):  # a network mount without locks: each process compiles
-            fcntl.flock(lock, fcntl.LOCK_EX)  # ends with the process, however it ends
-        if stamp.exists():
-            _run_all(params)
-        else:
-            _compile_all(params, say)
-            stamp.touch()
+    if not stamp.exists():
+        with open(folder / "lock", "w") as lock:
+            with contextlib.suppress(OSError):  # a network mount without locks: each process compiles
+                fcntl.flock(lock, fcntl.LOCK_EX)  # ends with the process, however it ends
+            if not stamp.exists():
+                _compile_all(params, say)
+                stamp.touch()
+                return
+    _run_all(params)
 
 
 def _compile_all(params, say):

@@ -159,10 +159,8 @@ def _write(file, encoded, samples, fields, page_size, pool) -> dict:
                 checksums.append(xxh64_intdigest(stored))
                 position += len(stored)
     header = np.array((stock.CURRENT_VERSION, len(fields), page_size, samples, position), stock.HeaderType)
-    index, allocations = (
-        header.tobytes() + descriptors.tobytes() + metadata.tobytes(),
-        np.array(table, stock.ALLOC_TABLE_TYPE).tobytes(),
-    )
+    index = header.tobytes() + descriptors.tobytes() + metadata.tobytes()
+    allocations = np.array(table, stock.ALLOC_TABLE_TYPE).tobytes()
     file.write(allocations)
     file.seek(0)
     file.write(index)

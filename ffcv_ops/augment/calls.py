@@ -10,7 +10,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ffcv_ops.augment.load import own_key
+from ffcv_ops.augment.load import key_of
 from ffcv_ops.compiled import kernel
 from ffcv_ops.rng import RandomKey
 
@@ -58,7 +58,7 @@ def _ask(typing_context, address, options, key):
 def apply(chain, planes, key, scratch):
     """Changes `planes` (uint8 [3, height, width]) in place. chain: load.Compiled. scratch: uint8, `scratch_size`."""
     for place in range(len(chain.callbacks)):
-        own = own_key(place, key) if chain.own[place] else RandomKey(np.int64(key.seed), np.int64(key.sample_id))
+        own = key_of(place, chain.own[place], key)
         _change(chain.callbacks[place], planes, chain.options, chain.offsets[place], own, scratch)
 
 

@@ -8,7 +8,6 @@ pinned says which code it meant, and nothing is executed to read it.
 
 import hashlib
 import importlib
-import importlib.util
 import pkgutil
 import re
 from functools import cache
@@ -43,12 +42,9 @@ def declared() -> dict[str, Augmentation]:
     """All augmentations of policies/, by name."""
     names = [module.name for module in pkgutil.iter_modules(policies.__path__)]
     modules = [importlib.import_module(f"{policies.__name__}.{name}") for name in names]
-    found = {value.name: value for module in modules for value in vars(module).values() if is_declared(value)}
+    values = [value for module in modules for value in vars(module).values()]
+    found = {value.name: value for value in values if isinstance(value, Augmentation)}
     return dict(sorted(found.items()))
-
-
-def is_declared(value):
-    return isinstance(value, Augmentation)
 
 
 def parse(text: str) -> list[Step]:
@@ -64,8 +60,7 @@ def parse(text: str) -> list[Step]:
         step = Step(match["name"].strip(), match["hash"], tuple(pairs))
         own = OWN.fullmatch(step.name)
         if own is None and step.name not in declared():
-            known = [NONE, *declared()]
-            advice = f"the nearest is '{nearest(step.name, known)}'"
+            advice = f"the nearest is '{nearest(step.name, [NONE, *declared()])}'"
             raise UserError(f"{step.name!r} is not an augmentation; {advice}; of a file of your own, FILE.py:NAME")
         steps.append(step if own else step._replace(options=tuple(options_of(declared()[step.name], step).items())))
     names = [step.name for step in steps if step.name in declared()]
@@ -95,15 +90,11 @@ def options_of(augmentation, step) -> dict[str, str]:
 
 def pin(text: str) -> str:
     """The chain in its one spelling, with the hash of each file of the user's own. Executes nothing."""
-    steps = parse(text)
     pinned = [
-        step._replace(hash=step.hash or hash_of(file_of(step))) if OWN.fullmatch(step.name) else step for step in steps
+        step._replace(hash=step.hash or hash_of(Path(own["file"]))) if (own := OWN.fullmatch(step.name)) else step
+        for step in parse(text)
     ]
     return " | ".join(map(str, pinned)) or NONE
-
-
-def file_of(step) -> Path:
-    return Path(OWN.fullmatch(step.name)["file"])
 
 
 def hash_of(path):

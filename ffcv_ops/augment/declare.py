@@ -20,6 +20,7 @@ import numpy as np
 from ffcv_ops import compiled
 from ffcv_ops.errors import UserError
 from ffcv_ops.options import nearest
+from ffcv_ops.rng import RandomKey
 
 
 class Option(NamedTuple):
@@ -33,30 +34,25 @@ class Option(NamedTuple):
     spell: Callable[[str], str] = str  # the same value in its one spelling
 
 
-def number(help: str, *, default: float, low: float, high: float) -> Option:
-    """A number, low to high; float64 in the kernel."""
-
+def _within(kind, low, high):
     def parse(text):
-        value = float(text)
+        value = kind(text)
         if not low <= value <= high:
             raise ValueError
         return {"": value}
 
-    return Option(
-        help, f"{default:g}", f"a number {low:g} to {high:g}", {"": "f8"}, parse, lambda t: f"{float(t):.15g}"
-    )
+    return parse
+
+
+def number(help: str, *, default: float, low: float, high: float) -> Option:
+    """A number, low to high; float64 in the kernel."""
+    takes, parse = f"a number {low:g} to {high:g}", _within(float, low, high)
+    return Option(help, f"{default:g}", takes, {"": "f8"}, parse, lambda text: f"{float(text):.15g}")
 
 
 def whole_number(help: str, *, default: int, low: int, high: int) -> Option:
     """A whole number, low to high; int64 in the kernel."""
-
-    def parse(text):
-        value = int(text)
-        if not low <= value <= high:
-            raise ValueError
-        return {"": value}
-
-    takes = f"a whole number {low} to {high}"
+    takes, parse = f"a whole number {low} to {high}", _within(int, low, high)
     return Option(help, str(default), takes, {"": "i8"}, parse, lambda text: str(int(text)))
 
 
@@ -127,20 +123,23 @@ class Augmentation:
 
     @cached_property
     def callback(self):
-        """The kernel as a C callback of the signature that transform.py calls."""
-        from numba import from_dtype, types
+        """The kernel as a C callback of the signature that calls.py calls."""
+        from numba import types
 
         planes, scratch = types.Array(types.uint8, 3, "C"), types.Array(types.uint8, 1, "C")
-        return compiled.callback(self.kernel.py_func, types.void(planes, from_dtype(self.dtype), _key_type(), scratch))
+        return compiled.callback(self.kernel.py_func, types.void(planes, *self._options_and_key(), scratch))
 
     @cached_property
     def is_gray_callback(self):
+        from numba import types
+
+        return compiled.callback(self.is_gray.py_func, types.int64(*self._options_and_key()))
+
+    def _options_and_key(self):
+        """Numba's types of them."""
         from numba import from_dtype, types
 
-        return compiled.callback(self.is_gray.py_func, types.int64(from_dtype(self.dtype), _key_type()))
-
-    def __repr__(self):
-        return f"<augmentation {self.name}>"
+        return from_dtype(self.dtype), types.NamedUniTuple(types.int64, 2, RandomKey)
 
 
 def augmentation(name: str | None = None, *, is_gray=None, words=None, reference=None, examples=(), **options: Option):
@@ -159,12 +158,3 @@ def augmentation(name: str | None = None, *, is_gray=None, words=None, reference
         )
 
     return declare
-
-
-def _key_type():
-    """Numba's type of a RandomKey."""
-    from numba import types
-
-    from ffcv_ops.rng import RandomKey
-
-    return types.NamedUniTuple(types.int64, 2, RandomKey)

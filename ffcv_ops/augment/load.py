@@ -33,7 +33,7 @@ def from_text(text: str) -> list[Loaded]:
     loaded = []
     for step in chain.parse(text):
         own = chain.OWN.fullmatch(step.name)
-        augmentation = _from_file(chain.file_of(step), own["name"], step.hash) if own else chain.declared()[step.name]
+        augmentation = _from_file(Path(own["file"]), own["name"], step.hash) if own else chain.declared()[step.name]
         loaded.append(Loaded(augmentation, chain.options_of(augmentation, step), bool(own)))
     return loaded
 
@@ -47,8 +47,8 @@ def _from_file(path, name, wanted):
         )
     module = _execute(path.resolve(), found)
     value = getattr(module, name, None)
-    if not chain.is_declared(value):
-        names = [known for known, value in vars(module).items() if chain.is_declared(value)]
+    if not isinstance(value, Augmentation):
+        names = [known for known, value in vars(module).items() if isinstance(value, Augmentation)]
         advice = f"the nearest is '{nearest(name, names)}'" if names else "it holds no @augmentation"
         raise UserError(f"{path}: {name} is not an augmentation in it; {advice}")
     return value
@@ -134,31 +134,29 @@ def _complaint(error, function):
     return f"{code.co_filename}, line {line}: {function.__name__} cannot be compiled: {what}"
 
 
-def key_of(place: int, own: bool, key: RandomKey) -> RandomKey:
-    """The key of a step: the sample's, or for a user's own augmentation one that no other step has."""
-    return own_key(place, key) if own else key
-
-
 @kernel
-def own_key(place, key):
-    return RandomKey(np.int64(rng.bits(key, rng.OWN + place) >> np.uint64(1)), key.sample_id)
+def key_of(place, own, key):
+    """The key of a step: the sample's, or for a user's own augmentation one that no other step has."""
+    seed = np.int64(rng.bits(key, rng.OWN + place) >> np.uint64(1)) if own else np.int64(key.seed)
+    return RandomKey(seed, np.int64(key.sample_id))
 
 
 def words(loaded: list[Loaded], interpolation: int, height: int, width: int, key: RandomKey) -> list[str]:
     """What happens to one sample, for people."""
     said = []
-    for place, (augmentation, options, own) in enumerate(loaded):
-        if augmentation.words is None:
-            said.append(augmentation.name)
-        else:
-            record = augmentation.record(options, interpolation)
-            said += augmentation.words(record, height, width, key_of(place, own, key))
+    for augmentation, record, own in _steps(loaded, interpolation, key):
+        said += augmentation.words(record, height, width, own) if augmentation.words else [augmentation.name]
     return said
 
 
 def reference(loaded: list[Loaded], interpolation: int, image, key: RandomKey):
     """The chain on a Pillow image by other people's code, which each step must declare."""
-    for place, (augmentation, options, own) in enumerate(loaded):
-        record = augmentation.record(options, interpolation)
-        image = augmentation.reference(image, record, key_of(place, own, key))
+    for augmentation, record, own in _steps(loaded, interpolation, key):
+        image = augmentation.reference(image, record, own)
     return image
+
+
+def _steps(loaded, interpolation, key):
+    """Of each step its augmentation, its options as a record and its key."""
+    for place, (augmentation, options, own) in enumerate(loaded):
+        yield augmentation, augmentation.record(options, interpolation), key_of(place, own, key)

@@ -54,8 +54,8 @@ class Region(NamedTuple):
 
 # Functions are bound by name, not by address, so kernels that call them can be kept on disk.
 llvmlite.binding.load_library_permanently(turbojpeg.load()._name)
-_tj_open = types.ExternalFunction("tjInitDecompress", types.uintp())
-_tj_close = types.ExternalFunction("tjDestroy", types.int32(types.uintp))
+whole_open = types.ExternalFunction("tjInitDecompress", types.uintp())
+whole_close = types.ExternalFunction("tjDestroy", types.int32(types.uintp))
 _tj_header = types.ExternalFunction(
     "tjDecompressHeader3",
     types.int32(types.uintp, types.uintp, types.uint64, types.uintp, types.uintp, types.uintp, types.uintp),
@@ -64,30 +64,20 @@ _tj_decompress = types.ExternalFunction(
     "tjDecompress2",
     types.int32(types.uintp, types.uintp, types.uint64, types.uintp, *[types.int32] * 5),
 )
-_region_open = types.ExternalFunction("region_open", types.uintp())
-_region_close = types.ExternalFunction("region_close", types.void(types.uintp))
+region_open = types.ExternalFunction("region_open", types.uintp())
+region_close = types.ExternalFunction("region_close", types.void(types.uintp))
 _region_header = types.ExternalFunction(
     "region_header", types.void(types.uintp, types.uintp, types.uint64, types.int32, types.int32)
 )
 _region_start = types.ExternalFunction("region_start", types.int32(types.uintp, *[types.int32] * 5))
 _region_rows = types.ExternalFunction("region_rows", types.int32(types.uintp, types.uintp, types.int64, types.int32))
-_region_end = types.ExternalFunction("region_end", types.int32(types.uintp))
+region_end = types.ExternalFunction("region_end", types.int32(types.uintp))
 
 
 @kernel
 def scaled(side, scale_num):
     """The side of a scaled image: libjpeg rounds up."""
     return (side * scale_num + UNSCALED - 1) // UNSCALED
-
-
-@kernel
-def whole_open():
-    return _tj_open()
-
-
-@kernel
-def whole_close(handle):
-    _tj_close(handle)
 
 
 @kernel
@@ -127,16 +117,6 @@ def whole_end(handle):
 
 
 @kernel
-def region_open():
-    return _region_open()
-
-
-@kernel
-def region_close(handle):
-    _region_close(handle)
-
-
-@kernel
 def region_begin(handle, jpeg, region, pixels):
     _region_header(handle, jpeg.address, jpeg.size, jpeg.height, jpeg.width)
     columns = region.columns
@@ -146,11 +126,6 @@ def region_begin(handle, jpeg, region, pixels):
 @kernel
 def region_rows(handle, pixels, stride, count):
     return _region_rows(handle, pixels.ctypes.data, stride, count)
-
-
-@kernel
-def region_end(handle):
-    return _region_end(handle)
 
 
 def _load_regions() -> bool:

@@ -82,17 +82,7 @@ def _build(target: Path) -> str:
     try:
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             built = Path(folder) / target.name
-            command = [
-                *compiler,
-                "-O3",
-                *_vectors(),
-                "-shared",
-                "-fPIC",
-                "-o",
-                str(built),
-                *map(str, SOURCES),
-                *_libjpeg(),
-            ]
+            command = [*compiler, "-O3", *_vectors(), "-shared", "-fPIC", "-o", built, *SOURCES, *_libjpeg()]
             done = subprocess.run(command, capture_output=True, text=True, timeout=120)
             if done.returncode:
                 errors = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()

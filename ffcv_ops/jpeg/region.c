@@ -85,10 +85,8 @@ static int libjpeg_begin(Decoder *decoder, int scale_num) {
   jpeg_create_decompress(info);
   jpeg_mem_src(info, jpeg->data, jpeg->size);
   jpeg_read_header(info, TRUE);
-  if (info->image_height != (JDIMENSION)jpeg->height || info->image_width != (JDIMENSION)jpeg->width) {
-    jpeg_abort_decompress(info);
-    return 1;
-  }
+  if (info->image_height != (JDIMENSION)jpeg->height || info->image_width != (JDIMENSION)jpeg->width)
+    fail((j_common_ptr)info);
   info->out_color_space = decoder->luma ? JCS_GRAYSCALE : JCS_EXT_RGBX;
   info->dct_method = JDCT_ISLOW;
   info->scale_num = scale_num;
@@ -135,10 +133,7 @@ int region_rows(void *handle, uint32_t *pixels, int64_t stride, int count) {
   for (int y = 0; y < count; y++) {
     uint32_t *line = pixels + y * stride + decoder->left;
     JSAMPROW row = decoder->gray ? decoder->gray : (JSAMPROW)line;
-    if (jpeg_read_scanlines(info, &row, 1) != 1) {
-      jpeg_abort_decompress(info);
-      return 1;
-    }
+    if (jpeg_read_scanlines(info, &row, 1) != 1) fail((j_common_ptr)info);
     if (decoder->gray) spread(decoder->gray, line, decoder->count);
   }
   return 0;

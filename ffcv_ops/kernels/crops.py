@@ -33,16 +33,6 @@ class View(NamedTuple):
 
 
 @kernel
-def _round_half_even(x):
-    """Python's and torchvision's rounding of a non-negative float."""
-    low = math.floor(x)
-    rest = x - low
-    if rest > 0.5 or (rest == 0.5 and int(low) % 2 == 1):
-        return int(low) + 1
-    return int(low)
-
-
-@kernel
 def random_resized_crop(height, width, size, scale_low, scale_high, key):
     """torchvision's and timm's distribution: ten tries of area ~ U(scale) and log-uniform aspect in `RATIO`.
 
@@ -54,17 +44,17 @@ def random_resized_crop(height, width, size, scale_low, scale_high, key):
         stream = rng.CROP + 4 * attempt
         target = area * (scale_low + (scale_high - scale_low) * rng.uniform(key, stream))
         aspect = math.exp(log_low + (log_high - log_low) * rng.uniform(key, stream + 1))
-        w = _round_half_even(math.sqrt(target * aspect))
-        h = _round_half_even(math.sqrt(target / aspect))
+        w = round(math.sqrt(target * aspect))
+        h = round(math.sqrt(target / aspect))
         if 0 < w <= width and 0 < h <= height:
             top = rng.uniform_int(key, stream + 2, height - h + 1)
             left = rng.uniform_int(key, stream + 3, width - w + 1)
             return View(top, left, h, w, size, size, 0, 0)
     w, h = width, height
     if width / height < RATIO[0]:
-        h = _round_half_even(width / RATIO[0])
+        h = round(width / RATIO[0])
     elif width / height > RATIO[1]:
-        w = _round_half_even(height * RATIO[1])
+        w = round(height * RATIO[1])
     return View((height - h) // 2, (width - w) // 2, h, w, size, size, 0, 0)
 
 
@@ -89,8 +79,8 @@ def simple_random_crop(height, width, size, key):
 def center_crop(height, width, size, ratio):
     """Evaluation: shortest side to int(size / ratio), then the size x size center (torchvision's rounding)."""
     full_height, full_width = _resized(height, width, int(size / ratio))
-    top = _round_half_even((full_height - size) / 2.0)
-    left = _round_half_even((full_width - size) / 2.0)
+    top = round((full_height - size) / 2.0)
+    left = round((full_width - size) / 2.0)
     return View(0, 0, height, width, full_height, full_width, top, left)
 
 

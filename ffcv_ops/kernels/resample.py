@@ -88,12 +88,6 @@ def _filter(x, interpolation):
 
 
 @kernel
-def _most_taps(length, full, interpolation):
-    """The most source pixels that one pixel can depend on when `length` of them become `full`."""
-    return 2 * math.ceil(_support(interpolation) * max(length / full, 1.0)) + 1
-
-
-@kernel
 def _mirror(i, n):
     """Index i of a signal of n values that is reflected at its ends without repeating them (i may be outside)."""
     if n == 1:
@@ -130,15 +124,15 @@ def fill_taps(axis, interpolation, taps):
 
 
 @kernel
-def _round_up(n, unit):
-    """n, rounded up to a multiple of `unit`."""
-    return (n + unit - 1) // unit * unit
+def _round_up(n):
+    """n, rounded up to whole tiles."""
+    return (n + TILE - 1) // TILE * TILE
 
 
 @kernel
 def _row_bytes(width):
     """Bytes of a row that the horizontal pass leaves: a line for each sixteen pixels."""
-    return lanes.LINE * (_round_up(width, TILE) // TILE)
+    return lanes.LINE * (_round_up(width) // TILE)
 
 
 @kernel
@@ -162,7 +156,7 @@ def _horizontal(source, stride, height, columns, taps, tile, out):
     """
     first, count, weights = taps
     pitch = _row_bytes(len(first))
-    narrow = tile + lanes.LINE * _round_up(columns.end - columns.begin, TILE)
+    narrow = tile + lanes.LINE * _round_up(columns.end - columns.begin)
     for y in range(0, height, TILE):
         for x in range(0, columns.end - columns.begin, TILE):
             lanes.lines_of_pixels(source + y * stride + 4 * x, stride, tile + lanes.LINE * x)
@@ -199,12 +193,12 @@ def take_rows(touched, pixels, width, y, height, work, planes):
     size_y, size_x = planes.shape[1], planes.shape[2]
     seen, pitch = columns.end - columns.begin, _row_bytes(size_x)
     tile = work.scratch.ctypes.data
-    between = tile + lanes.LINE * (_round_up(seen, TILE) + _round_up(size_x, TILE))  # what the horizontal pass leaves
+    between = tile + lanes.LINE * (_round_up(seen) + _round_up(size_x))  # what the horizontal pass leaves
     source, narrow = pixels.ctypes.data + 4 * columns.begin, between + (y - rows.begin) * pitch
     _horizontal(source, 4 * width, height, columns, work.horizontal, tile, narrow)
     if y + height < rows.end:
         return
-    finished = between + _round_up(rows.end - rows.begin, TILE) * pitch
+    finished = between + _round_up(rows.end - rows.begin) * pitch
     _vertical(between, pitch, rows.begin, pitch, work.vertical, finished)
     _split(lanes.values(finished, size_y * pitch), pitch, planes)
 
@@ -212,12 +206,12 @@ def take_rows(touched, pixels, width, y, height, work, planes):
 @kernel
 def workspace(longest, size_y, size_x, interpolation):
     """A `Workspace` for results of size_y x size_x from images with sides of up to `longest`."""
-    side, height, width = _round_up(longest, TILE), _round_up(size_y, TILE), _round_up(size_x, TILE)
+    side, height, width = _round_up(longest), _round_up(size_y), _round_up(size_x)
     scratch = np.empty(lanes.LINE * (side + width) + (side + height) * _row_bytes(width), np.uint8)
     return Workspace(_taps(longest, size_y, interpolation), _taps(longest, size_x, interpolation), scratch)
 
 
 @kernel
 def _taps(longest, size, interpolation):
-    most = _most_taps(longest, size, interpolation)
+    most = 2 * math.ceil(_support(interpolation) * max(longest / size, 1.0)) + 1  # pixels that one can depend on
     return Taps(np.empty(size, np.int64), np.empty(size, np.int64), np.empty((size, most), np.int32))

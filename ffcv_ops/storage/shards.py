@@ -51,10 +51,9 @@ def _place(head: Head) -> tuple[int, int] | None:
 
 def _kind(head: Head) -> dict:
     """What all shards must have in common."""
-    fields = [(name, type(handler)) for name, handler in head.handlers.items()]
     return {
         "classes": head.class_names,
-        "fields": fields,
+        "fields": [(name, type(handler)) for name, handler in head.handlers.items()],
         "page size": head.page_size,
         "split": head.sidecar.get("split"),
         "source": head.sidecar.get("source"),

@@ -31,30 +31,16 @@ def levels(handlers: dict) -> tuple[str, ...]:
     return ("image", *sorted(smaller, key=sides.get, reverse=True))
 
 
-def others_of(handlers: dict) -> list[str]:
-    """The RGB fields that are no levels of `image`."""
-    known = levels(handlers)
-    return [name for name, field in handlers.items() if isinstance(field, RGBImageField) and name not in known]
-
-
 def check(head: Head, metadata: np.ndarray, table: np.ndarray) -> None:
     """Raises UserError where a file contradicts itself. metadata: a record per sample; table: the allocation table, by
     place."""
     if fault := _fault_of_table(head, table):
         raise UserError(f"{head.path}: damaged: {fault}; write or copy it again")
-    fields = dict(zip(head.handlers, metadata.dtype.names, strict=True))
-    images = [metadata[fields[name]] for name in levels(head.handlers)]
-    others = [metadata[fields[name]] for name in others_of(head.handlers)]
-    labels = metadata[fields["label"]] if isinstance(head.handlers.get("label"), IntField) else None
     entries = table, np.ascontiguousarray(table["ptr"])
-
-    def damaged_in(begin):
-        damaged = _damaged(images, entries, begin)
-        for image in others:
-            damaged |= _contradicts_table(image[begin : begin + _AT_ONCE], entries, begin)
-        return damaged if labels is None else damaged | (labels[begin : begin + _AT_ONCE] < 0)
-
-    damaged = [begin + np.flatnonzero(damaged_in(begin)) for begin in _parts(len(metadata))]
+    damaged = [
+        begin + np.flatnonzero(_damaged(head, metadata[begin : begin + _AT_ONCE], entries, begin))
+        for begin in _parts(len(metadata))
+    ]
     if count := sum(map(len, damaged)):
         first = int(next(part[0] for part in damaged if len(part)))
         source = next(sources.of_file(head.path, first), "")
@@ -81,9 +67,7 @@ def _fault_of_table(head: Head, table: np.ndarray) -> str | None:
     for begin in _parts(len(table)):
         entry = table[begin : begin + _AT_ONCE]
         place, size = entry["ptr"], entry["size"]
-        following = np.append(place[1:], table["ptr"][begin + _AT_ONCE : begin + _AT_ONCE + 1])
-        if len(following) < len(place):
-            following = np.append(following, np.uint64(end))
+        following = np.append(table["ptr"][begin + 1 : begin + _AT_ONCE + 1], np.uint64(end))[: len(place)]
         if (size > page).any() or (place % np.uint64(page) + size > page).any():
             return f"an image does not lie within one page of {page} bytes"
         if (place + size > following).any():
@@ -93,16 +77,20 @@ def _fault_of_table(head: Head, table: np.ndarray) -> str | None:
     return None
 
 
-def _damaged(images: list[np.ndarray], entries, begin: int) -> np.ndarray:
-    """Which of the samples from `begin` on are damaged. images: the metadata of each level, from the largest on;
-    entries: the allocation table and its places."""
-    part = slice(begin, begin + _AT_ONCE)
-    damaged = np.zeros(len(images[0][part]), bool)
-    full = larger = images[0][part]
-    for image in images:
-        image = image[part]
-        damaged |= _contradicts_table(image, entries, begin) | _not_a_level(image, larger, full)
-        larger = image
+def _damaged(head: Head, records: np.ndarray, entries, begin: int) -> np.ndarray:
+    """Which of the samples from `begin` on are damaged, by their metadata. entries: the allocation table and its
+    places."""
+    columns = {name: records[own] for name, own in zip(head.handlers, records.dtype.names, strict=True)}
+    damaged = np.zeros(len(records), bool)
+    for name, field in head.handlers.items():
+        if isinstance(field, RGBImageField):
+            damaged |= _contradicts_table(columns[name], entries, begin)
+        elif name == "label" and isinstance(field, IntField):
+            damaged |= columns[name] < 0
+    larger = columns["image"]
+    for name in levels(head.handlers):
+        damaged |= _not_a_level(columns[name], larger, columns["image"])
+        larger = columns[name]
     return damaged
 
 

@@ -1,35 +1,26 @@
 """Bad samples: seen in every bit, named or replaced and counted, the same on any number of workers and ranks."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from config.recipe import BASE_RECIPE, load_recipe
 from ffcv_ops import order, stored_images
 from ffcv_ops.corrupt_samples import CorruptSamples
 from ffcv_ops.decoders import SampleError
 from ffcv_ops.errors import UserError
 from ffcv_ops.storage.index import open_index
+from tests.ffcv_ops import loading
+from tests.ffcv_ops.loading import SAMPLES, collected
 from training import loading as loader
 
 pytestmark = pytest.mark.timeout(240)
 
-SAMPLES = 96
-STAGE = replace(load_recipe(BASE_RECIPE).stages[0], resolution=32, batch=16, mix_chunk=8, repeats=1)
+STAGE = replace(loading.STAGE, resolution=32, repeats=1)
+train = partial(loading.train, stage=STAGE)
 BAD = (3, 17, 64)
-
-
-def train(path, stage=STAGE, shuffle_pages=None, bad_limit=None, **placement):
-    return loader.train_loader(
-        path, SAMPLES, stage, seed=5, placement=loader.Placement(**placement), shuffle_pages=shuffle_pages,
-        bad_limit=bad_limit,
-    )  # fmt: skip
-
-
-def collected(batches):
-    return [(images.clone(), labels.clone()) for images, labels in batches]
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import io
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,52 +20,10 @@ from ffcv_ops.loader import decoding_threads
 from ffcv_ops.rng import RandomKey
 from ffcv_ops.storage.index import column, describe, pages_of
 from ffcv_ops.transform import transform_image
+from tests.ffcv_ops.loading import SAMPLES, STAGE, assert_same, collected, train
 from training import loading as loader
 
 pytestmark = pytest.mark.timeout(240)
-
-
-@dataclass(frozen=True)
-class Stage:
-    name: str = "test"
-    resolution: int = 48
-    batch: int = 16
-    crop: str = "rrc"
-    rrc_scale: tuple = (0.08, 1.0)
-    interpolation: str = "bicubic"
-    min_oversampling: float | None = None
-    flip: float = 0.5
-    augment: str = "three"
-    jitter: float | None = 0.3
-    erasing: float = 0.0
-    erasing_mode: str = "pixel"
-    repeats: int = 3
-    sampling: str = "uniform"
-    mixup: float = 0.8
-    cutmix: float = 1.0
-    mix_chunk: int = 8
-    eval_side: int = 48
-    eval_crop: float = 1.0
-
-
-STAGE = Stage()
-SAMPLES = 96
-
-
-def train(path, stage=STAGE, seed=5, **placement):
-    return loader.train_loader(path, SAMPLES, stage, seed=seed, placement=loader.Placement(**placement))
-
-
-def collected(batches):
-    """Copies: FFCV reuses its buffers."""
-    return [(images.clone(), labels.clone()) for images, labels in batches]
-
-
-def assert_same(one, other):
-    assert len(one) == len(other) > 0
-    for (images, labels), (other_images, other_labels) in zip(one, other, strict=True):
-        assert torch.equal(images, other_images)
-        assert torch.equal(labels, other_labels)
 
 
 @pytest.fixture(scope="module")

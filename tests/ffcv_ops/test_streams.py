@@ -2,51 +2,30 @@
 
 import gc
 import weakref
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from tests import emulated_streams
 from tests.emulated_streams import CUDA, Device
+from tests.ffcv_ops import loading
+from tests.ffcv_ops.loading import SAMPLES, collected
 from training import loading as loader
 
-SAMPLES, BATCH = 96, 4
+BATCH = 4
+STAGE = replace(
+    loading.STAGE, resolution=24, batch=BATCH, mix_chunk=BATCH, augment="none", jitter=None, repeats=1, mixup=0.0,
+    cutmix=0.0,
+)  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Stage:
-    name: str = "test"
-    resolution: int = 24
-    batch: int = BATCH
-    crop: str = "rrc"
-    rrc_scale: tuple = (0.08, 1.0)
-    interpolation: str = "bicubic"
-    min_oversampling: float | None = None
-    flip: float = 0.5
-    augment: str = "none"
-    jitter: float | None = None
-    erasing: float = 0.0
-    erasing_mode: str = "pixel"
-    repeats: int = 1
-    sampling: str = "uniform"
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    mix_chunk: int = BATCH
-    eval_side: int = 24
-    eval_crop: float = 1.0
-
-
-def train(path, **placement):
-    return loader.train_loader(path, SAMPLES, Stage(), seed=5, placement=loader.Placement(workers=1, **placement))
+train = partial(loading.train, stage=STAGE, workers=1)
 
 
 def evaluation(path, **placement):
-    return loader.eval_loader(path, SAMPLES, Stage(), batch=BATCH, placement=loader.Placement(workers=1, **placement))
-
-
-def collected(batches):
-    return [(images.clone(), labels.clone()) for images, labels in batches]
+    return loader.eval_loader(path, SAMPLES, STAGE, batch=BATCH, placement=loader.Placement(workers=1, **placement))
 
 
 def differing(seen, expected):

@@ -2,15 +2,16 @@
 
 import numpy as np
 import pytest
-from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from PIL import Image, ImageOps
 
 from ffcv_ops import rng
 from ffcv_ops.augment import chain, load
-from ffcv_ops.augment.policies import color_jitter, random_erasing, three_augment
+from ffcv_ops.augment.policies import random_erasing
 from ffcv_ops.kernels import crops, resample
 from ffcv_ops.rng import RandomKey
 from ffcv_ops.stored_images import JPG, RAW, STORED_IMAGE
 from ffcv_ops.transform import TransformParams, source_of, transform_image
+from tests.ffcv_ops.images import jitter_by_pillow, three_by_pillow
 
 SEED, SIZE = 11, 96
 
@@ -41,23 +42,13 @@ def pillow_transform(array, plan, text, draw, pillow_zoo, pillow_resize):
     for step in chain.parse(text):
         options = dict(step.options)
         if step.name == "three":
-            op = three_augment.choice_of(7, key)
-            if op == three_augment.GRAY:
-                image = image.convert("L").convert("RGB")
-            elif op == three_augment.SOLARIZE:
-                image = ImageOps.solarize(image)
-            else:
-                image = image.filter(ImageFilter.GaussianBlur(three_augment.sigma_of(key)))
+            image = three_by_pillow(image, 7, key)
         elif step.name == "jitter":
-            permutation = rng.uniform_int(key, rng.JITTER_ORDER, 6)
-            for position in range(3):
-                which = color_jitter.adjustment(permutation, position)
-                enhancer = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[which]
-                image = enhancer(image).enhance(color_jitter.factor_of(float(options["strength"]), which, key))
+            image = jitter_by_pillow(image, float(options["strength"]), key)
         elif step.name == "erase":  # last of all; its own test knows what it does
             planes = np.asarray(image).transpose(2, 0, 1).copy()
-            mode = ("const", "rand", "pixel").index(options["mode"])
-            random_erasing.erase(planes, float(options["probability"]), mode, key)
+            erase = random_erasing.erase
+            erase.kernel(planes, erase.record(options, 0), key, np.empty(0, np.uint8))
         else:
             image = pillow_zoo(image, str(step), key)
     return np.asarray(image) if planes is None else planes.transpose(1, 2, 0)

@@ -104,20 +104,9 @@ def _run(planes, policy, interpolation, key, scratch):
         operations.run(planes, op, value, interpolation, operations.MEAN_COLOR, scratch)
 
 
-def row(policy, height, width, key):
-    """The operations of this sample, (number, argument)."""
-    return [choose(policy, layer, height, width, key) for layer in range(LAYERS)]
-
-
 def _of(policy):
     """What both policies declare."""
-
-    def by_timm(image, options, key):
-        from ffcv_ops.augment import pillow
-
-        return pillow.by_timm(image, row(policy, image.height, image.width, key), options.interpolation)
-
-    return {"words": lambda options, *sample: operations.words(row(policy, *sample)), "reference": by_timm}
+    return operations.of_timm(lambda options, *sample: [choose(policy, layer, *sample) for layer in range(LAYERS)])
 
 
 @augmentation("auto-original", **_of(ORIGINAL))

@@ -1,4 +1,5 @@
-"""Color jitter of brightness, contrast and saturation (no hue) in random order: torchvision's, on Pillow images."""
+"""Color jitter of brightness, contrast and saturation (no hue) in random order: torchvision's ColorJitter
+with the same strength for each, on Pillow images; every step rounds to 8 bits."""
 
 from ffcv_ops import rng
 from ffcv_ops.augment.declare import augmentation, number
@@ -21,21 +22,6 @@ def adjustment(order, position):
         return first
     low, high = (1 if first == 0 else 0), (1 if first == 2 else 2)
     return low if (position == 1) == (order % 2 == 0) else high
-
-
-@kernel
-def color_jitter(planes, strength, key):
-    """torchvision's ColorJitter(strength, strength, strength) on Pillow images; every step rounds to 8 bits."""
-    order = rng.uniform_int(key, rng.JITTER_ORDER, 6)
-    for position in range(3):
-        which = adjustment(order, position)
-        factor = factor_of(strength, which, key)
-        if which == 0:
-            pixels.brightness(planes, factor)
-        elif which == 1:
-            pixels.contrast(planes, factor)
-        else:
-            pixels.saturation(planes, factor)
 
 
 def words(options, height, width, key):
@@ -61,4 +47,13 @@ def by_pillow(image, options, key):
 )
 def jitter(planes, options, key, scratch):
     """Color jitter: brightness, contrast and saturation in random order."""
-    color_jitter(planes, options.strength, key)
+    order = rng.uniform_int(key, rng.JITTER_ORDER, 6)
+    for position in range(3):
+        which = adjustment(order, position)
+        factor = factor_of(options.strength, which, key)
+        if which == 0:
+            pixels.brightness(planes, factor)
+        elif which == 1:
+            pixels.contrast(planes, factor)
+        else:
+            pixels.saturation(planes, factor)

@@ -98,21 +98,9 @@ def choose(strength, layer, height, width, key):
     return op, operations.argument(op, strength.scale, strong, negative, height, width)
 
 
-def row(options, height, width, key):
-    """The operations of this sample, (number, argument)."""
-    return [choose(options, layer, height, width, key) for layer in range(options.layers)]
-
-
-def by_timm(image, options, key):
-    from ffcv_ops.augment import pillow
-
-    return pillow.by_timm(image, row(options, image.height, image.width, key), options.interpolation)
-
-
 @augmentation(
     config=written("strength, in timm's notation", parse, default="rand-m9-mstd0.5-inc1", takes="like rand-m9-mstd0.5"),
-    words=lambda *sample: operations.words(row(*sample)),
-    reference=by_timm,
+    **operations.of_timm(lambda options, *sample: [choose(options, k, *sample) for k in range(options.layers)]),
 )
 def rand(planes, options, key, scratch):
     """RandAugment: operations drawn from fifteen, at one magnitude."""

@@ -49,12 +49,17 @@ def box(height, width, key):
     return 0, 0, 0, 0
 
 
-@kernel
-def erase(planes, probability, mode, key):
-    """Erases a box of `planes` (uint8 [3, height, width]) in place, with this probability."""
-    if rng.uniform(key, rng.ERASE) >= probability:
+@augmentation(
+    probability=number("probability", default=0.25, low=0, high=1),
+    mode=one_of("erase with the mean color, one random color, or noise", "const", "rand", "pixel", default="pixel"),
+    examples=("erase(1, const)", "erase(1, rand)", "erase(1, pixel)"),
+)
+def erase(planes, options, key, scratch):
+    """Random erasing: a box of 2 to 33 % of the image is gone."""
+    if rng.uniform(key, rng.ERASE) >= options.probability:
         return
     _, height, width = planes.shape
+    mode = options.mode
     top, left, h, w = box(height, width, key)
     noise_seed = rng.bits(key, rng.ERASE_NOISE)
     noise = rng.bits(RandomKey(noise_seed, 0), 0)
@@ -65,14 +70,3 @@ def erase(planes, probability, mode, key):
             for c in range(3):
                 quantile = noise >> np.uint64(16 * c) & np.uint64(0xFFFF)
                 planes[c, y, x] = _COLOR[c] if mode == CONST else _VALUES[c, quantile]
-
-
-@augmentation(
-    "erase",
-    probability=number("probability", default=0.25, low=0, high=1),
-    mode=one_of("erase with the mean color, one random color, or noise", "const", "rand", "pixel", default="pixel"),
-    examples=("erase(1, const)", "erase(1, rand)", "erase(1, pixel)"),
-)
-def declared(planes, options, key, scratch):
-    """Random erasing: a box of 2 to 33 % of the image is gone."""
-    erase(planes, options.probability, options.mode, key)

@@ -6,6 +6,7 @@ from PIL import Image
 
 from ffcv_ops.augment import operations
 from ffcv_ops.kernels import resample
+from tests.ffcv_ops.images import applied
 
 SCALES = {"plain": operations.PLAIN, "increasing": operations.INCREASING, "paper": operations.PAPER}
 
@@ -17,11 +18,9 @@ def images(photos, odd_images):
 
 def ours(image, op, scale, magnitude, negative, interpolation):
     height, width, _ = image.shape
-    planes = image.transpose(2, 0, 1).copy()
     value = operations.argument(op, scale, magnitude, negative, height, width)
     scratch = np.empty(operations.scratch_size(height, width), np.uint8)
-    operations.run(planes, op, value, interpolation, operations.MEAN_COLOR, scratch)
-    return planes.transpose(1, 2, 0)
+    return applied(operations.run, image, op, value, interpolation, operations.MEAN_COLOR, scratch)
 
 
 @pytest.mark.parametrize("scale", SCALES)

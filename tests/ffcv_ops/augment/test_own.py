@@ -13,15 +13,17 @@ import pytest
 from config import loading
 from config.recipe import BASE_RECIPE, load_recipe, render_recipe
 from ffcv_ops import rng
-from ffcv_ops.augment import calls, chain, load, operations
+from ffcv_ops.augment import chain, load
 from ffcv_ops.errors import UserError
 from ffcv_ops.kernels import resample
 from ffcv_ops.rng import RandomKey
+from tests.ffcv_ops.images import augmented
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "augmentations.md").read_text()
 CODE = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1]
 COMMANDS = re.findall(r"^python .*$", PAGE, re.MULTILINE)
+ENVIRONMENT = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(Path.home())}
 
 
 @pytest.fixture
@@ -32,28 +34,20 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def applied(image, text, key):
-    planes = image.transpose(2, 0, 1).copy()
-    scratch = np.empty(operations.scratch_size(*image.shape[:2]), np.uint8)
-    calls.apply(load.compiled(load.from_text(text), resample.BICUBIC), planes, key, scratch)
-    return planes.transpose(1, 2, 0)
-
-
 @pytest.mark.timeout(580)
 def test_the_tutorials_commands_run(folder, jpg_beton):
     (folder / "recipes").symlink_to(ROOT / "recipes")
     (folder / "data").mkdir()
     (folder / "data" / "photos_train.beton").symlink_to(jpg_beton)
     show, train = COMMANDS
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(Path.home())}
     show = [sys.executable, *shlex.split(show)[1:], "--images=1"]
-    found = subprocess.run(show, cwd=folder, env=environment, capture_output=True, text=True)
+    found = subprocess.run(show, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     assert "second_48: src(48) | flip(.5) | grain.py:grain(40)" in found.stdout
     assert (folder / "grain.png").stat().st_size > 10_000
     train = [sys.executable, str(ROOT / "train_imagenet.py"), *shlex.split(train)[2:], "--log.name=own"]
     train += ["--data.val=data/photos_train.beton", "--model.classes=5", "--stage.batch=16", "--stage.mix_chunk=16"]
-    found = subprocess.run(train, cwd=folder, env=environment, capture_output=True, text=True)
+    found = subprocess.run(train, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     kept = (folder / "runs" / "own" / "recipe.yaml").read_text()
     assert re.search(r"three\(ops=gray\+solarize\+blur\) \| grain.py:grain@[0-9a-f]{16}\(strength=24\)", kept)
@@ -64,21 +58,21 @@ def test_what_it_does_is_what_it_says(folder, photos):
     image = photos["cat"][:40, :50]
     changed = 0
     for draw in range(20):
-        key = load.own_key(1, RandomKey(5, draw))
-        expected = applied(image, "jitter(0.2)", RandomKey(5, draw))
+        key = load.key_of(1, True, RandomKey(5, draw))
+        expected = augmented(image, "jitter(0.2)", RandomKey(5, draw))
         if rng.uniform(key, 0) < 0.5:
             noise = np.array([rng.uniform(key, 1 + place) for place in range(2000)]).reshape(40, 50, 1)
             expected = np.clip(np.rint(expected + 30 * (2 * noise - 1)), 0, 255).astype(np.uint8)
             changed += 1
-        found = applied(image, "jitter(0.2) | grain.py:grain(30)", RandomKey(5, draw))
+        found = augmented(image, "jitter(0.2) | grain.py:grain(30)", RandomKey(5, draw))
         np.testing.assert_array_equal(found, expected)
     assert 3 < changed < 17
 
 
 def test_two_of_them_draw_other_numbers(folder, photos):
     image = np.full((30, 30, 3), 128, np.uint8)
-    once = applied(image, "grain.py:grain(30, 1)", RandomKey(1, 2)).astype(int) - 128
-    twice = applied(image, "grain.py:grain(30, 1) | grain.py:grain(30, 1)", RandomKey(1, 2)).astype(int) - 128
+    once = augmented(image, "grain.py:grain(30, 1)", RandomKey(1, 2)).astype(int) - 128
+    twice = augmented(image, "grain.py:grain(30, 1) | grain.py:grain(30, 1)", RandomKey(1, 2)).astype(int) - 128
     assert abs(np.corrcoef(once[..., 0].ravel(), (twice - once)[..., 0].ravel())[0, 1]) < 0.15
 
 
@@ -103,8 +97,7 @@ TRAIN = "loader.train_loader(sys.argv[1], 96, stage, seed=3, placement=loader.Pl
 def test_the_loader_gives_the_same_bits_on_any_workers_and_compiles_once(folder, jpg_beton):
     def run(workers):
         words = [sys.executable, "-c", LOADS % TRAIN, str(jpg_beton), str(workers)]
-        environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(Path.home())}
-        environment["XDG_CACHE_HOME"] = str(cache)
+        environment = ENVIRONMENT | {"XDG_CACHE_HOME": str(cache)}
         found = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
         assert found.returncode == 0, found.stderr
         return found.stdout.split()
@@ -166,7 +159,6 @@ def test_a_mistake_is_one_line(folder, code, text, said):
 def test_a_mistake_ends_a_command_with_status_2(folder):
     words = [sys.executable, "-m", "tools.preview", str(ROOT / "docs" / "three_augment.png"), "--cfg"]
     words += [str(ROOT / "recipes" / "smoke.yaml"), "--augment", "grain.py:grian"]
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(Path.home())}
-    found = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
+    found = subprocess.run(words, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
     assert found.returncode == 2
     assert found.stderr == "error: grain.py: grian is not an augmentation in it; the nearest is 'grain'\n"

@@ -4,17 +4,17 @@ import itertools
 
 import numpy as np
 import pytest
-from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from PIL import Image, ImageFilter, ImageOps
 from scipy import stats
 
 from ffcv_ops import rng
-from ffcv_ops.augment import calls, chain, load, operations
+from ffcv_ops.augment import chain, load
 from ffcv_ops.augment.policies import color_jitter, three_augment
 from ffcv_ops.kernels import resample
 from ffcv_ops.rng import RandomKey
+from tests.ffcv_ops.images import augmented, jitter_by_pillow, three_by_pillow
 
 ALL = three_augment.GRAY | three_augment.SOLARIZE | three_augment.BLUR
-ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 
 
 def test_each_operation_has_a_third():
@@ -51,30 +51,8 @@ def test_jitter_orders_are_the_six_permutations():
 
 def pillow_sample(image, *, three_ops, jitter, key):
     """The official transform on a Pillow image, given our draws."""
-    if three_ops:
-        op = three_augment.choice_of(three_ops, key)
-        if op == three_augment.GRAY:
-            image = image.convert("L").convert("RGB")
-        elif op == three_augment.SOLARIZE:
-            image = ImageOps.solarize(image)
-        else:
-            image = image.filter(ImageFilter.GaussianBlur(three_augment.sigma_of(key)))
-    if jitter:
-        order = rng.uniform_int(key, rng.JITTER_ORDER, 6)
-        for position in range(3):
-            which = color_jitter.adjustment(order, position)
-            image = ENHANCERS[which](image).enhance(color_jitter.factor_of(jitter, which, key))
-    return np.asarray(image)
-
-
-KEY = RandomKey(5, 0)
-
-
-def applied(image, text, *, key=KEY, kind=resample.BICUBIC):
-    planes = image.transpose(2, 0, 1).copy()
-    scratch = np.empty(operations.scratch_size(*image.shape[:2]), np.uint8)
-    calls.apply(load.compiled(load.from_text(text), kind), planes, key, scratch)
-    return planes.transpose(1, 2, 0)
+    image = three_by_pillow(image, three_ops, key) if three_ops else image
+    return np.asarray(jitter_by_pillow(image, jitter, key) if jitter else image)
 
 
 @pytest.mark.parametrize("text, three_ops, jitter", [
@@ -83,7 +61,7 @@ def applied(image, text, *, key=KEY, kind=resample.BICUBIC):
 ])  # fmt: skip
 def test_three_augment_equals_pillow(photos, text, three_ops, jitter):
     for draw, (name, image) in itertools.product(range(12), photos.items()):
-        result = applied(image, text, key=RandomKey(5, draw))
+        result = augmented(image, text, key=RandomKey(5, draw))
         expected = pillow_sample(Image.fromarray(image), three_ops=three_ops, jitter=jitter, key=RandomKey(5, draw))
         np.testing.assert_array_equal(result, expected, err_msg=name)
         assert not np.array_equal(expected, image) or name == "page"
@@ -98,7 +76,7 @@ def test_the_zoo_equals_pillow(photos, odd_images, pillow_zoo, text):
     changed = 0
     for draw in range(150):
         for image in images:
-            result = applied(image, text, key=RandomKey(5, draw))
+            result = augmented(image, text, key=RandomKey(5, draw))
             expected = np.asarray(pillow_zoo(Image.fromarray(image), text, RandomKey(5, draw)))
             np.testing.assert_array_equal(result, expected, err_msg=f"draw {draw}")
         changed += not np.array_equal(result, image)
@@ -117,7 +95,7 @@ def test_the_declared_references_are_what_is_declared(photos, kind, theirs, pill
     for name, draw in itertools.product(compared, range(20)):
         key, loaded = RandomKey(5, draw), load.from_text(name)
         expected = np.asarray(load.reference(loaded, kind, image, key))
-        np.testing.assert_array_equal(applied(np.asarray(image), name, key=key, kind=kind), expected, err_msg=name)
+        np.testing.assert_array_equal(augmented(np.asarray(image), name, key=key, kind=kind), expected, err_msg=name)
         if name in zoo:
             np.testing.assert_array_equal(expected, np.asarray(pillow_zoo(image, name, key, theirs)))
 
@@ -131,7 +109,7 @@ def test_the_declared_references_are_what_is_declared(photos, kind, theirs, pill
 def test_a_single_operation_is_pillows_with_its_probability(photos, name, by_pillow, probability):
     image, changed = photos["cat"][:40, :56], 0
     for draw in range(100):
-        result, key = applied(image, f"{name}({probability})", key=RandomKey(5, draw)), RandomKey(5, draw)
+        result, key = augmented(image, f"{name}({probability})", key=RandomKey(5, draw)), RandomKey(5, draw)
         if not np.array_equal(result, image):
             np.testing.assert_array_equal(result, np.asarray(by_pillow(Image.fromarray(image), key)))
             changed += 1
@@ -143,17 +121,17 @@ def test_a_wide_blur_is_pillows(photos):
     for draw in range(20):
         key = RandomKey(5, draw)
         expected = Image.fromarray(image).filter(ImageFilter.GaussianBlur(16 * rng.uniform(key, rng.BLUR + 1)))
-        np.testing.assert_array_equal(applied(image, "blur(1, 0, 16)", key=key), np.asarray(expected))
+        np.testing.assert_array_equal(augmented(image, "blur(1, 0, 16)", key=key), np.asarray(expected))
 
 
 def test_bilinear_reaches_the_operations(photos, pillow_zoo):
     image, differs, text = photos["china"][:64, :80], False, "rand(rand-m9-p1-inc1)"
     for draw in range(40):
         key = RandomKey(5, draw)
-        result = applied(image, text, key=key, kind=resample.BILINEAR)
+        result = augmented(image, text, key=key, kind=resample.BILINEAR)
         expected = pillow_zoo(Image.fromarray(image), text, key, Image.Resampling.BILINEAR)
         np.testing.assert_array_equal(result, np.asarray(expected))
-        differs |= not np.array_equal(result, applied(image, text, key=key))
+        differs |= not np.array_equal(result, augmented(image, text, key=key))
     assert differs
 
 
@@ -161,7 +139,7 @@ def test_jitter_follows_any_policy(photos, pillow_zoo):
     image = photos["cat"][:64, :64]
     for draw in range(20):
         key = RandomKey(5, draw)
-        result = applied(image, "rand | jitter(0.3)", key=key)
+        result = augmented(image, "rand | jitter(0.3)", key=key)
         before = pillow_zoo(Image.fromarray(image), "rand", key)
         np.testing.assert_array_equal(result, pillow_sample(before, three_ops=0, jitter=0.3, key=key))
 
@@ -169,5 +147,5 @@ def test_jitter_follows_any_policy(photos, pillow_zoo):
 def test_every_word_names_an_augmentation_of_its_own(photos):
     image = photos["cat"][:48, :48]
     words = ["none", *chain.declared()]
-    shown = {tuple(applied(image, word, key=RandomKey(5, d)).tobytes() for d in range(32)) for word in words}
+    shown = {tuple(augmented(image, word, key=RandomKey(5, d)).tobytes() for d in range(32)) for word in words}
     assert len(shown) == len(words)

@@ -11,15 +11,15 @@ from timm.data.random_erasing import RandomErasing
 
 from ffcv_ops.augment.policies import random_erasing as erasing
 from ffcv_ops.rng import RandomKey
+from tests.ffcv_ops.images import applied
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 SIZE = 64
 
 
 def erased(image, probability=1.0, mode=erasing.PIXEL, draw=0):
-    planes = image.transpose(2, 0, 1).copy()
-    erasing.erase(planes, probability, mode, RandomKey(0, draw))
-    return planes.transpose(1, 2, 0)
+    options = erasing.erase.record({"probability": str(probability), "mode": ("const", "rand", "pixel")[mode]}, 0)
+    return applied(erasing.erase.kernel, image, options, RandomKey(0, draw), np.empty(0, np.uint8))
 
 
 def test_boxes_are_distributed_as_timms():

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from ffcv_ops.kernels import geometry, resample
+from tests.ffcv_ops import images as images_of
 
 FILL = (124, 116, 104)
 KINDS = {
@@ -25,10 +26,8 @@ def images(photos, odd_images):
 
 
 def applied(function, image, *arguments):
-    planes = image.transpose(2, 0, 1).copy()
-    height, width, _ = image.shape
-    function(planes, *arguments, np.empty(geometry.rotate_scratch(height, width), np.uint8))
-    return planes.transpose(1, 2, 0)
+    scratch = np.empty(geometry.rotate_scratch(*image.shape[:2]), np.uint8)
+    return images_of.applied(function, image, *arguments, scratch)
 
 
 def transformed(image, matrix, pillow_kind):

@@ -7,42 +7,26 @@ LEAST is stage.min_oversampling (0: none). A line for each bit and each data.cac
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from ffcv_ops.errors import UserError
 from ffcv_ops.storage.index import describe
+from tests.ffcv_ops import loading
 from training.loading import Placement, train_loader
 
-
-@dataclass
-class Stage:
-    name: str = "flipped"
-    resolution: int = 24
-    batch: int = 1
-    crop: str = "src"
-    rrc_scale: tuple = (1.0, 1.0)
-    interpolation: str = "bicubic"
-    min_oversampling: float | None = None
-    flip: float = 0.0
-    augment: str = "none"
-    jitter: float | None = None
-    erasing: float = 0.0
-    erasing_mode: str = "pixel"
-    repeats: int = 1
-    sampling: str = "uniform"
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    mix_chunk: int = 1
-    eval_crop: float = 1.0
+STAGE = replace(
+    loading.STAGE, resolution=24, batch=1, mix_chunk=1, crop="src", flip=0.0, augment="none", jitter=None, repeats=1,
+    mixup=0.0, cutmix=0.0,
+)  # fmt: skip
 
 
 def images_of(path, cache, least):
     """The images of an epoch, by sample: uint8 [samples, size, size, 3]."""
     samples = describe(path).samples
-    stage = Stage(batch=samples, min_oversampling=least)
+    stage = replace(STAGE, batch=samples, min_oversampling=least)
     batches = train_loader(path, samples, stage, seed=0, placement=Placement(workers=1, cache=cache))
     ((images, _),) = batches.epoch(0)
     shown = np.empty(images.shape, np.uint8)

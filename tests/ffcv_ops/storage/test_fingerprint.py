@@ -12,20 +12,9 @@ from ffcv_ops.storage import fingerprint as fingerprints
 from ffcv_ops.storage.index import column, describe, open_index
 
 
-class Samples:
-    def __init__(self, images, labels):
-        self.images, self.labels = images, labels
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, index):
-        return self.images[index], self.labels[index]
-
-
 def write(path, images, labels):
     fields = {"image": RGBImageField(write_mode="raw"), "label": IntField()}
-    DatasetWriter(str(path), fields, num_workers=1).from_indexed_dataset(Samples(images, labels))
+    DatasetWriter(str(path), fields, num_workers=1).from_indexed_dataset(list(zip(images, labels, strict=True)))
     return path
 
 

@@ -14,7 +14,7 @@ from ffcv.writer import DatasetWriter
 
 from ffcv_ops.errors import UserError
 from ffcv_ops.storage.index import open_index
-from tests.ffcv_ops.storage.flip_bits import Stage
+from tests.ffcv_ops.storage.flip_bits import STAGE
 from tools.verify import verify
 from training.loading import Placement, train_loader
 
@@ -152,7 +152,7 @@ def test_an_image_that_is_longer_than_a_page(stock, cache):
     data[-ALLOC_TABLE_TYPE.itemsize :].view(ALLOC_TABLE_TYPE)["ptr"] = 2**21
     data.tofile(path)
     with pytest.raises(UserError, match="does not lie within one page of 2097152 bytes"):
-        train_loader(path, 1, Stage(), seed=0, placement=Placement(cache=cache))
+        train_loader(path, 1, STAGE, seed=0, placement=Placement(cache=cache))
 
 
 def test_two_samples_that_change_places(stock):

@@ -9,35 +9,15 @@ import psutil
 import pytest
 import torch
 
-from config.recipe import BASE_RECIPE, load_recipe
 from ffcv_ops.errors import UserError
 from ffcv_ops.storage import reading
 from ffcv_ops.storage.index import pages_of
+from tests.ffcv_ops.loading import SAMPLES, STAGE, assert_same, collected, train
 from training import loading as loader
 
 pytestmark = pytest.mark.timeout(240)
 
 COUNTS = (40, 1, 35, 20)
-SAMPLES = 96
-STAGE = replace(load_recipe(BASE_RECIPE).stages[0], resolution=48, batch=16, mix_chunk=8)
-
-
-def train(path, stage=STAGE, shuffle_pages=None, bad_limit=None, **placement):
-    return loader.train_loader(
-        path, SAMPLES, stage, seed=5, placement=loader.Placement(**placement), shuffle_pages=shuffle_pages,
-        bad_limit=bad_limit,
-    )  # fmt: skip
-
-
-def collected(batches):
-    return [(images.clone(), labels.clone()) for images, labels in batches]
-
-
-def assert_same(one, other):
-    assert len(one) == len(other) > 0
-    for (images, labels), (other_images, other_labels) in zip(one, other, strict=True):
-        assert torch.equal(images, other_images)
-        assert torch.equal(labels, other_labels)
 
 
 @pytest.fixture(scope="module")
