@@ -83,7 +83,7 @@ def train_epoch(run: Run, stage: Stage) -> None:
     train_mode(stage.model)
     stage.meter.begin()
     for images, labels in stage.meter.timed(loader.epoch(stage.epoch, stage.step_in_epoch, resolution=resolution)):
-        lr = schedule.of_stage(config, stage.step_in_stage, stage.steps_per_epoch)
+        lr = schedule.learning_rate(config, stage.step_in_stage, stage.steps_per_epoch)
         optim.set_lr(stage.optimizer, lr)
 
         statistics = optim.running_statistics(stage.model)  # of batch normalization; the forward pass changes them

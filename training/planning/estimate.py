@@ -131,7 +131,7 @@ def stage_length(stage: StageConfig, sets: dict[str, DataSet]) -> tuple[int, tup
             f" {loading.smaller_batch(stage, samples)} and a lower --stage.lr"
         )
     steps = per_epoch * stage.epochs
-    rates = [schedule.of_stage(stage, step, per_epoch) for step in (*range(0, steps, per_epoch), steps - 1)]
+    rates = [schedule.learning_rate(stage, step, per_epoch) for step in (*range(0, steps, per_epoch), steps - 1)]
     return steps, (rates[0], max(rates), rates[-1])
 
 
