@@ -27,6 +27,7 @@ from ffcv_ops.errors import UserError, writing
 from ffcv_ops.files import locked, write_atomically
 from training import distributed
 from training.distributed import full_state_dict
+from training.logging.records import write_json
 from training.planning.plan import read_plan
 from training.saving import checkpoint, run_identity
 
@@ -92,7 +93,7 @@ class RunFolder:
             checkpoint.remove_strays(self.checkpoints)
             text = render_recipe(named)
             write_atomically(self.path / "recipe.yaml", lambda path: path.write_text(text, encoding="utf-8"))
-            run_identity.write(self.path, identity)
+            write_json(self.path / run_identity.FILE, identity, indent=1)
 
     def check_checkpoint(self, content: dict, recipe: Recipe, identity: dict) -> None:
         """UserError where a checkpoint is of another run, or stands where this one never does."""
