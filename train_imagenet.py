@@ -83,7 +83,7 @@ def train_epoch(run: Run, stage: Stage) -> None:
     train_mode(stage.model)
     stage.meter.begin()
     for images, labels in stage.meter.timed(loader.epoch(stage.epoch, stage.step_in_epoch, resolution=resolution)):
-        lr = schedule.of_stage(config, stage.step_in_stage, stage.steps_per_epoch)
+        lr = schedule.learning_rate(config, stage.step_in_stage, stage.steps_per_epoch)
         optim.set_lr(stage.optimizer, lr)
 
         statistics = optim.running_statistics(stage.model)  # of batch normalization; the forward pass changes them
@@ -285,11 +285,9 @@ def evaluating(run: Run, stage: Stage, *networks):
     """Evaluation runs eagerly: its batches have other shapes than training's, and to compile for them costs more than
     it saves. Sharded networks are put together, as ranks may have different numbers of batches."""
     eager = torch.compiler.set_stance("force_eager") if run.recipe.speed.compile else nullcontext()
-    batch = eval_batch_size(run, stage)
-    with ExitStack() as stack, eager:
-        stack.enter_context(
-            out_of_memory.explained_in_evaluation(run, stage.config, batch, micro_batch_size=stage.micro_batch_size)
-        )
+    batch, size = eval_batch_size(run, stage), stage.micro_batch_size
+    explained = out_of_memory.explained_in_evaluation(run, stage.config, batch, micro_batch_size=size)
+    with explained, eager, ExitStack() as stack:
         for network in networks:
             stack.enter_context(parallel.gathered(network))
         yield

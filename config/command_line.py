@@ -51,7 +51,8 @@ def parse(
 
     def show_help(parser, word):
         shown = [action for action in parser._actions if action.help != argparse.SUPPRESS]
-        listed = [(_in_help(action), action.help or "") for action in shown]
+        names = [" ".join(filter(None, [action.option_strings[0], action.metavar])) for action in shown]  # --cfg FILE
+        listed = [(name, action.help or "") for name, action in zip(names, shown, strict=True)]
         described = description or ""  # python -OO leaves docstrings out
         help.show(parser.usage % {"prog": parser.prog}, described, listed, sections, defaults, word)
 
@@ -72,8 +73,3 @@ def parse(
     texts = {name: given.pop(name) for name in all_names(sections)}
     given.pop("help")
     return argparse.Namespace(**given), {name: text for name, text in texts.items() if text is not None}
-
-
-def _in_help(action):
-    """An argument as --help lists it: `--cfg FILE`."""
-    return " ".join(filter(None, [action.option_strings[0], action.metavar]))

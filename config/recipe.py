@@ -16,15 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from config.options import (
-    all_names,
-    full_name,
-    missing,
-    options_of,
-    parse_options,
-    select,
-    to_yaml,
-)
+from config.options import all_names, full_name, missing, options_of, parse_options, select, to_yaml
 from config.rules import broken_rules
 from config.schema import SECTIONS, WITHOUT_WEIGHTS, GeneralConfig, Recipe, StageConfig
 from config.yaml_file import read_yaml
@@ -62,15 +54,9 @@ def load_recipe(
         lacking.update(dict.fromkeys(missing(SECTIONS[name], values, _where(path, name))))
         return _partial(SECTIONS[name], values)
 
-    recipe = _partial(
-        Recipe,
-        vars(section("", {}))
-        | {name: section(name, {}) for name in ("data", "model", "speed", "log")}
-        | {
-            "stages": tuple(_pinned(section("stage", row)) for row in file.rows or [{}]),
-            "source": str(path),
-        },
-    )
+    parts = vars(section("", {})) | {name: section(name, {}) for name in ("data", "model", "speed", "log")}
+    stages = tuple(_pinned(section("stage", row)) for row in file.rows or [{}])
+    recipe = _partial(Recipe, parts | {"stages": stages, "source": str(path)})
     if len(lacking) > MOST_MISSING:
         first = next(iter(lacking)).removeprefix(f"{one_line(path)}: ").partition(" ")[0]
         advice = "a recipe without `base: base.yaml` must hold all"

@@ -158,7 +158,8 @@ def warmup_rises(stage, before, recipe):
 def lr_is_reached(stage, before, recipe):
     if stage.schedule != "epoch" or stage.warmup_epochs > stage.epochs:
         return None
-    highest = max(schedule.of_stage(stage, epoch, 1) for epoch in range(min(stage.epochs, stage.warmup_epochs + 2)))
+    epochs = range(min(stage.epochs, stage.warmup_epochs + 2))
+    highest = max(schedule.learning_rate(stage, epoch, 1) for epoch in epochs)
     if highest < REACHED * stage.lr:
         return (
             f"schedule: epoch comes an epoch late, so that {stage.epochs} epochs, of them {stage.warmup_epochs} of"

@@ -1,6 +1,6 @@
 """What changes during a stage, as pure functions: the learning rate of a step and the resolution of an epoch.
 
-In: the step or epoch within its stage (0 is the first) and the stage's keys. Warm-up is linear; what follows it:
+In: a stage, a row of a recipe, and the step or epoch in it (0 is the first). Warm-up is linear; what follows it:
 
 epoch: half a cosine, as the official loop does it: the rate stands still for an epoch and comes one epoch late. Epochs
        0 and 1 both run at `warmup_lr` and epoch e at f(e - 1); the cosine counts from epoch 0, warm-up included.
@@ -12,39 +12,22 @@ Without warm-up the rate starts at `lr`; a stage no longer than its warm-up ends
 
 import math
 from collections import Counter
-from typing import Literal
 
 
-def learning_rate(
-    step: int,
-    *,
-    steps_per_epoch: int,
-    epochs: int,
-    lr: float,
-    min_lr: float,
-    warmup_epochs: float,
-    warmup_lr: float,
-    schedule: Literal["epoch", "step", "linear"],
-) -> float:
-    if schedule == "epoch":
+def learning_rate(stage, step: int, steps_per_epoch: int) -> float:
+    if stage.schedule == "epoch":
         time = max(step // steps_per_epoch - 1, 0)  # epochs
         cosine_start = 0.0
     else:
         time = step / steps_per_epoch
-        cosine_start = warmup_epochs
-    if time < warmup_epochs:
-        return warmup_lr + (lr - warmup_lr) * time / warmup_epochs
-    if time >= epochs:
-        return min_lr
-    progress = (time - cosine_start) / (epochs - cosine_start)
-    left = 1 - progress if schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
-    return min_lr + (lr - min_lr) * left
-
-
-def of_stage(stage, step: int, steps_per_epoch: int) -> float:
-    """The learning rate of a step of `stage`, a row of a recipe."""
-    names = ("epochs", "lr", "min_lr", "warmup_epochs", "warmup_lr", "schedule")
-    return learning_rate(step, steps_per_epoch=steps_per_epoch, **{name: getattr(stage, name) for name in names})
+        cosine_start = stage.warmup_epochs
+    if time < stage.warmup_epochs:
+        return stage.warmup_lr + (stage.lr - stage.warmup_lr) * time / stage.warmup_epochs
+    if time >= stage.epochs:
+        return stage.min_lr
+    progress = (time - cosine_start) / (stage.epochs - cosine_start)
+    left = 1 - progress if stage.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    return stage.min_lr + (stage.lr - stage.min_lr) * left
 
 
 RAMP_PIXELS = 32  # what ResNets halve to whole pixels five times, and two patches of 16

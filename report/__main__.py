@@ -15,10 +15,7 @@ def main(argv=None) -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="a run's folder")
     parser.add_argument(
-        "--out",
-        metavar="FILE",
-        type=Path,
-        help="the page that compares several runs; compare.html if not given",
+        "--out", metavar="FILE", type=Path, help="the page that compares several runs; compare.html if not given"
     )
     options = parser.parse_args(argv)
     if len(options.runs) == 1:

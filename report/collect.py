@@ -49,7 +49,7 @@ def collect(folder: Path) -> Facts:
     rows = [row for row in all_rows if row["epoch"] <= epochs.get(row["stage"], -1)]
     by_kind = {kind: [row for row in rows if row["kind"] == kind] for kind in ("epoch", "step", "warning")}
     plans = [plan for plan in read_plan(folder / "plan.json") if len(plan.work) == epochs.get(plan.stage)]
-    last = by_kind["epoch"][-1:]
+    ended = [row for row in by_kind["epoch"][-1:] if row["epoch"] == epochs[row["stage"]] or "ended_early" in row]
     return Facts(
         path=folder,
         name=folder.resolve().name,
@@ -63,13 +63,8 @@ def collect(folder: Path) -> Facts:
         environment=read_environment(folder / "environment.json"),
         predictions=predictions.load(folder / predictions.FILE),
         reference_curves=reference_curves(recipe, plans),
-        finished=any(row["stage"] == recipe.stages[-1].name and _ends(row, epochs) for row in last),
+        finished=any(row["stage"] == recipe.stages[-1].name for row in ended),
     )
-
-
-def _ends(row, epochs):
-    """Whether this row of an epoch is its stage's last."""
-    return row["epoch"] == epochs[row["stage"]] or "ended_early" in row
 
 
 def remaining(facts: Facts) -> Eta | None:

@@ -56,6 +56,6 @@ def overlaid(runs: Sequence[Facts]) -> list[Chart]:
 def render(runs: Sequence[Facts]) -> str:
     """The page."""
     title = "Comparison of " + ", ".join(facts.name for facts in runs)
-    return page.template("compare.html").render(
+    return page.TEMPLATES.get_template("compare.html").render(
         title=title, runs=runs, numbers=tables.run_table(runs), differences=differences(runs), charts=overlaid(runs)
     )

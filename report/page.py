@@ -6,7 +6,6 @@ forbids a browser to load or run anything.
 
 import base64
 import datetime
-import functools
 import io
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +23,14 @@ from training.evaluation.predictions import Predictions
 CONFUSIONS, CLASSES = 12, 8  # rows of the tables of mistakes
 MATRIX = 100  # classes at most that the picture of all confusions shows
 SLOW = 0.2  # share of an epoch's time that the loop may wait for data without a warning
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+TEMPLATES.globals["colors"] = COLORS
 
 
 class Tile(NamedTuple):
@@ -50,7 +57,7 @@ def render(facts: Facts) -> str:
     panels, stages = curves.panels(facts), curves.borders(facts)
     across = curves.span(facts, panels)
     predictions = facts.predictions
-    return template("report.html").render(
+    return TEMPLATES.get_template("report.html").render(
         title=facts.name,
         facts=facts,
         state=state(facts),
@@ -67,24 +74,6 @@ def render(facts: Facts) -> str:
         cost=cost(facts),
         environment=environment(facts),
     )
-
-
-@functools.cache
-def _templates() -> jinja2.Environment:
-    made = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.globals["colors"] = COLORS
-    return made
-
-
-def template(name: str) -> jinja2.Template:
-    """A page's template, with escaping on."""
-    return _templates().get_template(name)
 
 
 def state(facts: Facts) -> str:
@@ -185,21 +174,12 @@ def confidence(predictions: Predictions) -> str:
 def mistakes(predictions: Predictions) -> list[Mistake]:
     """The kept pictures, the surest first."""
     names, labels, predicted = predictions.classes, predictions.labels, predictions.predicted
-    return [
-        Mistake(
-            _data_url(picture),
-            str(names[labels[row]]),
-            str(names[predicted[row]]),
-            float(predictions.confidence[row]),
-            str(file),
-        )
-        for row, picture, file in zip(
-            predictions.shown.tolist(),
-            predictions.pictures,
-            predictions.files if len(predictions.files) else [""] * len(predictions.pictures),
-            strict=True,
-        )
-    ]
+    files = predictions.files if len(predictions.files) else [""] * len(predictions.pictures)
+    found = []
+    for row, picture, file in zip(predictions.shown.tolist(), predictions.pictures, files, strict=True):
+        true, other = str(names[labels[row]]), str(names[predicted[row]])
+        found.append(Mistake(_data_url(picture), true, other, float(predictions.confidence[row]), str(file)))
+    return found
 
 
 def _data_url(picture: np.ndarray) -> str:

@@ -54,6 +54,7 @@ if __name__ == "__main__":  # --help and mistakes are answered here: the imports
 from rn_vs_vit import grid, others, report
 from training.datasets import open_sets
 from training.distributed.stop import SIGNALS
+from training.logging.records import read_json
 from training.network import weights
 from training.saving import run_identity
 
@@ -87,7 +88,7 @@ def check_data(wanted: grid.Grid) -> None:
     for cell in wanted.cells:
         if cell.run.data not in opened:
             opened[cell.run.data] = open_sets(cell.run)
-        before = run_identity.read(cell.folder)
+        before = read_json(cell.folder / run_identity.FILE)
         now = run_identity.identity_of(cell.run, opened[cell.run.data], init=None, code="")
         if before is not None and (changed := run_identity.difference(before, now)):
             raise UserError(f"{cell.folder} holds another run ({changed}); choose another --log.out")

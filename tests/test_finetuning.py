@@ -36,7 +36,7 @@ def stage_of(beton=None, **keys):
     """A run and its stage with random weights."""
     recipe = load_recipe(ROOT / "recipes/finetune_own.yaml", KEYS | keys)
     info = describe(beton) if beton else None
-    run = Run(recipe, distributed.Ranks(0, 0, 1, torch.device("cpu")), {"main": datasets.DataSet(info, info, 5)},
+    run = Run(recipe, distributed.Ranks(0, 1, torch.device("cpu")), {"main": datasets.DataSet(info, info, 5)},
               torch.float32)  # fmt: skip
     stage = create_stage(run, 0)
     stage.micro_batch_size = 4

@@ -100,7 +100,7 @@ def read(source: str | Path) -> Trained:
     if file.stem not in stages:
         raise UserError(f"{file}: it must be one of {', '.join(f'{name}.safetensors' for name in stages)}")
     stage = stages[file.stem]
-    run = Run(dataclasses.replace(recipe, stages=(stage,)), Ranks(0, 0, 1, torch.device("cpu")), {}, torch.float32)
+    run = Run(dataclasses.replace(recipe, stages=(stage,)), Ranks(0, 1, torch.device("cpu")), {}, torch.float32)
     network = load_model(run, weights.read(file))
     names = output_names(network.num_classes, None, *files_of(recipe, stage.data)).names
     return Trained(folder, file, recipe, stage, names, network.to(memory_format=torch.contiguous_format))

@@ -44,8 +44,7 @@ def _handle_nonfinite(run: Run, stage: Stage, point: LogPoint) -> None:
     """Ends the run, or warns. By now the device has left all bad steps out."""
     number, loss, norm = point.first_bad
     steps = point.stats.steps
-    first_step = stage.step - steps + number
-    message = f"stage {stage.config.name}, step {first_step}: loss {loss:.4g}, gradient norm {norm:.4g}"
+    message = f"step {stage.step - steps + number}: loss {loss:.4g}, gradient norm {norm:.4g}"
     checkpoints, most = run.folder.checkpoints, run.recipe.nonfinite_in_a_row
     if run.recipe.on_nonfinite == "stop":
         what = f"the state after step {stage.step}, without that one (fp16: the steps after it moved the weights)"
@@ -58,17 +57,16 @@ def _handle_nonfinite(run: Run, stage: Stage, point: LogPoint) -> None:
             what = "the state before it"
         save_checkpoint(run, stage, must_succeed=True)
         raise UserError(
-            f"{message}; stopped, {checkpoints} holds {what}. Go on with --on_nonfinite=skip or"
-            " another --speed.precision (bf16, fp32), or start anew with a lower lr"
+            f"stage {stage.config.name}, {message}; stopped, {checkpoints} holds {what}. Go on with"
+            " --on_nonfinite=skip or another --speed.precision (bf16, fp32), or start anew with a lower lr"
         )
     if point.bad_in_a_row > most:
         raise UserError(
-            f"{message}; more than {most} steps in a row (nonfinite_in_a_row) were not finite; stopped. Go on from the"
-            f" last checkpoint in {checkpoints} with another --speed.precision (bf16, fp32), or start anew with"
-            " a lower lr"
+            f"stage {stage.config.name}, {message}; more than {most} steps in a row (nonfinite_in_a_row) were not"
+            f" finite; stopped. Go on from the last checkpoint in {checkpoints} with another --speed.precision (bf16,"
+            " fp32), or start anew with a lower lr"
         )
-    rest = f"left out, and {point.stats.bad - 1} of the {steps - number} steps after it"
-    run.log.warn(f"{message}; {rest}", stage=stage.config.name, epoch=stage.epoch, step=stage.step)
+    warn(run, stage, f"{message}; left out, and {point.stats.bad - 1} of the {steps - number} steps after it")
 
 
 def warn(run: Run, stage: Stage, message: str) -> None:

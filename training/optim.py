@@ -11,7 +11,7 @@ Parameters may be sharded over the ranks (FSDP2). Updates are elementwise, so ea
 """
 
 import difflib
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import NamedTuple
 
 import timm.optim
@@ -44,40 +44,16 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float |
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
 
 
-class Kind(NamedTuple):
-    """An optimizer that a recipe can name: how it is built from parameter groups and a stage's keys, and how many
-    tensors of each weight's size it keeps."""
-
-    build: Callable[[list[dict], StageConfig], torch.optim.Optimizer]
-    moments: int
-
-
-def _lamb(groups, config):
-    return Lamb(groups, lr=config.lr, betas=config.betas, eps=config.eps, clip_norm=config.clip_norm)
-
-
-def _adamw(groups, config):
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
-
-
-def _sgd(groups, config):
-    return Sgd(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
-
-
-OPTIMIZERS = {"lamb": Kind(_lamb, 2), "adamw": Kind(_adamw, 2), "sgd": Kind(_sgd, 1)}
-
-
-def moments(name: str) -> int:
-    """Tensors of each weight's size that an optimizer keeps; of others than ours it is a guess."""
-    return OPTIMIZERS[name].moments if name in OPTIMIZERS else 2
-
-
 def build(model: nn.Module, config: StageConfig) -> torch.optim.Optimizer:
     """The stage's optimizer (`stage.optimizer`) over the model's parameter groups: one of ours, of timm's by its name,
     or torch.NAME."""
     groups = parameter_groups(model, config.weight_decay, config.layer_decay)
-    if config.optimizer in OPTIMIZERS:
-        return OPTIMIZERS[config.optimizer].build(groups, config)
+    if config.optimizer == "lamb":
+        return Lamb(groups, lr=config.lr, betas=config.betas, eps=config.eps, clip_norm=config.clip_norm)
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    if config.optimizer == "sgd":
+        return Sgd(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
     return _foreign(config.optimizer, groups, config)
 
 
@@ -94,9 +70,8 @@ def _foreign(name, groups, config):
         own = {"betas": config.betas} if info.has_betas and info.num_betas == 2 else {}
         return timm.optim.create_optimizer_v2(groups, name, lr=config.lr, momentum=config.momentum, **own)
     except (AssertionError, AttributeError, ImportError, TypeError, ValueError) as error:
-        ours = ", ".join(OPTIMIZERS)
-        said = str(error).partition("\n")[0]
-        raise UserError(f"stage.optimizer {name}: neither {ours}, timm's nor torch.NAME ({said:.200})") from error
+        said = str(error).partition("\n")[0][:200]
+        raise UserError(f"stage.optimizer {name}: neither lamb, adamw, sgd, timm's nor torch.NAME ({said})") from error
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

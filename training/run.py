@@ -51,10 +51,7 @@ class Run:
     def autocast(self):
         """The context of a forward pass."""
         enabled, device = self.precision != torch.float32, self.ranks.device
-        with (
-            attention(device),
-            torch.autocast(device.type, dtype=self.precision if enabled else None, enabled=enabled),
-        ):
+        with attention(device), torch.autocast(device.type, dtype=self.precision if enabled else None, enabled=enabled):
             yield
 
 

@@ -66,7 +66,7 @@ def run_of(task: Task, device: torch.device, *, drop_path="exact", compiles=Fals
         "speed.compile": compiles, "speed.device": device.type,
     } | {f"stage.{key}": value for key, value in more.items()}  # fmt: skip
     recipe = load_recipe(ROOT / "recipes/vit_s_800ep.yaml", {key: str(value) for key, value in keys.items()})
-    ranks = distributed.Ranks(0, 0, 1, device)
+    ranks = distributed.Ranks(0, 1, device)
     return Run(recipe, ranks, {"main": DataSet(None, None, 1000)}, precision(products, device))
 
 

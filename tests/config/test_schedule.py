@@ -10,7 +10,7 @@ from timm.scheduler import CosineLRScheduler
 
 from config.schedule import learning_rate, resolution
 
-OFFICIAL = {"min_lr": 1e-5, "warmup_epochs": 5, "warmup_lr": 1e-6}
+OFFICIAL = {"schedule": "epoch", "min_lr": 1e-5, "warmup_epochs": 5, "warmup_lr": 1e-6}
 PER_EPOCH = 625  # steps: 1,280,000 samples in batches of 2,048
 
 
@@ -41,7 +41,7 @@ def test_official_rate_of_each_epoch(epochs, lr, table):
         epoch, printed = cell.split(":")
         digits = len(printed.partition("e")[0].partition(".")[2])
         for step in (int(epoch) * PER_EPOCH, (int(epoch) + 1) * PER_EPOCH - 1):
-            rate = learning_rate(step, steps_per_epoch=PER_EPOCH, epochs=epochs, lr=lr, schedule="epoch", **OFFICIAL)
+            rate = learning_rate(SimpleNamespace(epochs=epochs, lr=lr, **OFFICIAL), step, PER_EPOCH)
             assert float(f"{rate:.{digits}e}") == float(printed), f"epoch {epoch}"
 
 
@@ -49,10 +49,8 @@ def test_official_rate_of_each_epoch(epochs, lr, table):
 def test_epoch_schedule_is_timms_one_epoch_late(epochs, warmup):
     law = {"lr": 2e-3, "min_lr": 3e-5, "warmup_lr": 1e-6}
     expected = timm_rates([max(e - 1, 0) for e in range(epochs)], length=epochs, warmup=warmup, prefix=False, **law)
-    rates = [
-        learning_rate(4 * e + 3, steps_per_epoch=4, epochs=epochs, warmup_epochs=warmup, schedule="epoch", **law)
-        for e in range(epochs)
-    ]
+    stage = SimpleNamespace(schedule="epoch", epochs=epochs, warmup_epochs=warmup, **law)
+    rates = [learning_rate(stage, 4 * e + 3, 4) for e in range(epochs)]
     assert rates == pytest.approx(expected, rel=1e-12)
 
 
@@ -61,10 +59,8 @@ def test_step_schedule_is_timms_with_warmup_before_the_cosine(epochs, warmup):
     law, per_epoch = {"lr": 2e-3, "min_lr": 3e-5, "warmup_lr": 1e-6}, 11
     steps = range(epochs * per_epoch + 1)
     expected = timm_rates(steps, length=(epochs - warmup) * per_epoch, warmup=warmup * per_epoch, prefix=True, **law)
-    rates = [
-        learning_rate(s, steps_per_epoch=per_epoch, epochs=epochs, warmup_epochs=warmup, schedule="step", **law)
-        for s in steps
-    ]
+    stage = SimpleNamespace(schedule="step", epochs=epochs, warmup_epochs=warmup, **law)
+    rates = [learning_rate(stage, step, per_epoch) for step in steps]
     assert rates == pytest.approx(expected, rel=1e-12)
     assert rates[warmup * per_epoch] == law["lr"] == max(rates)
     assert rates[-1] == law["min_lr"]
@@ -72,19 +68,9 @@ def test_step_schedule_is_timms_with_warmup_before_the_cosine(epochs, warmup):
 
 @pytest.mark.parametrize(("epochs", "warmup"), [(1, 1), (2, 5)])
 def test_step_schedule_may_end_inside_its_warmup(epochs, warmup):
-    rates = [
-        learning_rate(
-            s,
-            steps_per_epoch=10,
-            epochs=epochs,
-            lr=1.0,
-            min_lr=0.1,
-            warmup_epochs=warmup,
-            warmup_lr=0.5,
-            schedule="step",
-        )
-        for s in range(10 * epochs)
-    ]
+    law = {"lr": 1.0, "min_lr": 0.1, "warmup_lr": 0.5}
+    stage = SimpleNamespace(schedule="step", epochs=epochs, warmup_epochs=warmup, **law)
+    rates = [learning_rate(stage, step, 10) for step in range(10 * epochs)]
     assert rates == pytest.approx([0.5 + 0.5 * s / (10 * warmup) for s in range(10 * epochs)])
 
 
@@ -97,9 +83,8 @@ def test_linear_schedule_is_ffcvs(epochs, peak):
     expected = np.concatenate([np.interp(np.arange(7), [0, 7], of_epoch[e : e + 2]) for e in range(epochs)])
     if peak == epochs:
         expected = np.linspace(1.7e-4, 1.7, 7 * epochs, endpoint=False)
-    rates = [
-        learning_rate(step, steps_per_epoch=7, epochs=epochs, schedule="linear", **law) for step in range(7 * epochs)
-    ]
+    stage = SimpleNamespace(schedule="linear", epochs=epochs, **law)
+    rates = [learning_rate(stage, step, 7) for step in range(7 * epochs)]
     assert rates == pytest.approx(expected.tolist(), rel=1e-12, abs=1e-15)
 
 

@@ -51,6 +51,6 @@ def test_an_operation_that_cannot_repeat_is_one_line(deterministic):
 def test_ways_to_convolve_are_tried_for_convolutional_models_only(name, key, expected, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", not expected)
     keys = {"model.name": name, "model.layer_scale": "none", "stage.drop_path": "0", "speed.deterministic": key}
-    ranks, sets = distributed.Ranks(0, 0, 1, torch.device("cpu")), {"main": DataSet(None, None, 5)}
+    ranks, sets = distributed.Ranks(0, 1, torch.device("cpu")), {"main": DataSet(None, None, 5)}
     create_stage(Run(load_recipe("recipes/smoke.yaml", keys), ranks, sets, torch.float32), 0)
     assert torch.backends.cudnn.benchmark is expected

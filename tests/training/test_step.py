@@ -30,7 +30,7 @@ def run_of(tmp_path, **keys):
     keys = {"stage.resolution": "32", "stage.batch": "8", "stage.mix_chunk": "8", "speed.micro_batch": "4",
             "stage.drop_path": "0.2", "log.out": str(tmp_path), "log.every": "4"} | keys  # fmt: skip
     recipe = load_recipe(ROOT / "recipes/smoke.yaml", keys)
-    data, ranks = {"main": datasets.DataSet(None, None, 5)}, distributed.Ranks(0, 0, 1, CPU)
+    data, ranks = {"main": datasets.DataSet(None, None, 5)}, distributed.Ranks(0, 1, CPU)
     folder = RunFolder(recipe)
     folder.prepare(recipe, {})
     return Run(recipe, ranks, data, torch.float32, folder, Silent())

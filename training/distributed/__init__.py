@@ -16,10 +16,9 @@ from ffcv_ops.errors import UserError
 
 
 class Ranks(NamedTuple):
-    """This process among all: its number, its number on this machine, how many there are, and its device."""
+    """This process among all: its number, how many there are, and its device."""
 
     rank: int
-    local_rank: int
     world: int
     device: torch.device
 
@@ -49,7 +48,7 @@ def init_process_group(device: str, *, patience: float | None = None) -> Ranks:
         distributed.init_process_group(
             "nccl" if kind == "cuda" else "gloo", timeout=timeout, device_id=here if kind == "cuda" else None
         )
-    return Ranks(rank, local_rank, world, here)
+    return Ranks(rank, world, here)
 
 
 def threads() -> int:

@@ -17,6 +17,7 @@ from torch import Tensor
 from config.text import markdown_table
 from ffcv_ops.errors import UserError
 from ffcv_ops.files import read_regular, write_atomically
+from training.logging.records import write_json
 
 FILE = "evaluations.json"
 _COLUMNS = ("data", "labels", "classes", "images", "px", "crop", "top-1 %", "top-5 %", "loss")
@@ -65,8 +66,7 @@ def others(folder: Path, rows: Sequence[dict]) -> list[dict]:
 
 def write(folder: Path, rows: Sequence[dict]) -> None:
     """Adds `rows` to the folder's evaluations, in place of older ones of the same."""
-    text = json.dumps([*others(folder, rows), *rows], indent=1) + "\n"
-    write_atomically(folder / FILE, lambda path: path.write_text(text, encoding="utf-8"))
+    write_json(folder / FILE, [*others(folder, rows), *rows], indent=1)
 
 
 def _settings(row):

@@ -1,4 +1,4 @@
-"""The JSON files of a run's folder: log.jsonl, written line by line, and plan.json and environment.json, written whole.
+"""The JSON files of a run's folder: log.jsonl, written line by line, and the others, written whole.
 
 A row of log.jsonl is a flat object. `kind` is step (a log point), epoch or warning; `stage`, `epoch` and `step` say
 where. Losses are in nats, accuracies are shares from 0 to 1, `seconds` are those of training, `wait` is the share of

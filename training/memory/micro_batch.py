@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from config.recipe import StageConfig
 from ffcv_ops import mixing
 from ffcv_ops.errors import UserError
-from training import distributed, optim
-from training.planning import cost
+from training import distributed
+from training.planning import cost, estimate
 from training.run import Run
 from training.stage import Stage
 
@@ -46,7 +46,7 @@ def find(run: Run, stage: Stage, forward_backward: Callable[[Run, Stage, Tensor,
             forward_backward(run, trial, *random_batch(run, config, samples, stage.model_side))
 
     weights = 4 * cost.num_parameters(stage.model)
-    moments = 0 if stage.optimizer.state else optim.moments(config.optimizer)
+    moments = 0 if stage.optimizer.state else estimate.moments(config.optimizer)
     images = LOADER_BATCHES * local_batch_size * 3 * stage.model_side**2
     return from_oom_search(stage.model, attempt, options, reserved=weights * (1 + moments) + images)
 

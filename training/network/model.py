@@ -87,17 +87,10 @@ def sincos(grid: tuple[int, int], width: int) -> Tensor:
     return torch.cat((x.sin(), x.cos(), y.sin(), y.cos()), dim=1)[None]
 
 
-def of_recipe(config: ModelConfig, *, resolution: int, classes: int, drop_path: float) -> nn.Module:
-    """The network that the recipe's `model` names, as `create` makes it."""
-    return create(
-        config.name,
-        resolution=resolution,
-        classes=classes,
-        drop_path=drop_path,
-        layer_scale=config.layer_scale,
-        blur_pool=config.blur_pool,
-        args=config.args,
-    )
+def of_recipe(config: ModelConfig, **options) -> nn.Module:
+    """The network that the recipe's `model` names. options: `create`'s resolution, classes and drop_path."""
+    more = {"layer_scale": config.layer_scale, "blur_pool": config.blur_pool, "args": config.args}
+    return create(config.name, **options, **more)
 
 
 def arguments(text: str | None) -> dict[str, object]:

@@ -23,7 +23,6 @@ COLUMNS = (
     "GPU-hours",
 )  # fmt: skip
 ON = ("images/s", "ms/step", "euros")  # columns for a named GPU
-MOMENTS = {"lamb": 2, "adamw": 2, "sgd": 1}  # what an optimizer keeps beside each weight; tests hold them against optim
 LAMB_UPDATE = 2**28  # bytes at most, on a GPU
 
 
@@ -131,7 +130,7 @@ def stage_length(stage: StageConfig, sets: dict[str, DataSet]) -> tuple[int, tup
             f" {loading.smaller_batch(stage, samples)} and a lower --stage.lr"
         )
     steps = per_epoch * stage.epochs
-    rates = [schedule.of_stage(stage, step, per_epoch) for step in (*range(0, steps, per_epoch), steps - 1)]
+    rates = [schedule.learning_rate(stage, step, per_epoch) for step in (*range(0, steps, per_epoch), steps - 1)]
     return steps, (rates[0], max(rates), rates[-1])
 
 
@@ -146,5 +145,10 @@ def peak_memory(recipe: Recipe, stage: StageConfig, costs: ModelCosts, samples: 
     once, each = costs.saved_fp32 if on_cpu or recipe.speed.precision == "fp32" else costs.saved_bf16
     weights = 4 * costs.parameters
     update = min(weights, LAMB_UPDATE) if stage.optimizer == "lamb" else 0
-    kept = weights * (2 + MOMENTS.get(stage.optimizer, 2) + (stage.ema is not None))
+    kept = weights * (2 + moments(stage.optimizer) + (stage.ema is not None))
     return kept + max(once + samples * each, update)
+
+
+def moments(optimizer: str) -> int:
+    """Tensors of each weight's size that an optimizer keeps; of others than ours it is a guess."""
+    return 1 if optimizer == "sgd" else 2

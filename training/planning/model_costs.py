@@ -66,24 +66,15 @@ def _table():
     return json.loads(TABLE.read_text(encoding="utf-8"))
 
 
-def model_on_shapes(config: ModelConfig, resolution: int, classes: int, *, drop_path: float):
-    """The network without contents, on torch's meta device."""
-    import torch
-
-    from training.network import model
-
-    with torch.device("meta"):
-        return model.of_recipe(config, resolution=resolution, classes=classes, drop_path=drop_path)
-
-
 def count(config: ModelConfig, resolution: int, classes: int, *, drop_path: float) -> ModelCosts:
-    """The same from the network itself, built on shapes."""
+    """The same from the network itself, built on shapes: without contents, on torch's meta device."""
     import torch  # with timm these take seconds
 
     from training.network import model
     from training.planning import cost
 
-    network = model_on_shapes(config, resolution, classes, drop_path=drop_path)
+    with torch.device("meta"):
+        network = model.of_recipe(config, resolution=resolution, classes=classes, drop_path=drop_path)
     return ModelCosts(
         parameters=cost.num_parameters(network),
         macs=round(cost.gmacs(network, resolution) * 1e9),

@@ -104,7 +104,7 @@ def _published() -> tuple[tuple[tuple, StageConfig, ReferenceCurve], ...]:
     curves, ends = (json.loads(path.read_text(encoding="utf-8")) for path in (CURVES, ENDS))
     found = []
     for name in curves | ends:
-        recipe = load_recipe(CURVES.with_name(f"{name}.yaml"))
+        recipe = load_recipe(CURVES.parent / f"{name}.yaml")
         for number, stage in enumerate(recipe.stages):
             points = curves.get(name, {}).get(stage.name, {})
             if not points and stage.name in ends.get(name, {}):

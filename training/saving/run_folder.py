@@ -13,7 +13,6 @@ A checkpoint holds tensors and plain values only: what `Stage.state_dict` gives,
 """
 
 import time
-from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from ffcv_ops.errors import UserError, writing
 from ffcv_ops.files import locked, write_atomically
 from training import distributed
 from training.distributed import full_state_dict
+from training.logging.records import write_json
 from training.planning.plan import read_plan
 from training.saving import checkpoint, run_identity
 
@@ -92,7 +92,7 @@ class RunFolder:
             checkpoint.remove_strays(self.checkpoints)
             text = render_recipe(named)
             write_atomically(self.path / "recipe.yaml", lambda path: path.write_text(text, encoding="utf-8"))
-            run_identity.write(self.path, identity)
+            write_json(self.path / run_identity.FILE, identity, indent=1)
 
     def check_checkpoint(self, content: dict, recipe: Recipe, identity: dict) -> None:
         """UserError where a checkpoint is of another run, or stands where this one never does."""
@@ -136,13 +136,13 @@ class RunFolder:
         self.saved_at = time.monotonic()
         return fault
 
-    def load(self, *, is_main: bool = True, say: Callable[[str], object] = print) -> dict | None:
+    def load(self, *, is_main: bool = True) -> dict | None:
         """The content of the newest checkpoint that is whole, on the CPU, or None before the first. All ranks come
-        here; which one it is the first rank decides, and `say`s what is wrong with newer ones."""
+        here; which one it is the first rank decides, and prints what is wrong with newer ones."""
         found, fault = None, ""
         if is_main:
             try:
-                found = checkpoint.newest(self.checkpoints, say)
+                found = checkpoint.newest(self.checkpoints, print)
             except UserError as error:
                 fault = str(error)
         name, fault = distributed.broadcast_object((found[0].name if found else None, fault))

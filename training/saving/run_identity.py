@@ -6,15 +6,10 @@ init        what --init named, and a hash of the weights that it gave; None: not
 code        the commit of this repository; going on with another one is said, not refused
 """
 
-import json
-from pathlib import Path
-
 import xxhash
 from torch import Tensor
 
 from config.recipe import Recipe, result_changing_options
-from ffcv_ops.errors import UserError
-from ffcv_ops.files import read_regular, write_atomically
 from training.datasets import DataSet
 
 FILE = "run.json"
@@ -52,16 +47,3 @@ def difference(before: dict, now: dict) -> str:
     except (AttributeError, LookupError, TypeError):
         return "it does not say of which run"
     return ""
-
-
-def write(folder: Path, identity: dict) -> None:
-    text = json.dumps(identity, indent=1) + "\n"
-    write_atomically(folder / FILE, lambda path: path.write_text(text, encoding="utf-8"))
-
-
-def read(folder: Path) -> dict | None:
-    """What `write` wrote; None where there is nothing that can be read."""
-    try:
-        return json.loads(read_regular(folder / FILE))
-    except (UserError, ValueError, RecursionError):
-        return None

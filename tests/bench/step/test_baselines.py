@@ -76,5 +76,5 @@ def test_what_is_prepared_for_a_gpu_is_pinned_once(monkeypatch):
 def test_ranks_are_one():
     """The benchmark's run is that of one process, whatever the environment says."""
     run = run_of(QUICK, CPU, drop_path="subset")
-    assert run.ranks == distributed.Ranks(0, 0, 1, CPU)
+    assert run.ranks == distributed.Ranks(0, 1, CPU)
     assert run.recipe.stages[0].batch == run.local_batch_size(run.recipe.stages[0]) == 16

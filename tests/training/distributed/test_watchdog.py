@@ -53,7 +53,7 @@ def test_the_verdict(name):
 
 def test_switched_off_it_does_nothing():
     loader = object()
-    with Watchdog(None, distributed.Ranks(0, 0, 1, CPU)) as watch:
+    with Watchdog(None, distributed.Ranks(0, 1, CPU)) as watch:
         assert watch.watched(loader, "") is loader
 
 
@@ -68,7 +68,7 @@ class Loader:
 
 
 def test_a_watched_loader_gives_the_same_and_says_where_it_is():
-    watch = Watchdog(1.0, distributed.Ranks(0, 0, 1, CPU))
+    watch = Watchdog(1.0, distributed.Ranks(0, 1, CPU))
     watched, places = watch.watched(Loader(), "stage x"), []
     assert (len(watched), watched.corrupt_samples) == (3, "corrupt")
     for batch in watched.epoch(4, 1):
@@ -89,7 +89,7 @@ from training.distributed import watchdog
 from training.distributed.watchdog import Watchdog
 
 watchdog.TICK = 0.5
-with Watchdog(4 / 60, distributed.Ranks(0, 0, 1, torch.device("cpu"))) as watch:
+with Watchdog(4 / 60, distributed.Ranks(0, 1, torch.device("cpu"))) as watch:
     print("moving", flush=True)
     sys.stdin.readline()
     watch.at("there")
@@ -212,7 +212,7 @@ def test_a_run_has_a_watchdog(start_python, tmp_path, jpg_beton):
 def test_a_single_process_is_watched_too(monkeypatch, capsys):
     ended = threading.Event()
     monkeypatch.setattr(os, "_exit", lambda status: ended.set() or sys.exit(status))
-    with Watchdog(0.01, distributed.Ranks(0, 0, 1, CPU)) as watch:
+    with Watchdog(0.01, distributed.Ranks(0, 1, CPU)) as watch:
         for _ in range(12):  # longer than the limit, but moving
             watch.at("moving")
             time.sleep(0.1)

@@ -44,7 +44,7 @@ def run(rank=0, world=1, names=("a", "b", "c", "d", "e")):
     beton = SimpleNamespace(path="x.beton", samples=N, class_names=names)
     data = SimpleNamespace(train=beton, val=beton, classes=CLASSES)
     recipe = load_recipe(BASE_RECIPE.parent / "smoke.yaml")
-    return Run(recipe, distributed.Ranks(rank, rank, world, torch.device("cpu")), {"main": data}, torch.float32)
+    return Run(recipe, distributed.Ranks(rank, world, torch.device("cpu")), {"main": data}, torch.float32)
 
 
 def batches(images, labels, rank=0, world=1, size=8):

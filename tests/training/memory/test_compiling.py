@@ -33,7 +33,7 @@ def begun(resolution=32, **keys):
     keys = {"stage.resolution": str(resolution), "stage.batch": "32", "stage.drop_path": "0.3",
             "speed.compile": "true"} | keys  # fmt: skip
     recipe = load_recipe(ROOT / "recipes/smoke.yaml", keys)
-    ranks = distributed.Ranks(0, 0, 1, torch.device("cpu"))
+    ranks = distributed.Ranks(0, 1, torch.device("cpu"))
     run = Run(recipe, ranks, {"main": datasets.DataSet(None, None, 5)}, torch.float32)
     stage = create_stage(run, 0)
     stage.micro_batch_size = 16

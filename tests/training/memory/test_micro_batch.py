@@ -80,7 +80,7 @@ class FakeGPU:
 def test_a_trial_is_a_pass_of_the_real_step(monkeypatch):
     """From the recipe to the trial, on a CPU that is taken for a GPU with room for 20 samples."""
     recipe = load_recipe(ROOT / "recipes/smoke.yaml", {"stage.resolution": "32", "stage.drop_path": "0.2"})
-    ranks = distributed.Ranks(0, 0, 1, torch.device("cpu"))
+    ranks = distributed.Ranks(0, 1, torch.device("cpu"))
     run = Run(recipe, ranks, {"main": datasets.DataSet(None, None, 5)}, torch.float32)
     stage = create_stage(run, 0)
     assert micro_batch.find(run, stage, train_imagenet.forward_backward) == 64

@@ -19,7 +19,7 @@ from training.run import Run
 ])  # fmt: skip
 def test_too_little_memory_names_a_micro_batch_that_is_possible(share, piece, words):
     recipe = load_recipe(BASE_RECIPE, {"stage.batch": str(2 * share), "stage.mix_chunk": str(share)})
-    run = Run(recipe, distributed.Ranks(0, 0, 2, torch.device("cpu")), {}, torch.float32)
+    run = Run(recipe, distributed.Ranks(0, 2, torch.device("cpu")), {}, torch.float32)
     with pytest.raises(UserError) as caught, out_of_memory.explained_in_training(run, recipe.stages[0], piece):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has ...")
     said = str(caught.value)
@@ -41,7 +41,7 @@ def test_too_little_memory_names_a_micro_batch_that_is_possible(share, piece, wo
 def test_so_does_an_evaluation(share, batch, piece, words):
     """And with the number that it names, an evaluation takes no more than that at once."""
     recipe = load_recipe(BASE_RECIPE, {"stage.batch": str(2 * share), "stage.mix_chunk": str(share)})
-    run = Run(recipe, distributed.Ranks(0, 0, 2, torch.device("cpu")), {}, torch.float32)
+    run = Run(recipe, distributed.Ranks(0, 2, torch.device("cpu")), {}, torch.float32)
     with (
         pytest.raises(UserError) as caught,
         out_of_memory.explained_in_evaluation(run, recipe.stages[0], batch, micro_batch_size=piece),

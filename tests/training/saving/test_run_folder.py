@@ -16,6 +16,7 @@ from ffcv_ops.errors import UserError
 from ffcv_ops.storage.info import DatasetInfo
 from training import optim
 from training.datasets import DataSet
+from training.logging.records import read_json
 from training.network.stochastic_depth import DepthMasks
 from training.saving import checkpoint, run_identity
 from training.saving.run_folder import RunFolder
@@ -192,7 +193,7 @@ def test_a_checkpoint_belongs_to_one_run(run):
     folder.prepare(run, before)
     folder.save(trained(run).state_dict(), before, is_main=True)
     saved = folder.load()
-    assert saved["run"] == before == run_identity.read(folder.path)
+    assert saved["run"] == before == read_json(folder.path / run_identity.FILE)
     for same in (before, identity(run), identity(run, code="d", init=run_identity.init_of("moved.pth", WEIGHTS))):
         folder.check_checkpoint(saved, run, same)
     other_weights = run_identity.init_of("w.pth", {"a": torch.ones(3), "b": torch.ones(2, dtype=torch.int64)})
