@@ -20,7 +20,7 @@ import numpy as np
 from conversion import formats
 from conversion.sources import synsets, tars
 from conversion.sources.selection import LeftOut, junk_folder
-from conversion.sources.source import Prefixed, Source, Spans, Split, Strings, first_few, in_one_line, joined, stamps
+from conversion.sources.source import Source, Spans, Split, Strings, first_few, in_one_line, joined, prefixed, stamps
 from ffcv_ops.errors import UserError, one_line
 from ffcv_ops.files import open_regular, read_regular
 
@@ -92,7 +92,7 @@ def _of_class_tars(path, regions, classes, workers):
     items = Spans([regions[name].path for name in found], counts, offsets, sizes)
     number = {name: k for k, name in enumerate(numbered)}
     labels = np.repeat(np.array([number[name] for name in found], np.int64), counts)
-    names = Prefixed([f"train/{name}/" for name in found], counts, names)
+    names = prefixed([f"train/{name}/" for name in found], counts, names)
     return Split(items, names, labels, left_out.counts), numbered
 
 

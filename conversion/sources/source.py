@@ -85,6 +85,16 @@ class Lazy(Sequence):
         return [self._make(k) for k in numbers] if isinstance(number, slice) else self._make(numbers)
 
 
+class Made(Lazy):
+    """So many things, each made by a function of its number."""
+
+    def __init__(self, count: int, make: Callable[[int], object]):
+        self.count, self._make = count, make
+
+    def __len__(self):
+        return self.count
+
+
 class Strings(Lazy):
     """Text by number: 8 bytes a string and its UTF-8. File names that are no UTF-8 keep their bytes."""
 
@@ -131,17 +141,10 @@ class Spans(Lazy):
         return path, int(self.offsets[number]), int(self.sizes[number])
 
 
-class Prefixed(Lazy):
+def prefixed(prefixes: Sequence[str], counts: Sequence[int], strings: Strings) -> Made:
     """Names that begin with where they are from: of `counts` of the strings with each of the prefixes."""
-
-    def __init__(self, prefixes: Sequence[str], counts: Sequence[int], strings: Strings):
-        self.prefixes, self.ends, self.strings = prefixes, np.cumsum(counts), strings
-
-    def __len__(self):
-        return len(self.strings)
-
-    def _make(self, number):
-        return self.prefixes[np.searchsorted(self.ends, number, side="right")] + self.strings[number]
+    ends = np.cumsum(counts)
+    return Made(len(strings), lambda number: prefixes[np.searchsorted(ends, number, side="right")] + strings[number])
 
 
 def joined(parts: list[tuple]) -> list[Strings | np.ndarray]:

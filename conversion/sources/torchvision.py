@@ -12,7 +12,7 @@ import os
 import sys
 
 from conversion.sources import synsets
-from conversion.sources.dataset_object import Numbers, class_names, read_item, walked
+from conversion.sources.dataset_object import class_names, items_of, read_item, walked
 from conversion.sources.source import Source, Split, read_file
 from ffcv_ops.errors import UserError, one_line
 
@@ -133,4 +133,4 @@ def _split(source, split, arguments, dataset, root) -> Split:
     if root is not None:
         return Split(names, names, labels)
     name = source.removeprefix(PREFIX).partition(",")[0]
-    return Split(Numbers(f"torchvision.datasets:{name}", arguments, len(labels)), names, labels)
+    return Split(items_of(f"torchvision.datasets:{name}", arguments, len(labels)), names, labels)

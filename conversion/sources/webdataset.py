@@ -20,7 +20,7 @@ import numpy as np
 from conversion import formats
 from conversion.sources import synsets, tars
 from conversion.sources.selection import FURTHER, WITHOUT_IMAGE, LeftOut, has_image_name, junk_folder
-from conversion.sources.source import Prefixed, Source, Spans, Split, Strings, first_few, in_one_line, joined, stamps
+from conversion.sources.source import Source, Spans, Split, Strings, first_few, in_one_line, joined, prefixed, stamps
 from conversion.sources.splits import SPLITS, by_split, split_of
 from ffcv_ops.errors import UserError, one_line
 from ffcv_ops.files import read_regular
@@ -140,7 +140,7 @@ def _split(name, paths, expected, label, workers) -> tuple[Split, np.ndarray]:
         print(f"{one_line(str(paths[0].parent))}, {name}: left out: {left_out}", file=sys.stderr)
     names, offsets, sizes, labels, synsets_of = joined(parts)
     items = Spans([str(path) for path in paths], counts, offsets, sizes)
-    names = Prefixed([f"{in_one_line(path.name)}/" for path in paths], counts, names)
+    names = prefixed([f"{in_one_line(path.name)}/" for path in paths], counts, names)
     return Split(items, names, labels, left_out.counts), synsets_of
 
 
