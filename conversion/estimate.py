@@ -26,7 +26,7 @@ from config.loading import train_options
 from config.options import option, to_yaml
 from config.text import format_bytes, format_duration
 from conversion import beton
-from conversion.encode import ImageConfig, Refused, encode_all, encode_item, stored_bytes
+from conversion.encode import ImageConfig, Refused, encode_item, encode_or_refuse, stored_images
 from conversion.progress import progress
 from conversion.sources import Source
 from ffcv_ops import host
@@ -196,14 +196,15 @@ def _sample(source, count):
 def _measure(source, image, changes, items, stage, folder, page_size):
     image = dataclasses.replace(image, **changes)
     encode = functools.partial(encode_item, read=source.read, image=image)
-    encode_all(encode, items[:8])  # libraries are loaded and the first pages read
+    for item in items[:8]:
+        encode_or_refuse(encode, item)  # libraries are loaded and the first pages read
     began = time.process_time()
-    results = encode_all(encode, items)
+    results = [encode_or_refuse(encode, item) for item in items]
     seconds = time.process_time() - began
     samples = [result for result in results if not isinstance(result, Refused)]
     if len(samples) < 2:
         raise UserError(f"{len(samples)} of {len(items)} sampled images can be stored; there is nothing to estimate")
-    sizes = np.array([stored_bytes(sample) for sample in samples], float)
+    sizes = np.array([sum(len(image.data) for image in stored_images(sample)) for sample in samples], float)
     path, fields = folder / "estimate.beton", beton.level_fields(image.levels or ())
     beton.write(path, ((sample, 0) for sample in samples), capacity=len(samples), page_size=page_size, images=fields)
     low = {"resolution": LOW_RESOLUTION, "min_oversampling": LOW_OVERSAMPLING}

@@ -20,7 +20,7 @@ from PIL import features
 from xxhash import xxh64
 
 from conversion import beton, journal
-from conversion.encode import Refused, encode_all
+from conversion.encode import Refused, encode_or_refuse, stored_images
 from conversion.shard_writer import ShardWriter
 from conversion.shards import Shard, beside, partial_files
 from ffcv_ops.errors import UserError, one_line
@@ -188,7 +188,7 @@ def check_unchanged(writer: ShardWriter, split, encode):
 
 
 def _encode_again(number, split, encode):
-    (result,) = encode_all(encode, [split.items[number]])
+    result = encode_or_refuse(encode, split.items[number])
     if isinstance(result, Refused) and result.unreadable:
         raise UserError(f"{split.names[number]}: {result.reason}; check the source's disk or network")
     return result
@@ -200,6 +200,4 @@ def _probes(numbers):
 
 
 def _checksums(sample):
-    """Of the images that are stored: one that equals the image of the level before is not."""
-    pairs = zip(sample, (None, *sample), strict=False)
-    return [image.checksum for image, previous in pairs if image != previous]
+    return [image.checksum for image in stored_images(sample)]
