@@ -21,8 +21,7 @@ import numpy as np
 from conversion.encode import ReadError
 from conversion.sources import synsets
 from conversion.sources.source import Made, Source, Split, Strings, first_few, in_one_line, require_unchanged, stamps
-from conversion.sources.splits import ALL, SPLITS, by_split, split_of
-from conversion.sources.webdataset import refuse_missing
+from conversion.sources.splits import ALL, by_split, files_by_split
 from ffcv_ops.errors import UserError, one_line
 from ffcv_ops.files import open_regular, read_regular
 
@@ -83,12 +82,7 @@ def _files(place) -> dict[str, list[Path]]:
             return {ALL: _saved(place)}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{place}: its .json files are not those of save_to_disk ({one_line(repr(error))})") from None
-    if place.is_dir():
-        refuse_missing(paths)
-    files = {}
-    for path in paths:
-        files.setdefault(split_of(path.name), []).append(path)
-    return {split: files[split] for split in SPLITS if split in files}
+    return files_by_split(place, paths)
 
 
 def _saved(folder):

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from conversion.encode import ReadError
+from conversion.sources.selection import LeftOut
 from ffcv_ops.errors import UserError, one_line, reading
 from ffcv_ops.files import Irregular, open_regular
 
@@ -147,7 +148,7 @@ def prefixed(prefixes: Sequence[str], counts: Sequence[int], strings: Strings) -
     return Made(len(strings), lambda number: prefixes[np.searchsorted(ends, number, side="right")] + strings[number])
 
 
-def joined(parts: list[tuple]) -> list[Strings | np.ndarray]:
+def joined(parts: list[tuple]) -> list[Strings | LeftOut | np.ndarray]:
     """Each column of the parts, joined. `parts` is emptied on the way, so that at most one column is held twice."""
     columns = list(zip(*parts, strict=True))
     parts.clear()
@@ -155,7 +156,8 @@ def joined(parts: list[tuple]) -> list[Strings | np.ndarray]:
 
 
 def _joined(column):
-    return Strings.joined(column) if isinstance(column[0], Strings) else np.concatenate(column)
+    kind = type(column[0])
+    return kind.joined(column) if kind in (Strings, LeftOut) else np.concatenate(column)
 
 
 def in_one_line(name: str) -> str:
