@@ -307,8 +307,7 @@ def _write_lines(path: Path, lines):
     """File names that are no UTF-8 keep their bytes."""
     with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         file.writelines(f"{line}\n" for line in lines)
-        file.flush()
-        os.fsync(file.fileno())
+    _sync(path)
 
 
 def _sync(path: Path):

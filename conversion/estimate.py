@@ -45,7 +45,6 @@ CANDIDATES = (  # changes of the --image keys
 )
 ENOUGH_SIDE, ENOUGH_QUALITY = 500, 90  # beyond these, training at 224 to 384 pixels sees no more of a photograph
 NOISE = 0.2  # differences of speed up to this are noise of the machine
-CHECKSUM = 8  # bytes an image, in x.xxh64
 SECONDS = 1.5  # of loading that is timed, for each candidate
 BATCH = 32
 LOW_RESOLUTION, LOW_OVERSAMPLING = 128, 1.2  # the second loader column
@@ -242,7 +241,7 @@ def total_bytes(row: Row, samples: int, page_size: int) -> float:
     fields = beton.level_fields(row.changes.get("levels") or ())
     index = beton.metadata_start(fields) + samples * beton.sample_type(fields).itemsize
     unfilled = min(row.size / len(fields) / 2 / page_size, 0.5)
-    table = samples * len(fields) * (beton.ALLOCATION.itemsize + CHECKSUM)
+    table = samples * len(fields) * (beton.ALLOCATION.itemsize + beton.CHECKSUM.itemsize)
     ends = (len(fields) - 1) * page_size / 2
     return -(-index // page_size) * page_size + samples * row.size / (1 - unfilled) + ends + table
 
@@ -286,10 +285,9 @@ def free_bytes(folder: Path) -> float:
 
 
 def words_of(changes: dict) -> list[str]:
-    """The command line's words for a candidate; the first of the levels is max_side."""
-    levels = changes.get("levels")
-    words = [f"--image.levels={','.join(map(str, levels))}"] if levels else []
-    others = {
-        name: value for name, value in changes.items() if name != "levels" and not (levels and name == "max_side")
-    }
-    return words + [f"--image.{name}={to_yaml(value)}" for name, value in others.items()]
+    """The command line's words for a candidate."""
+    given = {name: to_yaml(value) for name, value in changes.items()}
+    if "levels" in changes:
+        given["levels"] = ",".join(map(str, changes["levels"]))
+        del given["max_side"]  # it is the first of the levels
+    return [f"--image.{name}={text}" for name, text in given.items()]
