@@ -151,7 +151,6 @@ def _limited_jpeg(buffer, pixels, frame, scale_num, *, max_side, min_side):
 
 
 def encode_or_refuse(encode, item) -> tuple[Encoded, ...] | Refused:
-    """What `encode` makes of the item."""
     try:
         return encode(item)
     except UserError as refusal:

@@ -17,7 +17,6 @@ from ffcv_ops.errors import UserError, exits_cleanly
 
 
 def parse(argv=None) -> argparse.Namespace:
-    """The command line."""
     parser = Parser(description=__doc__)
     parser.add_argument("page", nargs="?", type=Path, help="the Markdown file to put the table into")
     return parser.parse_args(argv)
@@ -56,13 +55,11 @@ def table() -> str:
 
 def _place(path):
     """Smaller models and shorter schedules first, folders last."""
-    kind, size, epochs = (*path.stem.split("_"), "", "")[:3]
-    return len(path.parts), str(path.parent), kind == "in21k", *_number(size, epochs), path.stem
-
-
-def _number(size, epochs):
     sizes = ("ti", "s", "m", "b", "l", "h")
-    return (sizes.index(size), int(epochs[:-2])) if size in sizes and epochs.endswith("ep") else (len(sizes), 0)
+    kind, size, epochs = (*path.stem.split("_"), "", "")[:3]
+    named = size in sizes and epochs.endswith("ep")
+    order = (sizes.index(size), int(epochs[:-2])) if named else (len(sizes), 0)
+    return len(path.parts), str(path.parent), kind == "in21k", *order, path.stem
 
 
 def _rows(run, published, curves):
