@@ -15,13 +15,7 @@ import numpy as np
 from conversion import formats
 from conversion.encode import ReadError
 from conversion.sources import synsets
-from conversion.sources.selection import (
-    JUNK_FOLDERS,
-    NO_IMAGE,
-    LeftOut,
-    has_image_name,
-    is_image_file,
-)
+from conversion.sources.selection import JUNK_FOLDERS, NO_IMAGE, LeftOut, has_image_name, is_image_file
 from conversion.sources.source import Source, Split, Strings, first_few, read_file
 from conversion.sources.splits import ALL, WORDS, by_split, split_of
 from ffcv_ops.errors import UserError, one_line
