@@ -30,7 +30,7 @@ from conversion.replace import others, remove
 from conversion.resume import clear_marker, status_text
 from conversion.shards import auto_shards, shards_of
 from conversion.sources import Source, open_source, output_name
-from conversion.split import Draw, divided
+from conversion.split import divided
 from ffcv_ops import host
 from ffcv_ops.errors import UserError, exits_cleanly
 from ffcv_ops.jpeg import native, turbojpeg
@@ -137,8 +137,8 @@ def main(argv=None):
         images = data.images and os.path.expanduser(data.images)
         source = open_source(place, classes=classes, label=data.label, images=images, workers=workers)
         page_size = FOLDER_PAGE_SIZE
-    draw = Draw(*(getattr(data, name) for name in Draw._fields))
-    source = divided(source._replace(made=made_of(data)), draw)
+    division = {name: getattr(data, name) for name in ("val_share", "seed", "folds", "fold", "per_class")}
+    source = divided(source._replace(made=made_of(data)), **division)
     out = os.path.expanduser(data.out)
     if data.out == "auto":
         out = f"data/{output_name(data.source)}" + (f"_fold{data.fold}" if data.folds else "")

@@ -201,8 +201,7 @@ def write(path: Path, samples, *, capacity: int, page_size: int, images: Sequenc
 
 def index_checksum(path: Path) -> str:
     """XXH64, in hex digits, of all but the images: of what lies before them, and then of the allocation table."""
-    header = np.fromfile(path, HEADER, 1)[0]
-    images = _image_fields(path, header)
+    header, images = _header_and_images(path)
     before = metadata_start(images) + int(header["num_samples"]) * sample_type(images).itemsize
     digest = xxh64()
     with open(path, "rb") as file:
@@ -214,7 +213,7 @@ def index_checksum(path: Path) -> str:
 
 def owners(path: Path) -> np.ndarray:
     """The sample number of each stored image, in the order of their places: int64 [stored images]."""
-    header = np.fromfile(path, HEADER, 1)[0]
+    header, _ = _header_and_images(path)
     return np.fromfile(path, ALLOCATION, offset=int(header["alloc_table_ptr"]))["sample_id"]
 
 
@@ -245,17 +244,18 @@ def stored(path: Path) -> dict[str, dict[str, int]]:
 
 def _table_and_sizes(path):
     """The samples' metadata, and the length of each image's data by field."""
-    header = np.fromfile(path, HEADER, 1)[0]
-    images = _image_fields(path, header)
+    header, images = _header_and_images(path)
     table = np.fromfile(path, sample_type(images), int(header["num_samples"]), offset=metadata_start(images))
     allocations = np.fromfile(path, ALLOCATION, offset=int(header["alloc_table_ptr"]))
     place = {name: np.searchsorted(allocations["ptr"], table[name]["data_ptr"]) for name in images}
     return table, {name: allocations["size"][place[name]] for name in images}
 
 
-def _image_fields(path, header):
+def _header_and_images(path):
+    """The header, and the names of the image fields."""
+    header = np.fromfile(path, HEADER, 1)[0]
     names = np.fromfile(path, FIELD, int(header["num_fields"]), offset=HEADER.itemsize)["name"]
-    return tuple(bytes(name).rstrip(b"\0").decode() for name in names)[:-1]
+    return header, tuple(bytes(name).rstrip(b"\0").decode() for name in names)[:-1]
 
 
 def field_descriptors(images):

@@ -33,14 +33,13 @@ from conversion.resume import (
     is_complete,
 )
 from conversion.shard_writer import ShardWriter
-from conversion.shards import Shard, beside, partial_files, refuse_other_shards, shards_of
+from conversion.shards import ENDS, Shard, beside, partial_files, refuse_other_shards, shards_of
 from conversion.sources import Source, Split
 from conversion.workers import encode_parallel
 from ffcv_ops.errors import UserError, writing
 from ffcv_ops.files import locked
 
 SIDECAR_FORMAT = 3
-ENDS = (".files.txt", ".skipped.txt", ".xxh64", ".json", ".beton")
 FEW_SKIPPED = 10  # images of a split that may always be skipped, however small it is
 
 
@@ -308,8 +307,7 @@ def _write_lines(path: Path, lines):
     """File names that are no UTF-8 keep their bytes."""
     with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         file.writelines(f"{line}\n" for line in lines)
-        file.flush()
-        os.fsync(file.fileno())
+    _sync(path)
 
 
 def _sync(path: Path):

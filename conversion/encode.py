@@ -62,10 +62,10 @@ class Refused(NamedTuple):
     unreadable: bool = False
 
 
-def stored_bytes(sample: tuple[Encoded, ...]) -> int:
-    """The bytes that a sample takes; a level that equals the one before is stored once."""
+def stored_images(sample: tuple[Encoded, ...]) -> list[Encoded]:
+    """The images of a sample that take room: a level that equals the one before is stored once."""
     pairs = zip(sample, (None, *sample[:-1]), strict=True)
-    return sum(len(image.data) for image, previous in pairs if image != previous)
+    return [image for image, previous in pairs if image != previous]
 
 
 def encode_rgb(rgb: np.ndarray, *, mode: str, quality: int, subsampling: str = SUBSAMPLING) -> Encoded:
@@ -150,12 +150,7 @@ def _limited_jpeg(buffer, pixels, frame, scale_num, *, max_side, min_side):
     return out
 
 
-def encode_all(encode, items) -> list[tuple[Encoded, ...] | Refused]:
-    """What `encode` makes of each item."""
-    return [_encode_or_refuse(encode, item) for item in items]
-
-
-def _encode_or_refuse(encode, item):
+def encode_or_refuse(encode, item) -> tuple[Encoded, ...] | Refused:
     try:
         return encode(item)
     except UserError as refusal:

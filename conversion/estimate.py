@@ -26,7 +26,7 @@ from config.loading import train_options
 from config.options import option, to_yaml
 from config.text import format_bytes, format_duration
 from conversion import beton
-from conversion.encode import ImageConfig, Refused, encode_all, encode_item, stored_bytes
+from conversion.encode import ImageConfig, Refused, encode_item, encode_or_refuse, stored_images
 from conversion.progress import progress
 from conversion.sources import Source
 from ffcv_ops import host
@@ -45,7 +45,6 @@ CANDIDATES = (  # changes of the --image keys
 )
 ENOUGH_SIDE, ENOUGH_QUALITY = 500, 90  # beyond these, training at 224 to 384 pixels sees no more of a photograph
 NOISE = 0.2  # differences of speed up to this are noise of the machine
-CHECKSUM = 8  # bytes an image, in x.xxh64
 SECONDS = 1.5  # of loading that is timed, for each candidate
 BATCH = 32
 LOW_RESOLUTION, LOW_OVERSAMPLING = 128, 1.2  # the second loader column
@@ -196,14 +195,15 @@ def _sample(source, count):
 def _measure(source, image, changes, items, stage, folder, page_size):
     image = dataclasses.replace(image, **changes)
     encode = functools.partial(encode_item, read=source.read, image=image)
-    encode_all(encode, items[:8])  # libraries are loaded and the first pages read
+    for item in items[:8]:
+        encode_or_refuse(encode, item)  # libraries are loaded and the first pages read
     began = time.process_time()
-    results = encode_all(encode, items)
+    results = [encode_or_refuse(encode, item) for item in items]
     seconds = time.process_time() - began
     samples = [result for result in results if not isinstance(result, Refused)]
     if len(samples) < 2:
         raise UserError(f"{len(samples)} of {len(items)} sampled images can be stored; there is nothing to estimate")
-    sizes = np.array([stored_bytes(sample) for sample in samples], float)
+    sizes = np.array([sum(len(image.data) for image in stored_images(sample)) for sample in samples], float)
     path, fields = folder / "estimate.beton", beton.level_fields(image.levels or ())
     beton.write(path, ((sample, 0) for sample in samples), capacity=len(samples), page_size=page_size, images=fields)
     low = {"resolution": LOW_RESOLUTION, "min_oversampling": LOW_OVERSAMPLING}
@@ -241,7 +241,7 @@ def total_bytes(row: Row, samples: int, page_size: int) -> float:
     fields = beton.level_fields(row.changes.get("levels") or ())
     index = beton.metadata_start(fields) + samples * beton.sample_type(fields).itemsize
     unfilled = min(row.size / len(fields) / 2 / page_size, 0.5)
-    table = samples * len(fields) * (beton.ALLOCATION.itemsize + CHECKSUM)
+    table = samples * len(fields) * (beton.ALLOCATION.itemsize + beton.CHECKSUM.itemsize)
     ends = (len(fields) - 1) * page_size / 2
     return -(-index // page_size) * page_size + samples * row.size / (1 - unfilled) + ends + table
 
@@ -285,10 +285,9 @@ def free_bytes(folder: Path) -> float:
 
 
 def words_of(changes: dict) -> list[str]:
-    """The command line's words for a candidate; the first of the levels is max_side."""
-    levels = changes.get("levels")
-    words = [f"--image.levels={','.join(map(str, levels))}"] if levels else []
-    others = {
-        name: value for name, value in changes.items() if name != "levels" and not (levels and name == "max_side")
-    }
-    return words + [f"--image.{name}={to_yaml(value)}" for name, value in others.items()]
+    """The command line's words for a candidate."""
+    given = {name: to_yaml(value) for name, value in changes.items()}
+    if "levels" in changes:
+        given["levels"] = ",".join(map(str, changes["levels"]))
+        del given["max_side"]  # it is the first of the levels
+    return [f"--image.{name}={text}" for name, text in given.items()]

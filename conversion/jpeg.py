@@ -13,16 +13,7 @@ from PIL import ExifTags, Image
 
 from ffcv_ops.errors import UserError
 from ffcv_ops.jpeg import native
-from ffcv_ops.jpeg.turbojpeg import (
-    ACCURATE_DCT,
-    FAST_DCT,
-    GRAY,
-    NO_REALLOCATION,
-    RGB,
-    RGBX,
-    SUBSAMPLINGS,
-    load,
-)
+from ffcv_ops.jpeg.turbojpeg import ACCURATE_DCT, FAST_DCT, GRAY, NO_REALLOCATION, RGB, RGBX, SUBSAMPLINGS, load
 
 SAMPLINGS = {(1, 1), (2, 1), (1, 2), (2, 2)}  # of the luma, whose chroma is 4:4:4, 4:2:2, 4:4:0 or 4:2:0
 _ENCODING = ACCURATE_DCT | NO_REALLOCATION

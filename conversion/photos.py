@@ -62,9 +62,9 @@ class Tile(NamedTuple):
 def photographs() -> Source:
     """Splits `train` and `val`; an item is a tile, uint8 (TILE, TILE, 3)."""
     pictures = {scene: read_rgb(photo_path(file)) for scene, file in SCENES.items()}
-    chosen = {split: [tile for scene in SCENES for tile in choose(scene, pictures[scene], split)] for split in MOST}
     classes, lights, splits = tuple(SCENES), itertools.count(), {}
-    for split, tiles in chosen.items():
+    for split in MOST:
+        tiles = [tile for scene in SCENES for tile in choose(scene, pictures[scene], split)]
         items = [under_light(cut(pictures[tile.scene], tile), next(lights)) for tile in tiles]
         labels = np.array([classes.index(tile.scene) for tile in tiles])
         splits[split] = Split(items, [tile.name for tile in tiles], labels)

@@ -6,16 +6,7 @@ from pathlib import Path
 import numpy as np
 from xxhash import xxh64_intdigest
 
-from conversion import jpeg
-from conversion.beton import (
-    ALLOCATION,
-    FIELD,
-    HEADER,
-    MIN_PAGE_SIZE,
-    VERSION,
-    field_descriptors,
-    metadata_start,
-)
+from conversion import beton, jpeg
 from conversion.direct import BLOCK, aligned_buffer, next_multiple, read_at
 from conversion.encode import MODES
 from ffcv_ops.errors import UserError
@@ -64,19 +55,19 @@ def check_index(path: Path, table: np.ndarray, checksums: np.ndarray, *, classes
     makes sense. A `UserError` where it does not."""
     images = table.dtype.names[:-1]
     file_size = path.stat().st_size
-    header = np.fromfile(path, HEADER, 1)[0]
+    header = np.fromfile(path, beton.HEADER, 1)[0]
     count, page_size, data_end = (int(header[name]) for name in ("num_samples", "page_size", "alloc_table_ptr"))
-    if (header["version"], header["num_fields"], count) != (VERSION, len(images) + 1, len(table)):
+    if (header["version"], header["num_fields"], count) != (beton.VERSION, len(images) + 1, len(table)):
         _fail(path, "the header")
-    table_bytes = len(checksums) * ALLOCATION.itemsize
-    if page_size < MIN_PAGE_SIZE or page_size & (page_size - 1) or file_size != data_end + table_bytes:
+    table_bytes = len(checksums) * beton.ALLOCATION.itemsize
+    if page_size < beton.MIN_PAGE_SIZE or page_size & (page_size - 1) or file_size != data_end + table_bytes:
         _fail(path, "the page size or the file's length")
-    descriptors = field_descriptors(images)
-    if not np.array_equal(np.fromfile(path, FIELD, len(descriptors), offset=HEADER.itemsize), descriptors):
+    descriptors = beton.field_descriptors(images)
+    if not np.array_equal(np.fromfile(path, beton.FIELD, len(descriptors), offset=beton.HEADER.itemsize), descriptors):
         _fail(path, "the field descriptors")
-    if not np.array_equal(np.fromfile(path, table.dtype, count, offset=metadata_start(images)), table):
+    if not np.array_equal(np.fromfile(path, table.dtype, count, offset=beton.metadata_start(images)), table):
         _fail(path, "the samples' metadata")
-    allocations = np.fromfile(path, ALLOCATION, len(checksums), offset=data_end)
+    allocations = np.fromfile(path, beton.ALLOCATION, len(checksums), offset=data_end)
     _check_places(path, table, allocations, page_size=page_size, data_end=data_end)
     _check_records(path, table, allocations, classes=classes)
 
@@ -84,7 +75,7 @@ def check_index(path: Path, table: np.ndarray, checksums: np.ndarray, *, classes
 def _check_places(path, table, allocations, *, page_size, data_end):
     """The stored images lie one behind the other, and none crosses a page's end."""
     start, size = allocations["ptr"].astype(np.int64), allocations["size"].astype(np.int64)
-    first = metadata_start(table.dtype.names[:-1]) + table.nbytes
+    first = beton.metadata_start(table.dtype.names[:-1]) + table.nbytes
     faults = {
         "the allocation table": allocations["sample_id"] >= len(table),
         "the place of an image": (start < np.append(first, start[:-1] + size[:-1])) | (start + size > data_end),

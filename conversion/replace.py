@@ -1,17 +1,14 @@
 """What lies already where a conversion would write: its own files of before, or those of another."""
 
 import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-from conversion.shards import beside
+from conversion.shards import ENDS, beside, files_at
 from conversion.sources import Source
 from conversion.sources.splits import SPLITS
 from ffcv_ops.errors import UserError
 from ffcv_ops.files import read_regular
-
-ENDS = (".beton", ".json", ".xxh64", ".files.txt", ".skipped.txt")
 
 
 def others(out: str, source: Source, replace: bool) -> list[Path]:
@@ -20,7 +17,7 @@ def others(out: str, source: Source, replace: bool) -> list[Path]:
     of another source, or divided otherwise."""
     remaining = []
     for split in SPLITS:
-        for file in _betons(Path(f"{out}_{split}.beton")):
+        for file in files_at(Path(f"{out}_{split}.beton"), [".beton"]):
             reason = _difference(file, source.made, source.origin)
             if split not in source.splits:
                 reason = f"is there, but this conversion writes no {split}"
@@ -34,16 +31,9 @@ def others(out: str, source: Source, replace: bool) -> list[Path]:
 
 
 def remove(file: Path):
-    """A .beton and what lies beside it."""
-    for end in ENDS:
+    """A .beton, and then what lies beside it."""
+    for end in reversed(ENDS):
         beside(file, end).unlink(missing_ok=True)
-
-
-def _betons(path) -> Iterator[Path]:
-    """The file, and shards of it."""
-    name = re.compile(re.escape(path.name.removesuffix(".beton")) + r"(-\d{5}-of-\d{5})?\.beton")
-    if path.parent.is_dir():
-        yield from sorted(file for file in path.parent.iterdir() if name.fullmatch(file.name))
 
 
 def _difference(file, made: Mapping, origin) -> str:

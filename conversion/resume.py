@@ -20,7 +20,7 @@ from PIL import features
 from xxhash import xxh64
 
 from conversion import beton, journal
-from conversion.encode import Refused, encode_all
+from conversion.encode import Refused, encode_or_refuse, stored_images
 from conversion.shard_writer import ShardWriter
 from conversion.shards import Shard, beside, partial_files
 from ffcv_ops.errors import UserError, one_line
@@ -158,8 +158,7 @@ def _has_its_images(shard, split, encode):
     items = [number for number in shard.items if split.names[number] not in refused] if refused else shard.items
     checksums, owners = np.fromfile(beside(shard.path, ".xxh64"), beton.CHECKSUM), beton.owners(shard.path)
     for sample in _probes(range(len(items))):
-        result = _encode_again(items[sample], split, encode)
-        if isinstance(result, Refused) or sorted(_checksums(result)) != sorted(checksums[owners == sample].tolist()):
+        if not _is_stored_so(items[sample], split, encode, checksums[owners == sample]):
             name = one_line(split.names[items[sample]])
             print(f"{shard.path}: {name} has changed; this shard is written again", file=sys.stderr)
             return False
@@ -169,37 +168,28 @@ def _has_its_images(shard, split, encode):
 def check_unchanged(writer: ShardWriter, split, encode):
     """Encodes some of the finished items again: a `UserError` unless the images, and what becomes of them, are as they
     were."""
-    start, owners = writer.shard.items.start, writer.beton.allocations["sample_id"][: writer.beton.stored]
-    refused = _probes(writer.refused)
-    for number in [*_probes(range(start, start + writer.done)), *refused]:
-        result = _encode_again(number, split, encode)
-        refused_before = int(np.searchsorted(writer.refused, number))
-        if refused_before < len(writer.refused) and writer.refused[refused_before] == number:
-            same = isinstance(result, Refused)
-        else:
-            sample = number - start - refused_before
-            stored = slice(*np.searchsorted(owners, (sample, sample + 1)))
-            same = not isinstance(result, Refused) and _checksums(result) == writer.beton.checksums[stored].tolist()
-        if not same:
+    start, stored = writer.shard.items.start, writer.beton.stored
+    owners, checksums = writer.beton.allocations["sample_id"][:stored], writer.beton.checksums[:stored]
+    for number in [*_probes(range(start, start + writer.done)), *_probes(writer.refused)]:
+        sample = number - start - np.searchsorted(writer.refused, number)
+        own = (owners == sample) & (number not in writer.refused)
+        if not _is_stored_so(number, split, encode, checksums[own]):
             raise UserError(
                 f"{split.names[number]} has changed since the unfinished {writer.shard.path} was begun;"
                 f" remove {beside(writer.shard.path, '.journal.partial')} to start that file over"
             )
 
 
-def _encode_again(number, split, encode):
-    (result,) = encode_all(encode, [split.items[number]])
-    if isinstance(result, Refused) and result.unreadable:
+def _is_stored_so(number, split, encode, checksums):
+    """Whether the item, encoded again, has the checksums of its stored images; none where it was refused."""
+    result = encode_or_refuse(encode, split.items[number])
+    if not isinstance(result, Refused):
+        return sorted(image.checksum for image in stored_images(result)) == sorted(checksums.tolist())
+    if result.unreadable:
         raise UserError(f"{split.names[number]}: {result.reason}; check the source's disk or network")
-    return result
+    return not len(checksums)
 
 
 def _probes(numbers):
     """At most PROBES of them, evenly spread."""
     return numbers[:: max(1, -(-len(numbers) // PROBES))]
-
-
-def _checksums(sample):
-    """Of the images that are stored: one that equals the image of the level before is not."""
-    pairs = zip(sample, (None, *sample), strict=False)
-    return [image.checksum for image, previous in pairs if image != previous]

@@ -48,7 +48,9 @@ class ShardWriter:
         self._journal = os.fdopen(journal_file, "r+b")
         try:
             for record in journal.records(self._journal, self._is_sound):
-                self._restore(record)
+                self.beton.restore(record)
+                self.done, self.refused = int(record["done"]), np.append(self.refused, record["refused"])
+                self._recorded = self.beton.samples, self.beton.stored
             self.beton.resume()
         except BaseException:
             self.__exit__()
@@ -141,11 +143,6 @@ class ShardWriter:
     def _wait(self):
         if self._pending:
             self._pending.result()
-
-    def _restore(self, record):
-        self.beton.restore(record)
-        self.done, self.refused = int(record["done"]), np.append(self.refused, record["refused"])
-        self._recorded = self.beton.samples, self.beton.stored
 
 
 def _check_images(path, arrays):

@@ -8,78 +8,58 @@ folder gives the same split on every machine, in whatever order it was read, and
 import itertools
 import os
 import sys
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import xxhash
 
 from conversion.sources import Source, Split
+from conversion.sources.source import Made
 from conversion.sources.splits import ALL
 from ffcv_ops.errors import UserError, one_line
 
 SHARE = 0.1  # that becomes val where a source is not divided and nothing else is said
 
 
-class Draw(NamedTuple):
-    """The keys of --data that divide a source."""
-
-    val_share: float | str | None = "auto"
-    seed: int = 0
-    folds: int | None = None
-    fold: int | None = None
-    per_class: int | None = None
-
-
-class Subset(NamedTuple):
-    """Some rows of a sequence (int64 [n]), itself a sequence: no copy of names that may be millions."""
-
-    sequence: Sequence
-    rows: np.ndarray
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return [self.sequence[row] for row in self.rows[index]]
-        return self.sequence[self.rows[index]]
-
-    def __iter__(self):
-        return (self.sequence[row] for row in self.rows)
-
-
-def divided(source: Source, draw: Draw) -> Source:
-    """The source with the splits train and perhaps val and test; `made` tells how they were made."""
-    if (draw.folds is None) != (draw.fold is None) or (draw.folds is not None and draw.fold >= draw.folds):
+def divided(
+    source: Source,
+    *,
+    val_share: float | str | None,
+    seed: int,
+    folds: int | None,
+    fold: int | None,
+    per_class: int | None,
+) -> Source:
+    """The source with the splits train and perhaps val and test, by the keys of --data that divide it; `made` tells how
+    they were made."""
+    if (folds is None) != (fold is None) or (folds is not None and fold >= folds):
         raise UserError(
             "--data.folds=5 --data.fold=0: data.folds is their number, data.fold the one that is val, from 0"
         )
-    if draw.folds and isinstance(draw.val_share, float):
+    if folds and isinstance(val_share, float):
         raise UserError("data.val_share and data.folds both make a val; give one of them")
     whole = source.splits.get(ALL)
     if whole:
         source = source._replace(splits={"train": whole})
-    share, shown = draw.val_share, one_line(str(source.made.get("source", source.origin)))
+    share, shown = val_share, one_line(str(source.made.get("source", source.origin)))
     if share == "auto":
-        share = SHARE if whole and not draw.folds and np.bincount(whole.labels).max() > 1 else None
+        share = SHARE if whole and not folds and np.bincount(whole.labels).max() > 1 else None
         if share:
             print(
                 f"{shown} is not divided: {share:g} of each class becomes val;"
                 " --data.val_share=none leaves all in train", file=sys.stderr,
             )  # fmt: skip
     if share is not None:
-        source = with_val(source, share, draw.seed)
-    elif draw.folds:
-        source = with_fold(source, draw)
+        source = with_val(source, share, seed)
+    elif folds:
+        source = with_fold(source, folds, fold, seed)
     elif "test" in source.splits and "val" not in source.splits:
         print(f"{shown} has no val; its test is written as val", file=sys.stderr)
         source = source._replace(splits={"val" if name == "test" else name: s for name, s in source.splits.items()})
-    made = {"val_share": share, "folds": draw.folds, "fold": draw.fold, "per_class": draw.per_class}
-    if draw.per_class is not None:
-        source = with_few(source, draw.per_class, draw.seed)
+    made = {"val_share": share, "folds": folds, "fold": fold, "per_class": per_class}
+    if per_class is not None:
+        source = with_few(source, per_class, seed)
     if any(value is not None for value in made.values()):
-        made["seed"] = draw.seed or None
+        made["seed"] = seed or None
     return source._replace(made=source.made | {name: value for name, value in made.items() if value is not None})
 
 
@@ -98,15 +78,15 @@ def with_val(source: Source, share: float, seed: int = 0) -> Source:
     return _with_parts(source, {"train": ~chosen, "val": chosen})
 
 
-def with_fold(source: Source, draw: Draw) -> Source:
+def with_fold(source: Source, folds: int, fold: int, seed: int) -> Source:
     """The source with one of `folds` equal parts of its training images as val. Each class, and all, are dealt out
     evenly: parts differ by one image at most."""
-    train = _train_of(source, f"data.folds is {draw.folds}")
-    if len(train.names) < draw.folds:
-        raise UserError(f"{source.origin} has {len(train.names)} images; data.folds={draw.folds} needs as many")
-    by_class, _ = _drawn(train, draw.seed)
+    train = _train_of(source, f"data.folds is {folds}")
+    if len(train.names) < folds:
+        raise UserError(f"{source.origin} has {len(train.names)} images; data.folds={folds} needs as many")
+    by_class, _ = _drawn(train, seed)
     chosen = np.zeros(len(by_class), bool)
-    chosen[by_class[draw.fold :: draw.folds]] = True
+    chosen[by_class[fold::folds]] = True
     return _with_parts(source, {"train": ~chosen, "val": chosen})
 
 
@@ -142,6 +122,11 @@ def _with_parts(source, chosen) -> Source:
     train, parts = source.splits["train"], {}
     for name, mask in chosen.items():
         rows = np.flatnonzero(mask)
-        parts[name] = Split(Subset(train.items, rows), Subset(train.names, rows), train.labels[rows])
+        parts[name] = Split(_subset(train.items, rows), _subset(train.names, rows), train.labels[rows])
     parts["train"] = parts["train"]._replace(left_out=train.left_out)
     return source._replace(splits=source.splits | parts)
+
+
+def _subset(sequence, rows) -> Made:
+    """Some rows of a sequence: no copy of names that may be millions."""
+    return Made(len(rows), lambda number: sequence[rows[number]])

@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Sequence
 from multiprocessing import resource_tracker
 
-from conversion.encode import encode_all
+from conversion.encode import encode_or_refuse
 from ffcv_ops.errors import UserError
 
 ITEMS_PER_TASK = 8  # enough to hide the cost of a task (about 0.1 ms)
@@ -155,7 +155,7 @@ def _serve(connection, work):
     while True:
         items = tasks.get()
         try:
-            answer = encode_all(work, items)
+            answer = [encode_or_refuse(work, item) for item in items]
         except Exception as error:
             error.add_note(traceback.format_exc())
             answer = error

@@ -25,24 +25,24 @@ def reference() -> str:
     of_evaluation = keywords_of(EvalOptions)
     of_training = {name: one for name, one in keywords_of(TrainOptions).items() if name not in of_evaluation}
     parts = [
-        *_described("train_loader(path, **keywords)", ffcv_ops.train_loader),
+        _described("train_loader(path, **keywords)", ffcv_ops.train_loader),
         "Its keywords, beside those of `eval_loader`:",
         _table(of_training),
-        *_described("eval_loader(path, **keywords)", ffcv_ops.eval_loader),
+        _described("eval_loader(path, **keywords)", ffcv_ops.eval_loader),
         _table(of_evaluation),
+        _described("Loader", ffcv_ops.Loader),
     ]
-    parts += _described("Loader", ffcv_ops.Loader)
     for name in ("__iter__", "epoch", "set_epoch", "state_dict", "load_state_dict", "close"):
         method = getattr(ffcv_ops.Loader, name)
         parts.append(f"`{name}{_signature(method)}`: {inspect.getdoc(method)}")
     for name in ("mixup_cutmix", "Mixing", "write_beton"):
         value = getattr(ffcv_ops, name)
-        parts += _described(f"{name}{_signature(value)}", value)
-    return "\n\n".join([*parts, f"### UserError\n\n{inspect.getdoc(ffcv_ops.UserError)}"]) + "\n"
+        parts.append(_described(f"{name}{_signature(value)}", value))
+    return "\n\n".join([*parts, _described("UserError", ffcv_ops.UserError)]) + "\n"
 
 
 def _described(title, value):
-    return [f"### {title}", inspect.getdoc(value)]
+    return f"### {title}\n\n{inspect.getdoc(value)}"
 
 
 def _signature(value):

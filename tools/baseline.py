@@ -15,7 +15,6 @@ from ffcv_ops.errors import UserError, exits_cleanly
 
 
 def parse(argv=None) -> argparse.Namespace:
-    """The command line."""
     parser = Parser(description=__doc__)
     parser.add_argument("train", type=Path, help=".beton of the known images")
     parser.add_argument("val", type=Path, help=".beton of the images to name")

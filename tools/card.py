@@ -97,17 +97,15 @@ def _results(trained):
             f"**Top-1 {100 * row[shown]:.2f} %** on the {row['val_images']:,} images of {data}, after epoch"
             f" {row['epoch']} of stage {stage.name}{best}."
         )
-    names = {str(place.resolve()) for place in (trained.weights, *_folder_of(trained.weights))}
+    places = [trained.weights]
+    if trained.weights.stem == "model":  # a run's folder stands for its model.safetensors
+        places.append(trained.weights.parent)
+    names = {str(place.resolve()) for place in places}
     rows = [row for row in records.read(trained.folder) if str(Path(row["weights"]).resolve()) in names]
     parts += [records.table(rows)] if rows else []
     if (report := trained.folder / "report.md").is_file():
         parts.append("\n".join(line for line in report.read_text(encoding="utf-8").splitlines() if line[:1] == "|"))
     return "\n\n".join(parts) or "Not evaluated."
-
-
-def _folder_of(weights):
-    """A run's folder stands for its model.safetensors."""
-    return [weights.parent] if weights.stem == "model" else []
 
 
 def _data(recipe):

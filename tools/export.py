@@ -24,7 +24,7 @@ from typing import NamedTuple
 from config.parser import Parser
 from ffcv_ops.errors import UserError, exits_cleanly, writing
 
-FORMATS = ("timm", "pt2", "onnx")
+FORMATS = {"timm": "model.safetensors", "pt2": "model.pt2", "onnx": "model.onnx"}  # and the file of each
 
 
 def parse(argv=None) -> argparse.Namespace:
@@ -63,7 +63,7 @@ from training.network import model, weights
 from training.planning import cost
 from training.run import Run
 
-FILES = ("model.safetensors", "config.json", "model.pt2", "model.onnx", "model.onnx.data", "README.md", "curves.png")
+FILES = (*FORMATS.values(), "config.json", "model.onnx.data", "README.md", "curves.png")
 TOLERANCE = 1e-3  # of logits, as a share of the largest; float32 on another path of kernels is at 1e-6
 
 
@@ -120,7 +120,7 @@ def export(trained: Trained, out: Path, formats: Sequence[str]) -> str:
     with writing(out):
         partial.mkdir(parents=True)
     try:
-        differences = {name: WRITERS[name](trained, partial) for name in FORMATS if name in formats}
+        differences = {FORMATS[name]: WRITERS[name](trained, partial) for name in FORMATS if name in formats}
         card.write(trained, partial)
         shutil.rmtree(out, ignore_errors=True)
         partial.rename(out)
@@ -130,8 +130,7 @@ def export(trained: Trained, out: Path, formats: Sequence[str]) -> str:
     network, side = trained.network, trained.stage.eval_side
     lines = [("file", "MB", "largest difference of a logit")]
     for path in sorted(out.iterdir()):
-        kind = {"model.safetensors": "timm", "model.pt2": "pt2", "model.onnx": "onnx"}.get(path.name)
-        difference = f"{differences[kind]:.1e}" if kind else "-"
+        difference = f"{differences[path.name]:.1e}" if path.name in differences else "-"
         lines.append((path.name, f"{path.stat().st_size / 1e6:.2f}", difference))
     size = f"{network.num_classes:,} classes, {side} px, {cost.num_parameters(network):,} parameters"
     about = f"{trained.recipe.model.name}, {size}"

@@ -24,7 +24,6 @@ def traced(network: nn.Module, side: int) -> torch.export.ExportedProgram:
 
 
 def save_pt2(network: nn.Module, side: int, path: Path) -> None:
-    """Writes torch.export's file."""
     torch.export.save(traced(network, side), path)
 
 

@@ -31,22 +31,10 @@ def networks() -> dict[str, tuple[ModelConfig, int, float]]:
 
 
 def row(config: ModelConfig, resolution: int, drop_path: float) -> dict:
-    few, many = (_flat(count(config, resolution, classes, drop_path=drop_path)) for classes in CLASSES)
-    tokens = few.pop("tokens")
-    pairs = {name: _line(few[name], many[name]) for name in few}
-    return {"tokens": tokens, **pairs}
-
-
-def _flat(costs):
-    return {
-        "parameters": costs.parameters,
-        "macs": costs.macs,
-        "tokens": costs.tokens,
-        "fp32_once": costs.saved_fp32[0],
-        "fp32_per_sample": costs.saved_fp32[1],
-        "bf16_once": costs.saved_bf16[0],
-        "bf16_per_sample": costs.saved_bf16[1],
-    }
+    few, many = (count(config, resolution, classes, drop_path=drop_path) for classes in CLASSES)
+    numbers = ((one.parameters, one.macs, *one.saved_fp32, *one.saved_bf16) for one in (few, many))
+    names = ("parameters", "macs", "fp32_once", "fp32_per_sample", "bf16_once", "bf16_per_sample")
+    return {"tokens": few.tokens, **{name: _line(*both) for name, *both in zip(names, *numbers, strict=True)}}
 
 
 def _line(few, many):

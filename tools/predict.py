@@ -12,6 +12,7 @@ them: upright, alpha over white. One that cannot be read costs a line and its ro
 
 import argparse
 import csv
+import functools
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -151,20 +152,17 @@ def load(source: str) -> Model:
     return Model(network, timm.data.create_transform(**options, is_training=False), names, flip)
 
 
-class _Pictures(torch.utils.data.Dataset):
-    """(the network's input, "") of each file, or (that of a black image, why it cannot be read)."""
-
-    def __init__(self, files, transform):
-        self.files, self.transform = files, transform
-
-    def __len__(self):
-        return len(self.files)
-
-    def __getitem__(self, number):
+def _read(files, transform) -> tuple[Tensor, list[str]]:
+    """The network's inputs, and for each "" or why the file cannot be read, which then is a black image."""
+    pictures, reasons = [], []
+    for file in files:
         try:
-            return self.transform(read_image(self.files[number])), ""
+            picture, reason = read_image(file), ""
         except UserError as error:
-            return self.transform(Image.new("RGB", (1, 1))), str(error)
+            picture, reason = Image.new("RGB", (1, 1)), str(error)
+        pictures.append(transform(picture))
+        reasons.append(reason)
+    return torch.stack(pictures), reasons
 
 
 @torch.inference_mode()
@@ -173,7 +171,8 @@ def predict(model: Model, files: list[Path], *, batch: int, device: str) -> tupl
     be read}, whose rows are of no use."""
     network, found, faults = model.network.to(device), [], {}
     workers = 0 if len(files) <= batch else usable_cores()
-    for inputs, reasons in DataLoader(_Pictures(files, model.transform), batch, num_workers=workers):
+    read = functools.partial(_read, transform=model.transform)
+    for inputs, reasons in DataLoader(files, batch, num_workers=workers, collate_fn=read):
         faults |= {batch * len(found) + place: why for place, why in enumerate(reasons) if why}
         found.append(_outputs(network, inputs.to(device), flip=model.flip))
     probabilities, features = (torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True))

@@ -52,7 +52,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from config import loading
-from config.schema import StageConfig
 from conversion.rgb import read_image
 from ffcv_ops import rng
 from ffcv_ops.augment import chain, load
@@ -116,19 +115,11 @@ def stored_panel(image: np.ndarray, class_name: str = "") -> Panel:
 
 def row_of(stored: Panel, shown, seed: int) -> list[Panel]:
     """The stored image and one panel for each (stage, draw) of `shown`."""
-    views = [
-        (View(stage, plan_of(**loading.train_options(stage)), load.from_text(loading.chain_of(stage))), draw)
-        for stage, draw in shown
-    ]
-    return [stored] + [_panel(stored.picture, view, RandomKey(seed, draw)) for view, draw in views]
-
-
-class View(NamedTuple):
-    """What is done to an image: a stage's crop and flip, and augmentations."""
-
-    stage: StageConfig
-    params: TransformParams
-    loaded: list[load.Loaded]  # the augmentations of `params`
+    panels = [stored]
+    for stage, draw in shown:
+        params, loaded = plan_of(**loading.train_options(stage)), load.from_text(loading.chain_of(stage))
+        panels.append(_panel(stored.picture, stage, params, loaded, RandomKey(seed, draw)))
+    return panels
 
 
 def compared(stored: Panel, shown, seed: int) -> list[list[Panel]]:
@@ -142,7 +133,7 @@ def compared(stored: Panel, shown, seed: int) -> list[list[Panel]]:
         augmented = load.compiled(loaded, params.interpolation)
         params = params._replace(min_oversampling=0.0, chain=augmented)  # decoding less has no other implementation
         key = RandomKey(seed, draw)
-        ours = _panel(image, View(stage, params, loaded), key)
+        ours = _panel(image, stage, params, loaded, key)
         theirs = reference.show(image, params, loaded, resolution=stage.resolution, key=key)
         apart = np.abs(ours.picture.astype(int) - theirs)
         amplified = np.minimum(AMPLIFIED * apart, 255).astype(np.uint8)
@@ -158,17 +149,16 @@ def policy_rows(image: np.ndarray, stage, seed: int, number: int) -> list[list[P
     rows = []
     for text in (chain.NONE, *examples):
         loaded, params = load.from_text(text), plan_of(**loading.train_options(stage))
-        view = View(stage, params._replace(chain=load.compiled(loaded, params.interpolation)), loaded)
-        panels = [_panel(image, view, RandomKey(seed, draw)) for draw in range(number)]
+        params = params._replace(chain=load.compiled(loaded, params.interpolation))
+        panels = [_panel(image, stage, params, loaded, RandomKey(seed, draw)) for draw in range(number)]
         rows.append([Panel(image, below=text.replace(" | ", "\n| ")), *panels])
     return rows
 
 
-def _panel(image, view, key):
-    size = view.stage.resolution
-    shown = transform_image(image, view.params, resolution=size, key=key)
-    said = words(view.params, view.loaded, image.shape[:2], size, key=key)
-    return Panel(shown, f"{view.stage.name}, {size} px", said)
+def _panel(image, stage, params, loaded, key):
+    size = stage.resolution
+    shown = transform_image(image, params, resolution=size, key=key)
+    return Panel(shown, f"{stage.name}, {size} px", words(params, loaded, image.shape[:2], size, key=key))
 
 
 def stored_images(path: Path, number: int) -> list[Panel]:

@@ -17,7 +17,6 @@ from ffcv_ops.errors import UserError, exits_cleanly
 
 
 def parse(argv=None) -> argparse.Namespace:
-    """The command line."""
     parser = Parser(description=__doc__)
     parser.add_argument("page", nargs="?", type=Path, help="the Markdown file to put the table into")
     return parser.parse_args(argv)
@@ -56,26 +55,25 @@ def table() -> str:
 
 def _place(path):
     """Smaller models and shorter schedules first, folders last."""
-    kind, size, epochs = (*path.stem.split("_"), "", "")[:3]
-    return len(path.parts), str(path.parent), kind == "in21k", *_number(size, epochs), path.stem
-
-
-def _number(size, epochs):
     sizes = ("ti", "s", "m", "b", "l", "h")
-    return (sizes.index(size), int(epochs[:-2])) if size in sizes and epochs.endswith("ep") else (len(sizes), 0)
+    kind, size, epochs = (*path.stem.split("_"), "", "")[:3]
+    named = size in sizes and epochs.endswith("ep")
+    order = (sizes.index(size), int(epochs[:-2])) if named else (len(sizes), 0)
+    return len(path.parts), str(path.parent), kind == "in21k", *order, path.stem
 
 
 def _rows(run, published, curves):
     sets = {stage.data: _assumed(run, stage.data) for stage in run.stages}
     for stage in run.stages:
-        count, gmacs = _size(run.model, stage.resolution, sets[stage.data].classes, stage.drop_path)
+        costs = model_costs(run.model, stage.resolution, sets[stage.data].classes, drop_path=stage.drop_path)
         steps, _ = estimate.stage_length(stage, sets)
-        hours = steps * stage.batch * gmacs * estimate.work_share(run, stage, sets) * 6e9 / OPERATIONS_PER_S / 3600
+        operations = steps * stage.batch * costs.gmacs * estimate.work_share(run, stage, sets) * 6e9
         paper, curve = published.get(stage.name, {}), curves.get(stage.name, {})
         top1 = f"{paper['top1']:.1f} ({paper['source']})" if paper else "-"
         others = (f"{paper[key]:.1f}" if key in paper else "-" for key in ("v2", "real"))
         yield (stage.name, f"{stage.resolution}", f"{stage.epochs}", top1, *others, _points(curve),
-               f"{count / 1e6:.1f}", f"{gmacs:.2f}", f"{hours:,.0f}", paper.get("ours", "*not run*"))  # fmt: skip
+               f"{costs.parameters / 1e6:.1f}", f"{costs.gmacs:.2f}", f"{operations / OPERATIONS_PER_S / 3600:,.0f}",
+               paper.get("ours", "*not run*"))  # fmt: skip
 
 
 def _points(curve):
@@ -88,12 +86,6 @@ def _assumed(recipe, word):
     """The data set as published, whatever files are here: the table must not depend on the machine."""
     train = datasets.assumed(datasets.files_of(recipe, word)[0])
     return datasets.DataSet(train, train, train.classes)
-
-
-def _size(config, resolution, classes, drop_path):
-    """(parameters, GMACs) of a recipe's `model` section."""
-    costs = model_costs(config, resolution, classes, drop_path=drop_path)
-    return costs.parameters, costs.gmacs
 
 
 @exits_cleanly

@@ -89,11 +89,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--name", default="deit3", help="the job's name")
     parser.add_argument("--logs", type=Path, default=ROOT / "runs" / "slurm", help="what the processes print")
     parser.add_argument("--local", action="store_true", help="on this machine, without Slurm")
-    if "--" not in argv:
-        own, rest = parser.parse_args(argv), []
-    else:
-        cut = argv.index("--")
-        own, rest = parser.parse_args(argv[:cut]), argv[cut + 1 :]
+    cut = argv.index("--") if "--" in argv else len(argv)
+    own, rest = parser.parse_args(argv[:cut]), argv[cut + 1 :]
     if not any(word == "--cfg" or word.startswith("--cfg=") for word in rest):
         raise UserError("tools.slurm: nothing to train; end with -- --cfg recipes/NAME.yaml")
     return own, rest

@@ -5,7 +5,7 @@
 A header or table that contradicts itself is a `UserError` at once. What is wrong with samples is printed, a line each.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def verify(path: Path | str, *, workers: int) -> int:
     return bad
 
 
-def faults(known: Index, *, workers: int, after=lambda count: None) -> Iterator[tuple[int, str]]:
+def faults(known: Index, *, workers: int, after: Callable[[int], None]) -> Iterator[tuple[int, str]]:
     """Yields (sample, what is wrong with it) in the samples' order. Calls `after` with the number of samples that were
     checked since the last call."""
     names, labels = levels_of(known), column(known, "label")

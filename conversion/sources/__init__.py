@@ -120,8 +120,8 @@ def _kind_of_tars(path, tar_files):
     if not path.is_dir() and first.endswith(".tar"):
         return "class tars"
     names = [first, *(names if path.is_dir() else itertools.islice(names, LOOKED_AT))]
-    images = {_until_last_dot(name) for name in names if has_image_name(name)}
-    others = {_until_last_dot(name) for name in names if not has_image_name(name)}
+    images = {name.rpartition(".")[0] for name in names if has_image_name(name)}
+    others = {name.rpartition(".")[0] for name in names if not has_image_name(name)}
     if images & others or any(name.lower().endswith((".cls", ".json")) for name in names):
         return "WebDataset"  # something belongs to an image: its label, or a caption
     if not path.is_dir():
@@ -131,10 +131,6 @@ def _kind_of_tars(path, tar_files):
         shown = first_few([file.name for file in tar_files])
         raise UserError(f"{path}: {shown} are called as shards of a split, but hold images without labels")
     return "class tars"
-
-
-def _until_last_dot(name):
-    return name.rpartition(".")[0]
 
 
 def output_name(place: str) -> str:

@@ -16,7 +16,7 @@ from conversion import formats
 from conversion.sources import tars
 from conversion.sources.folder import Tree, class_folders
 from conversion.sources.selection import NO_IMAGE, has_image_name, junk_folder
-from conversion.sources.source import MAX_FILE, Lazy, Source, Spans, in_one_line, require_unchanged, stamps
+from conversion.sources.source import MAX_FILE, Made, Source, Spans, in_one_line, require_unchanged, stamps
 from ffcv_ops.errors import UserError, one_line, reading
 from ffcv_ops.files import open_regular
 
@@ -25,24 +25,17 @@ LOCAL_HEADER = 30  # bytes, of which the last four are the lengths of what follo
 ROW = np.dtype([("at", "i8"), ("packed", "i8"), ("size", "i8"), ("crc", "u4"), ("deflated", "?")])
 
 
-class ZipMembers(Lazy):
-    """Items of a zip file: (path, place of the header, stored bytes, bytes, CRC-32, whether deflated)."""
-
-    def __init__(self, path: str, rows: np.ndarray):
-        self.path, self.rows = path, rows
-
-    def __len__(self):
-        return len(self.rows)
-
-    def _make(self, number):
-        return self.path, *self.rows[number].tolist()
-
-
 def zip_file(place: str, classes: str) -> Source:
+    """An item is (path, place of the header, stored bytes, bytes, CRC-32, whether deflated)."""
     path = os.path.abspath(place)
     names, rows = _zip_directory(path)
+
+    def items_of(numbers):
+        chosen = rows[numbers]
+        return Made(len(chosen), lambda number: (path, *chosen[number].tolist()))
+
     read = functools.partial(read_zip_member, known=stamps([path]))
-    return class_folders(_tree(path, names, lambda numbers: ZipMembers(path, rows[numbers]), zip_head, read), classes)
+    return class_folders(_tree(path, names, items_of, zip_head, read), classes)
 
 
 def tar_file(place: str, classes: str) -> Source:

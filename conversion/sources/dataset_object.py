@@ -20,7 +20,7 @@ from PIL import Image
 from conversion.encode import ReadError
 from conversion.progress import progress
 from conversion.sources import synsets
-from conversion.sources.source import Lazy, Source, Split, Strings, read_file
+from conversion.sources.source import Made, Source, Split, Strings, read_file
 from conversion.sources.splits import ALL, SPLITS, WORDS
 from ffcv_ops.errors import UserError, one_line
 from ffcv_ops.modes import to_rgb, upright
@@ -28,17 +28,9 @@ from ffcv_ops.modes import to_rgb, upright
 CLASSES = ("wnids", "classes", "categories", "all_categories")  # where a data set may keep its class names
 
 
-class Numbers(Lazy):
+def items_of(name: str, arguments: tuple, count: int) -> Made:
     """Items of a data set that every worker makes for itself: (module:name, arguments, number)."""
-
-    def __init__(self, name: str, arguments: tuple, count: int):
-        self.name, self.arguments, self.count = name, arguments, count
-
-    def __len__(self):
-        return self.count
-
-    def _make(self, number):
-        return self.name, self.arguments, number
+    return Made(count, lambda number: (name, arguments, number))
 
 
 def is_name(place: str) -> bool:
@@ -51,14 +43,14 @@ def dataset_object(place: str, classes: str) -> Source:
     for split, arguments in _splits(place).items():
         dataset = _made(place, arguments)
         labels, names = walked(place, split, dataset)
-        splits[split] = Split(Numbers(place, arguments, len(labels)), names, labels)
+        splits[split] = Split(items_of(place, arguments, len(labels)), names, labels)
         known = known or dataset
     count = synsets.count_of(splits.values(), place)
     return Source(place, synsets.named(count, class_names(known, count), classes, place), splits, read_item)
 
 
 def read_item(item) -> bytes | np.ndarray:
-    """The image of an item of `Numbers`, as `Source.read` gives it."""
+    """The image of one of `items_of`, as `Source.read` gives it."""
     name, arguments, number = item
     image = _sample(_made(name, arguments), number)[0]
     if isinstance(image, str | os.PathLike):

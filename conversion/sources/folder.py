@@ -15,14 +15,7 @@ import numpy as np
 from conversion import formats
 from conversion.encode import ReadError
 from conversion.sources import synsets
-from conversion.sources.selection import (
-    JUNK_FOLDERS,
-    NO_CLASS,
-    NO_IMAGE,
-    LeftOut,
-    has_image_name,
-    is_image_file,
-)
+from conversion.sources.selection import JUNK_FOLDERS, NO_IMAGE, LeftOut, has_image_name, is_image_file
 from conversion.sources.source import Source, Split, Strings, first_few, read_file
 from conversion.sources.splits import ALL, WORDS, by_split, split_of
 from ffcv_ops.errors import UserError, one_line
@@ -134,7 +127,7 @@ def _class_names(tree, place, left_out) -> list[str]:
     """The class folders at the place; none only where it is a test split, which often has no labels."""
     folders, files = tree.entries(place)
     for name in files:
-        left_out.add(NO_CLASS, name)
+        left_out.add("in no class folder", name)
     for name in JUNK_FOLDERS.intersection(folders):
         left_out.add("folder of another program", name)
     classes = [name for name in folders if name not in JUNK_FOLDERS]
@@ -163,8 +156,7 @@ def _split(tree, place, class_names, classes, left_out) -> Split:
             raise UserError(f"{_shown(tree, folder)} has no images (known formats: {formats.NAMES})")
         names.append(found)
         counts.append(len(found))
-    if left_out.counts:
-        print(f"{one_line(_shown(tree, place))}: left out: {left_out}", file=sys.stderr)
+    left_out.tell(one_line(_shown(tree, place)))
     number = {class_name: k for k, class_name in enumerate(classes)}
     names = Strings.joined(names)
     labels = np.repeat([number[name] for name in class_names], counts)

@@ -11,7 +11,6 @@ give after the usual unpacking to train/<synset>/ and val/<synset>/.
 import functools
 import io
 import os
-import sys
 import tarfile
 from pathlib import Path
 
@@ -20,7 +19,7 @@ import numpy as np
 from conversion import formats
 from conversion.sources import synsets, tars
 from conversion.sources.selection import LeftOut, junk_folder
-from conversion.sources.source import Prefixed, Source, Spans, Split, Strings, first_few, in_one_line, joined, stamps
+from conversion.sources.source import Source, Spans, Split, Strings, first_few, in_one_line, joined, prefixed, stamps
 from ffcv_ops.errors import UserError, one_line
 from ffcv_ops.files import open_regular, read_regular
 
@@ -78,21 +77,16 @@ def _of_class_tars(path, regions, classes, workers):
     numbered = synsets.ordered(list(regions), classes, str(path))
     found = [name for name in numbered if name in regions]
     scanned = tars.scanned(_class_images, [regions[name] for name in found], path.name, workers)
-    left_out = LeftOut()
-    for *_, tar_left_out in scanned:
-        left_out.merge(tar_left_out)
-    images = [columns for *columns, _ in scanned]
-    for class_name, (names, _, _) in zip(found, images, strict=True):
-        if not len(names):
+    counts = [len(names) for names, *_ in scanned]
+    for class_name, count in zip(found, counts, strict=True):
+        if not count:
             raise UserError(f"{path}: {one_line(class_name)}.tar has no images (known formats: {formats.NAMES})")
-    if left_out.counts:
-        print(f"{one_line(str(path))}: left out: {left_out}", file=sys.stderr)
-    counts = [len(names) for names, _, _ in images]
-    names, offsets, sizes = joined(images)
+    names, offsets, sizes, left_out = joined(scanned)
+    left_out.tell(one_line(str(path)))
     items = Spans([regions[name].path for name in found], counts, offsets, sizes)
     number = {name: k for k, name in enumerate(numbered)}
     labels = np.repeat(np.array([number[name] for name in found], np.int64), counts)
-    names = Prefixed([f"train/{name}/" for name in found], counts, names)
+    names = prefixed([f"train/{name}/" for name in found], counts, names)
     return Split(items, names, labels, left_out.counts), numbered
 
 

@@ -10,7 +10,6 @@ import io
 import json
 import os
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -180,8 +179,7 @@ def _samples(path, folder, rows, columns) -> dict[str, list[tuple[str, str]]]:
             raise UserError(
                 f"{place}: {one_line(name)} is in line {earlier[0]} too, with another class or split; it can have one"
             )
-    if left_out.counts:
-        print(f"{one_line(str(path))}: left out: {left_out}", file=sys.stderr)
+    left_out.tell(one_line(str(path)))
     return samples
 
 

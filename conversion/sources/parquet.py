@@ -20,28 +20,12 @@ import numpy as np
 
 from conversion.encode import ReadError
 from conversion.sources import synsets
-from conversion.sources.source import Lazy, Source, Split, Strings, first_few, in_one_line, require_unchanged, stamps
-from conversion.sources.splits import ALL, SPLITS, by_split, split_of
-from conversion.sources.webdataset import refuse_missing
+from conversion.sources.source import Made, Source, Split, Strings, first_few, in_one_line, require_unchanged, stamps
+from conversion.sources.splits import ALL, by_split, files_by_split
 from ffcv_ops.errors import UserError, one_line
 from ffcv_ops.files import open_regular, read_regular
 
 LABELS = ("label", "labels", "fine_label")  # the column that `auto` takes where there are several
-
-
-class Rows(Lazy):
-    """Items that are rows: (path, column, row group, row in it). `ends`: of each row group, in samples."""
-
-    def __init__(self, groups: list[tuple[str, int]], ends: np.ndarray, column: str):
-        self.groups, self.ends, self.column = groups, ends, column
-
-    def __len__(self):
-        return int(self.ends[-1])
-
-    def _make(self, number):
-        group = int(np.searchsorted(self.ends, number, side="right"))
-        path, group_number = self.groups[group]
-        return path, self.column, group_number, int(number - (self.ends[group - 1] if group else 0))
 
 
 class Opened(NamedTuple):
@@ -98,12 +82,7 @@ def _files(place) -> dict[str, list[Path]]:
             return {ALL: _saved(place)}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{place}: its .json files are not those of save_to_disk ({one_line(repr(error))})") from None
-    if place.is_dir():
-        refuse_missing(paths)
-    files = {}
-    for path in paths:
-        files.setdefault(split_of(path.name), []).append(path)
-    return {split: files[split] for split in SPLITS if split in files}
+    return files_by_split(place, paths)
 
 
 def _saved(folder):
@@ -167,7 +146,7 @@ def _columns(path, label):
     if len(set(schema.names)) < len(schema.names):
         raise UserError(f"{path} has several columns of one name")
     named = _class_names(schema, path)
-    images = [name for name in schema.names if _holds_images(schema.field(name).type)]
+    images = [name for name in schema.names if _has_child(schema.field(name).type, "bytes", "binary")]
     if len(images) != 1:
         what = f"several columns with images: {first_few(images)}" if images else "no column of structs with `bytes`"
         raise UserError(f"{path} has {what}; it needs one column with an image")
@@ -201,14 +180,10 @@ def _class_names(schema, path) -> dict[str, list[str]]:
         raise UserError(f"{path}: the metadata `huggingface` cannot be used") from None
 
 
-def _holds_images(kind):
-    return _has_child(kind, "bytes", ("binary", "large_binary"))
-
-
-def _has_child(kind, name, types):
-    """Whether it is a struct with one child of this name, of one of these types."""
+def _has_child(kind, name, content):
+    """Whether it is a struct with one child of this name: `binary` or `string`, which may be large."""
     place = kind.get_field_index(name) if str(kind).startswith("struct<") else -1
-    return place >= 0 and str(kind.field(place).type) in types
+    return place >= 0 and str(kind.field(place).type) in (content, f"large_{content}")
 
 
 def _split(paths, image, label, origin) -> Split | None:
@@ -218,7 +193,8 @@ def _split(paths, image, label, origin) -> Split | None:
         with _opened(path) as file:
             groups += [(str(path), group) for group in range(len(file.rows))]
             counts += file.rows
-            table = file.read([label, f"{image}.path"] if _has_path(file, image) else [label])
+            has_path = _has_child(file.schema.field(image).type, "path", "string")
+            table = file.read([label, f"{image}.path"] if has_path else [label])
         column = table.column(label)
         if column.null_count:
             raise UserError(f"{path}: {column.null_count:,} images have no label")
@@ -229,11 +205,19 @@ def _split(paths, image, label, origin) -> Split | None:
         return None
     if labels.min() < 0:
         raise UserError(f"{paths[0]}: images of its split have the label {labels.min()}")
-    return Split(Rows(groups, np.cumsum(counts), image), Strings.joined(names), labels)
+    return Split(_rows(groups, counts, image), Strings.joined(names), labels)
 
 
-def _has_path(file, image):
-    return _has_child(file.schema.field(image).type, "path", ("string", "large_string"))
+def _rows(groups, counts, column) -> Made:
+    """Items that are rows: (path, column, row group, row in it). groups: (path, row group); counts: of rows in each."""
+    ends = np.cumsum(counts)
+
+    def row(number):
+        group = int(np.searchsorted(ends, number, side="right"))
+        path, group_number = groups[group]
+        return path, column, group_number, int(number - (ends[group] - counts[group]))
+
+    return Made(int(ends[-1]), row)
 
 
 def _names(path, table, image):

@@ -4,6 +4,8 @@ A file is taken for an image by its name, as torchvision does, so that nothing i
 looked into. Whatever is left out is counted by reason, printed, and noted in x.json.
 """
 
+import sys
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from conversion import formats
@@ -19,9 +21,6 @@ JUNK_FOLDERS = frozenset(  # copies, thumbnails and bins that other programs put
     ]
 )  # fmt: skip
 NO_IMAGE = "not an image by its content"
-NO_CLASS = "in no class folder"
-FURTHER = "further image of a sample"
-WITHOUT_IMAGE = "in a sample without an image"
 
 
 class LeftOut:
@@ -35,14 +34,19 @@ class LeftOut:
         self.counts[reason] = self.counts.get(reason, 0) + count
         self.first.setdefault(reason, name)
 
-    def merge(self, other: "LeftOut"):
-        for reason, count in other.counts.items():
-            self.add(reason, other.first[reason], count)
+    @classmethod
+    def joined(cls, parts: Sequence["LeftOut"]):
+        whole = cls()
+        for part in parts:
+            for reason, count in part.counts.items():
+                whole.add(reason, part.first[reason], count)
+        return whole
 
-    def __str__(self):
-        return ", ".join(
-            f"{count:,} {reason} ({one_line(self.first[reason])})" for reason, count in self.counts.items()
-        )
+    def tell(self, place: str):
+        """Prints what is left out of the place, if anything is."""
+        said = (f"{count:,} {reason} ({one_line(self.first[reason])})" for reason, count in self.counts.items())
+        if self.counts:
+            print(f"{place}: left out: {', '.join(said)}", file=sys.stderr)
 
 
 def has_image_name(name: str) -> bool:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from conversion.encode import ReadError
+from conversion.sources.selection import LeftOut
 from ffcv_ops.errors import UserError, one_line, reading
 from ffcv_ops.files import Irregular, open_regular
 
@@ -85,6 +86,16 @@ class Lazy(Sequence):
         return [self._make(k) for k in numbers] if isinstance(number, slice) else self._make(numbers)
 
 
+class Made(Lazy):
+    """So many things, each made by a function of its number."""
+
+    def __init__(self, count: int, make: Callable[[int], object]):
+        self.count, self._make = count, make
+
+    def __len__(self):
+        return self.count
+
+
 class Strings(Lazy):
     """Text by number: 8 bytes a string and its UTF-8. File names that are no UTF-8 keep their bytes."""
 
@@ -131,20 +142,13 @@ class Spans(Lazy):
         return path, int(self.offsets[number]), int(self.sizes[number])
 
 
-class Prefixed(Lazy):
+def prefixed(prefixes: Sequence[str], counts: Sequence[int], strings: Strings) -> Made:
     """Names that begin with where they are from: of `counts` of the strings with each of the prefixes."""
-
-    def __init__(self, prefixes: Sequence[str], counts: Sequence[int], strings: Strings):
-        self.prefixes, self.ends, self.strings = prefixes, np.cumsum(counts), strings
-
-    def __len__(self):
-        return len(self.strings)
-
-    def _make(self, number):
-        return self.prefixes[np.searchsorted(self.ends, number, side="right")] + self.strings[number]
+    ends = np.cumsum(counts)
+    return Made(len(strings), lambda number: prefixes[np.searchsorted(ends, number, side="right")] + strings[number])
 
 
-def joined(parts: list[tuple]) -> list[Strings | np.ndarray]:
+def joined(parts: list[tuple]) -> list[Strings | LeftOut | np.ndarray]:
     """Each column of the parts, joined. `parts` is emptied on the way, so that at most one column is held twice."""
     columns = list(zip(*parts, strict=True))
     parts.clear()
@@ -152,7 +156,8 @@ def joined(parts: list[tuple]) -> list[Strings | np.ndarray]:
 
 
 def _joined(column):
-    return Strings.joined(column) if isinstance(column[0], Strings) else np.concatenate(column)
+    kind = type(column[0])
+    return kind.joined(column) if kind in (Strings, LeftOut) else np.concatenate(column)
 
 
 def in_one_line(name: str) -> str:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from ffcv_ops.errors import UserError, one_line
 
@@ -33,3 +34,25 @@ def by_split(names: Iterable[str], place) -> dict[str, str]:
             raise UserError(f"{place}: {one_line(known[split])} and {shown} are both {split}; take one of them out")
         known[split] = name
     return {split: known[split] for split in SPLITS if split in known}
+
+
+def files_by_split(place: Path, files: list[Path]) -> dict[str, list[Path]]:
+    """The files of each split, by their names, in the order of SPLITS. Of a folder, `place`, none may be missing."""
+    if place.is_dir():
+        _refuse_missing(files)
+    return {split: found for split in SPLITS if (found := [file for file in files if split_of(file.name) == split])}
+
+
+def _refuse_missing(paths: list[Path]):
+    """A `UserError` where names such as x-00003-of-00010 tell of files that are not there."""
+    found = {}
+    for path in paths:
+        if name := re.fullmatch(r"(.*?)([0-9]+)-of-([0-9]+)(\.[a-z]+)", path.name):
+            found.setdefault((name[1], int(name[3]), name[4]), set()).add(int(name[2]))
+    for (stem, count, _), numbers in found.items():
+        first = min(numbers)  # some count from 1
+        if missing := sorted(set(range(min(first, 1), min(first, 1) + count)) - numbers):
+            raise UserError(
+                f"{paths[0].parent} lacks {len(missing):,} of the {count:,} files {one_line(stem)}*, the first is"
+                f" number {missing[0]}; get them, or choose those that are there by a pattern with *"
+            )

@@ -12,7 +12,7 @@ import os
 import sys
 
 from conversion.sources import synsets
-from conversion.sources.dataset_object import Numbers, class_names, read_item, walked
+from conversion.sources.dataset_object import class_names, items_of, read_item, walked
 from conversion.sources.source import Source, Split, read_file
 from ffcv_ops.errors import UserError, one_line
 
@@ -82,23 +82,17 @@ def _arguments(source, words):
 
 def _datasets(name, cls, arguments, parameters):
     """Yields (split, (arguments, data set)) of those that there are."""
-    if "train" in parameters and "train" not in arguments:
-        candidates = [("train", "train", True), ("test", "train", False)]
-    else:
-        key = next((key for key in ("split", "version") if key in parameters and key not in arguments), None)
-        if key is None:
-            candidates = [("train", None, None)]
-        else:
-            candidates = [(split, key, word) for split, words in SPLITS.items() for word in words]
-    found = set()
-    for split, key, word in candidates:
-        if split in found:
-            continue
-        split_arguments = arguments if key is None else {**arguments, key: word}
-        dataset = _dataset_of(name, cls, split_arguments, key, parameters)
-        if dataset is not None:
-            found.add(split)
-            yield split, (tuple(split_arguments.items()), dataset)
+    key = next((key for key in ("train", "split", "version") if key in parameters and key not in arguments), None)
+    candidates = SPLITS if key else {"train": (None,)}
+    if key == "train":
+        candidates = {"train": (True,), "test": (False,)}
+    for split, words in candidates.items():
+        for word in words:
+            split_arguments = arguments if key is None else {**arguments, key: word}
+            dataset = _dataset_of(name, cls, split_arguments, key, parameters)
+            if dataset is not None:
+                yield split, (tuple(split_arguments.items()), dataset)
+                break
 
 
 def _dataset_of(name, cls, arguments, key, parameters):
@@ -133,4 +127,4 @@ def _split(source, split, arguments, dataset, root) -> Split:
     if root is not None:
         return Split(names, names, labels)
     name = source.removeprefix(PREFIX).partition(",")[0]
-    return Split(Numbers(f"torchvision.datasets:{name}", arguments, len(labels)), names, labels)
+    return Split(items_of(f"torchvision.datasets:{name}", arguments, len(labels)), names, labels)

@@ -12,16 +12,15 @@ import itertools
 import json
 import os
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 
 from conversion import formats
 from conversion.sources import synsets, tars
-from conversion.sources.selection import FURTHER, WITHOUT_IMAGE, LeftOut, has_image_name, junk_folder
-from conversion.sources.source import Prefixed, Source, Spans, Split, Strings, first_few, in_one_line, joined, stamps
-from conversion.sources.splits import SPLITS, by_split, split_of
+from conversion.sources.selection import LeftOut, has_image_name, junk_folder
+from conversion.sources.source import Source, Spans, Split, Strings, first_few, in_one_line, joined, prefixed, stamps
+from conversion.sources.splits import by_split, files_by_split, split_of
 from ffcv_ops.errors import UserError, one_line
 from ffcv_ops.files import read_regular
 
@@ -62,21 +61,6 @@ def _class_names(labels, synsets_of) -> list[str] | None:
     return [str(number) if value == NO_SYNSET else f"n{value:08}" for number, value in enumerate(synset)]
 
 
-def refuse_missing(paths: list[Path]):
-    """A `UserError` where names such as x-00003-of-00010 tell of files that are not there."""
-    found = {}
-    for path in paths:
-        if name := re.fullmatch(r"(.*?)([0-9]+)-of-([0-9]+)(\.[a-z]+)", path.name):
-            found.setdefault((name[1], int(name[3]), name[4]), set()).add(int(name[2]))
-    for (stem, count, _), numbers in found.items():
-        first = min(numbers)  # some count from 1
-        if missing := sorted(set(range(min(first, 1), min(first, 1) + count)) - numbers):
-            raise UserError(
-                f"{paths[0].parent} lacks {len(missing):,} of the {count:,} files {one_line(stem)}*, the first is"
-                f" number {missing[0]}; get them, or choose those that are there by a pattern with *"
-            )
-
-
 def _shards(place: Path, label):
     """({split: paths}, {path: samples that it must have})."""
     if os.path.lexists(place / INFO):
@@ -84,12 +68,7 @@ def _shards(place: Path, label):
     found = tars.tar_paths(place) if place.is_dir() else sorted(place.parent.glob(place.name))
     if not found:
         raise UserError(f"{place} holds no .tar files")
-    if place.is_dir():
-        refuse_missing(found)
-    paths = {}
-    for path in found:
-        paths.setdefault(split_of(path.name), []).append(path)
-    return {name: paths[name] for name in SPLITS if name in paths}, {}
+    return files_by_split(place, found), {}
 
 
 def _listed(folder, label):
@@ -126,21 +105,16 @@ def _split(name, paths, expected, label, workers) -> tuple[Split, np.ndarray]:
     """The split, and the number of the synset that each key begins with."""
     scan = functools.partial(_samples, label=label)
     scanned = tars.scanned(scan, [tars.whole(path) for path in paths], name, workers)
-    left_out = LeftOut()
-    for *_, shard_left_out in scanned:
-        left_out.merge(shard_left_out)
-    parts = [columns for *columns, _ in scanned]
-    counts = [len(names) for names, *_ in parts]
+    counts = [len(names) for names, *_ in scanned]
     for path, count in zip(paths, counts, strict=True):
         if expected.get(path, count) != count:
             raise UserError(f"{path} has {count:,} samples, {INFO} says {expected[path]:,}; get it again")
     if not sum(counts):
         raise UserError(f"{paths[0]}: no images in the split {name} (known formats: {formats.NAMES})")
-    if left_out.counts:
-        print(f"{one_line(str(paths[0].parent))}, {name}: left out: {left_out}", file=sys.stderr)
-    names, offsets, sizes, labels, synsets_of = joined(parts)
+    names, offsets, sizes, labels, synsets_of, left_out = joined(scanned)
+    left_out.tell(f"{one_line(str(paths[0].parent))}, {name}")
     items = Spans([str(path) for path in paths], counts, offsets, sizes)
-    names = Prefixed([f"{in_one_line(path.name)}/" for path in paths], counts, names)
+    names = prefixed([f"{in_one_line(path.name)}/" for path in paths], counts, names)
     return Split(items, names, labels, left_out.counts), synsets_of
 
 
@@ -192,23 +166,18 @@ def _samples_of(region, group, label, left_out):
         for inner, ends in by_key.items()
     }
     if not any(images_of.values()):
-        left_out.add(WITHOUT_IMAGE, next(iter(group.values())).name, len(group))
+        left_out.add("in a sample without an image", next(iter(group.values())).name, len(group))
     for inner, ends in by_key.items():
         images = images_of[inner]
         if not images:
             continue
-        key = re.sub(r"\.[^./]*$", "", ends[images[0]].name) if inner else _until_first_dot(ends[images[0]].name)
+        key = re.sub(r"\.[^./]*$" if inner else r"\.[^/]*$", "", ends[images[0]].name)
         if len(images) > 1:
             raise UserError(f"{region.path}: {one_line(key)} has several images: {', '.join(map(one_line, images))}")
         if inner and images_of.get("") and not label_ends & ends.keys():
-            left_out.add(FURTHER, ends[images[0]].name)  # as key.seg.png beside key.jpg
+            left_out.add("further image of a sample", ends[images[0]].name)  # as key.seg.png beside key.jpg
             continue
         yield key, ends[images[0]], ends
-
-
-def _until_first_dot(name):
-    folder, slash, file = name.rpartition("/")
-    return f"{folder}{slash}{file.partition('.')[0]}"
 
 
 def _label_ends(label):

@@ -1,6 +1,5 @@
 """Python, system libraries, packages, the JPEG decoder and the kernel cache."""
 
-import importlib.metadata
 import os
 import platform
 import re
@@ -8,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from ffcv_ops import host
 from ffcv_ops.errors import UserError
 from ffcv_ops.jpeg import native
 from tools.doctor.findings import FAULT, OK, WARNING, Finding
@@ -60,7 +60,7 @@ def system_libraries():
 def library(name, answer):
     """A library: installed, in the range of pyproject.toml, importable."""
     package = {"cv2": "opencv-python"}.get(name, name)
-    wanted, version, error = _ranges().get(package), _version(package), answer.get("error")
+    wanted, version, error = _ranges().get(package), host.versions([package]).get(package), answer.get("error")
     if version is None and error:
         yield Finding(name, FAULT, f"not installed ({error:.100})", SETUP)
     elif error:
@@ -81,13 +81,6 @@ def _ranges():
     return {part[1]: part[2] for part in parts}
 
 
-def _version(package):
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _mend(name, error):
     """The line that mends an import that fails."""
     if "distutils" in error:
@@ -105,9 +98,9 @@ def _mend(name, error):
 def other_packages():
     """Everything else that pyproject.toml names."""
     ranges = {name: wanted for name, wanted in _ranges().items() if name not in LIBRARIES}
-    versions = {name: _version(name) for name in ranges}
-    wrong = [name for name in ranges if not versions[name] or not _within(versions[name], ranges[name])]
-    found = ", ".join(f"{name} {versions[name] or 'missing'}" for name in wrong) or f"{len(ranges)} in range"
+    versions = host.versions(ranges)
+    wrong = [name for name in ranges if not versions.get(name) or not _within(versions[name], ranges[name])]
+    found = ", ".join(f"{name} {versions.get(name) or 'missing'}" for name in wrong) or f"{len(ranges)} in range"
     yield Finding("other packages", FAULT if wrong else OK, found, SETUP)
 
 

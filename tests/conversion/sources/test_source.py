@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from conversion.sources.source import Prefixed, Spans, Strings, first_few, in_one_line, joined
+from conversion.sources.source import Spans, Strings, first_few, in_one_line, joined, prefixed
 
 TEXTS = ["a.jpg", "", "über uns/1.png", "b" * 300, "\udcff no UTF-8", "猫.jpg"]
 
@@ -36,7 +36,7 @@ def test_spans_know_their_file():
 
 
 def test_prefixed():
-    names = Prefixed(["a/", "none/", "b/"], [2, 0, 1], Strings.of(["1", "2", "3"]))
+    names = prefixed(["a/", "none/", "b/"], [2, 0, 1], Strings.of(["1", "2", "3"]))
     assert list(names) == ["a/1", "a/2", "b/3"] and names[1:] == ["a/2", "b/3"]
 
 
