@@ -52,16 +52,11 @@ def write(folder: Path, server: Server) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(file)
     path = folder / "good_train.beton"
-    ended = finished(server.start(command(path)), COMPILING)
+    words = ["write_datasets.py", f"--data.source={folder / 'images'}", f"--data.out={folder / 'good'}"]
+    ended = finished(server.start(words), COMPILING)
     if ended.status != 0:
         raise RuntimeError(f"the file could not be written: {ended.text[-500:]}")
     return path
-
-
-def command(path: Path) -> list[str]:
-    """The words of `python write_datasets.py` that convert the folder `images` beside `path` (x_train.beton)."""
-    out = path.with_name(path.stem.removesuffix("_train"))
-    return ["write_datasets.py", f"--data.source={path.parent / 'images'}", f"--data.out={out}"]
 
 
 def _read_damaged(good: Path, folder: Path, name: str, bit: int | None):
