@@ -86,16 +86,14 @@ def measure(names: list[str], *, quick: bool) -> tuple[list[dict], list[tuple[st
 def rows_of(name: str, found: list[Fault | Figure]) -> list[dict]:
     """One row for each outcome, one for each figure."""
     counts = Counter(item.outcome for item in found if isinstance(item, Fault))
-    rows = [report.row(name, outcome, [counts[outcome]], "faults") for outcome in OUTCOMES]
-    return rows + [report.row(name, item.name, [item.value], item.unit) for item in found if isinstance(item, Figure)]
+    rows = [report.row(name, outcome, counts[outcome], "faults") for outcome in OUTCOMES]
+    return rows + [report.row(name, item.name, item.value, item.unit) for item in found if isinstance(item, Figure)]
 
 
 def merged(path: Path, rows: list[dict]) -> list[dict]:
     """`rows` and, in the order of the groups, those of the other groups in `path`."""
-    kept = report.read_json(path)[1] if path.exists() else []
-    new = {row["task"] for row in rows}
-    kept = [row for row in kept if row["task"] not in new and row["task"] in GROUPS]
-    return sorted(kept + rows, key=lambda row: list(GROUPS).index(row["task"]))
+    rows = [row for row in report.merged(path, rows) if row["task"] in GROUPS]
+    return sorted(rows, key=lambda row: list(GROUPS).index(row["task"]))
 
 
 def commit() -> str:
