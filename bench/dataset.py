@@ -5,16 +5,13 @@ scikit-image and scikit-learn wheels, hardly ever enlarged, so that they have a 
 every machine with the same Pillow.
 """
 
-import contextlib
 import hashlib
 import importlib.metadata
-import io
 import json
 import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from bench.processes import ROOT
+from bench.writers import QUALITY, by_ffcv
 from conversion.photos import photo_path
 from conversion.rgb import read_rgb
 
@@ -37,7 +35,7 @@ PHOTOS = {
     "retina": "skimage/data/retina.jpg",
     "rocket": "skimage/data/rocket.jpg",
 }
-LONGEST, QUALITY = 500, 90
+LONGEST = 500
 SHAPES = {  # (width, height): share. Most of ImageNet's pictures are 4:3 and 3:2, and most of these lie
     (500, 375): 46,
     (500, 333): 20,
@@ -72,7 +70,8 @@ def make(folder: Path, betons: set[str], *, train: int, val: int) -> Dataset:
         write_images(folder / "images", {"train": train, "val": val})
         made = {"key": key, "betons": {}}
     for name in sorted(betons - set(made["betons"])):
-        made["betons"][name] = _WRITERS[name](folder, name)
+        write, asked = _WRITERS[name]
+        made["betons"][name] = write(folder, name, asked)
     stamp.write_text(json.dumps(made))
     return load(folder)
 
@@ -122,45 +121,27 @@ def stored_bytes(beton: Path) -> int:
 # --- .beton files: <name>_train.beton and <name>_val.beton ----------------------------------------------------------
 
 
-def _ours(*options: str) -> Callable[[Path, str], str]:
-    """Returns a writer that runs write_datasets.py; it returns why that did not work, or nothing."""
-
-    def write(folder: Path, name: str) -> str:
-        command = [sys.executable, ROOT / "write_datasets.py", f"--data.source={folder / 'images'}"]
-        command += [f"--data.out={folder / name}", f"--image.max_side={LONGEST}", "--image.passthrough=false", *options]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        return done.stderr.strip().splitlines()[-1] if done.returncode else ""
-
-    return write
+def _ours(folder: Path, name: str, option: str) -> str:
+    """Runs write_datasets.py. Returns why that did not work, or nothing."""
+    command = [sys.executable, ROOT / "write_datasets.py", f"--data.source={folder / 'images'}"]
+    command += [f"--data.out={folder / name}", f"--image.max_side={LONGEST}", "--image.passthrough=false", option]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return done.stderr.strip().splitlines()[-1] if done.returncode else ""
 
 
-def _stock(mode: str) -> Callable[[Path, str], str]:
-    """Returns a writer that is FFCV's own."""
-
-    def write(folder: Path, name: str) -> str:
-        from ffcv.fields import IntField, RGBImageField
-        from ffcv.writer import DatasetWriter
-        from torchvision.datasets import ImageFolder
-
-        for split in ("train", "val"):
-            fields = {
-                "image": RGBImageField(write_mode=mode, max_resolution=LONGEST, jpeg_quality=QUALITY),
-                "label": IntField(),
-            }
-            writer = DatasetWriter(str(folder / f"{name}_{split}.beton"), fields, num_workers=1)
-            with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
-                writer.from_indexed_dataset(ImageFolder(str(folder / "images" / split)))
-        return ""
-
-    return write
+def _stock(folder: Path, name: str, mode: str) -> str:
+    for split in ("train", "val"):
+        out = folder / f"{name}_{split}.beton"
+        by_ffcv(folder / "images" / split, out, workers=1, write_mode=mode, max_resolution=LONGEST)
+    return ""
 
 
-_WRITERS = {
-    "ours_jpg": _ours("--image.mode=jpg"),
-    "ours_raw": _ours("--image.mode=raw"),
-    "ours_pyramid": _ours("--image.levels=500,256,160"),
-    "ffcv_jpg": _stock("jpg"),
-    "ffcv_raw": _stock("raw"),
+_WRITERS = {  # who writes it, and what is asked of it
+    "ours_jpg": (_ours, "--image.mode=jpg"),
+    "ours_raw": (_ours, "--image.mode=raw"),
+    "ours_pyramid": (_ours, "--image.levels=500,256,160"),
+    "ffcv_jpg": (_stock, "jpg"),
+    "ffcv_raw": (_stock, "raw"),
 }
 
 
@@ -169,6 +150,7 @@ def _key(train: int, val: int) -> str:
     digest = hashlib.sha256(f"{train} {val}".encode())
     for package in ("pillow", "ffcv", "scikit-image", "scikit-learn"):
         digest.update(importlib.metadata.version(package).encode())
-    for source in [Path(__file__), ROOT / "write_datasets.py", *sorted((ROOT / "conversion").glob("*.py"))]:
+    own = [Path(__file__), ROOT / "bench/writers.py", ROOT / "write_datasets.py"]
+    for source in [*own, *sorted((ROOT / "conversion").glob("*.py"))]:
         digest.update(source.read_bytes())
     return digest.hexdigest()

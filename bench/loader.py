@@ -9,13 +9,10 @@ range. A ratio is the median of those of the rounds.
 """
 
 import collections
-import contextlib
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-import psutil
 
 from bench import dataset, loader_views, machine, report
 from bench.loader_process import Failed, LoaderProcess
@@ -92,7 +89,7 @@ def size_rows(made):
     for name, path in made.betons.items():
         if isinstance(path, Path):
             sizes[name] = dataset.stored_bytes(path.with_name(f"{path.name}_train.beton"))
-    return [report.row("size", name, [size / 1000 / len(files)], "KB/image") for name, size in sizes.items()]
+    return [report.row("size", name, size / 1000 / len(files), "KB/image") for name, size in sizes.items()]
 
 
 def measure_task(comparison, task, options):
@@ -157,7 +154,7 @@ def start_rows(name, options, failures):
 
     def sample():
         nonlocal peak
-        peak = max(peak, proportional_set_size(process.process.pid))
+        peak = max(peak, machine.proportional_set_size(process.process.pid))
 
     try:
         for batches, while_waiting in ((START_BATCHES, sample), (1, None)):
@@ -173,15 +170,7 @@ def start_rows(name, options, failures):
         failures[f"start-up {name}"] = str(error)
         return []
     say(f"start-up: {name} {seconds:.1f} s, {peak / 1e6:.0f} MB")
-    return [report.row("first batch", name, [seconds], "s"), report.row("peak memory", name, [peak / 1e6], "MB")]
-
-
-def proportional_set_size(pid: int) -> int:
-    """Bytes of a process and its descendants; what n processes share counts 1/n in each."""
-    with contextlib.suppress(psutil.Error):  # one of them has just ended
-        root = psutil.Process(pid)
-        return sum(one.memory_full_info().pss for one in [root, *root.children(recursive=True)])
-    return 0
+    return [report.row("first batch", name, seconds, "s"), report.row("peak memory", name, peak / 1e6, "MB")]
 
 
 def parse(argv):

@@ -1,9 +1,11 @@
-"""What a benchmark ran on, as plain data for its JSON."""
+"""What a benchmark ran on, as plain data for its JSON, and what its processes take of it."""
 
+import contextlib
 import datetime
 import platform
 import sys
-from pathlib import Path
+
+import psutil
 
 from ffcv_ops import host
 
@@ -21,7 +23,7 @@ def describe() -> dict:
         "python": platform.python_version(),
         "libraries": host.versions(LIBRARIES),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "command": " ".join(["python", *_command()]),
+        "command": " ".join(["python", *sys.orig_argv[1:]]),
     }
 
 
@@ -31,7 +33,12 @@ def in_words(machine: dict) -> str:
     return f"{machine['cores']} cores of {machine['cpu']}, Python {machine['python']}, {libraries}; {machine['date']}"
 
 
-def _command() -> list[str]:
-    spec = sys.modules["__main__"].__spec__
-    program = ["-m", spec.name.removesuffix(".__main__")] if spec else [Path(sys.argv[0]).name]
-    return [*program, *sys.argv[1:]]
+def proportional_set_size(pid: int) -> int:
+    """Bytes of a process and its descendants; what n processes share counts 1/n in each."""
+    total = 0
+    with contextlib.suppress(psutil.Error):
+        root = psutil.Process(pid)
+        for process in (root, *root.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):  # it has just ended
+                total += process.memory_full_info().pss
+    return total

@@ -22,9 +22,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,12 +91,10 @@ class Process:
         if given is not None:
             self.stdin.write(given)
         self.stdin.close()
-        deadline = None if timeout is None else time.monotonic() + timeout
         if self._reader is None:
             self._reader = threading.Thread(target=lambda: self._output.append(self.stdout.read()), daemon=True)
             self._reader.start()
-        self._reader.join(timeout)
-        self.wait(None if deadline is None else max(deadline - time.monotonic(), 0))
+        self.wait(timeout)
         self._reader.join()
         self._errors.seek(0)
         return self._output[0], self._errors.read()
@@ -180,8 +176,9 @@ def _run(job: Job, answer: int) -> int:
     """Does the job. Returns the exit status."""
     try:
         if isinstance(job, tuple):
+            function, *arguments = job
             with os.fdopen(answer, "wb") as file:
-                pickle.dump(_call(*job), file)
+                pickle.dump(function(*arguments), file)
         elif job[0] == "-m":
             sys.argv = job[1:]
             runpy.run_module(job[1], run_name="__main__", alter_sys=True)
@@ -197,10 +194,6 @@ def _run(job: Job, answer: int) -> int:
         traceback.print_exc()
         return 1
     return 0
-
-
-def _call(function: Callable, *arguments):
-    return function(*arguments)
 
 
 if __name__ == "__main__":

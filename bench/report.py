@@ -37,11 +37,12 @@ def chosen(kind: str, words: str | None, known, default) -> list[str]:
     return words.split(",")
 
 
-def row(task: str, name: str, values: list[float], unit: str) -> dict:
-    """The median of `values` and their range."""
-    low, high = min(values), max(values)
-    middle = statistics.median(values)
-    return {"task": task, "name": name, "value": middle, "unit": unit, "lo": low, "hi": high, "n": len(values)}
+def row(task: str, name: str, values: float | list[float], unit: str, *, most: float | None = None) -> dict:
+    """The median of `values` and their range, or one value. most: the largest that is right, where one can tell."""
+    values = values if isinstance(values, list) else [values]
+    middle, low, high = statistics.median(values), min(values), max(values)
+    found = {"task": task, "name": name, "value": middle, "unit": unit, "lo": low, "hi": high, "n": len(values)}
+    return found if most is None else found | {"most": most}
 
 
 def spread(row: dict | None, form: str = ",.0f") -> str:
@@ -60,6 +61,13 @@ def read_json(path: Path) -> tuple[dict, list[dict]]:
         return results["machine"], results["rows"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not the JSON of a benchmark ({error!r}); run it again with --json {path}") from None
+
+
+def merged(path: Path, rows: list[dict]) -> list[dict]:
+    """The rows that a file has of other tasks, if there is one, and `rows`."""
+    tasks = {row["task"] for row in rows}
+    kept = read_json(path)[1] if path.exists() else []
+    return [row for row in kept if row["task"] not in tasks] + rows
 
 
 def markdown(grid: Grid) -> str:

@@ -9,7 +9,6 @@ pages counted once (PSS).
     python -m bench.write --quick                               # does it work?
 """
 
-import contextlib
 import json
 import os
 import subprocess
@@ -18,15 +17,14 @@ import tempfile
 import time
 from pathlib import Path
 
-import psutil
-
-from bench import dataset, report
+from bench import dataset, machine, report
 from bench.writers import TASKS, WRITERS
 from config.parser import Parser
 from ffcv_ops import host
 from ffcv_ops.errors import UserError, exits_cleanly
 
 IMAGES = 4000  # that differ; the rest are other names of them, since making an image takes longer than converting it
+ROUNDS = 5
 SECONDS_BETWEEN_LOOKS = 0.1  # at the memory
 
 
@@ -34,10 +32,10 @@ def measure(writer: str, task: str, images: Path, folder: Path, workers: int) ->
     """One conversion in a process of its own."""
     out = folder / "x_train.beton"
     command = [sys.executable, "-m", "bench.writers", writer, task, str(images), str(out), str(workers)]
-    process = psutil.Popen(command, cwd=dataset.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=dataset.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     peak = 0
     while process.poll() is None:
-        peak = max(peak, _memory(process))
+        peak = max(peak, machine.proportional_set_size(process.pid))
         time.sleep(SECONDS_BETWEEN_LOOKS)
     said, errors = process.communicate()
     if process.returncode:
@@ -57,16 +55,6 @@ def linked(images: Path, folder: Path, count: int) -> Path:
         name.parent.mkdir(parents=True, exist_ok=True)
         os.link(file, name)
     return folder
-
-
-def _memory(process) -> int:
-    """Bytes of a process and those that it has started."""
-    total = 0
-    with contextlib.suppress(psutil.NoSuchProcess):
-        for one in (process, *process.children(recursive=True)):
-            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                total += one.memory_full_info().pss
-    return total
 
 
 def rows_of(results, count):
@@ -101,14 +89,12 @@ def grid_of(rows) -> report.Grid:
 def main():
     parser = Parser(description=__doc__)
     parser.add_argument("--images", type=int, default=16_000)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--workers", type=int, default=host.usable_cores())
     parser.add_argument("--quick", action="store_true", help="200 images, one round")
     parser.add_argument("--json", type=Path, help="write the results here too")
     options = parser.parse_args()
-    count, rounds = (200, 1) if options.quick else (options.images, options.rounds)
+    count, rounds = (200, 1) if options.quick else (options.images, ROUNDS)
     results = {(task, writer): [] for task in TASKS for writer in WRITERS}
-    with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
+    with tempfile.TemporaryDirectory() as folder:
         folder, made, out = Path(folder), Path(folder) / "made", Path(folder) / "out"
         dataset.write_images(made, {"train": min(count, IMAGES)})
         images = linked(made, folder / "images", count)
@@ -116,7 +102,7 @@ def main():
         for round_ in range(rounds):
             for task in TASKS:
                 for writer in list(WRITERS)[:: 1 if round_ % 2 else -1]:
-                    results[task, writer].append(measure(writer, task, images, out, options.workers))
+                    results[task, writer].append(measure(writer, task, images, out, host.usable_cores()))
     rows = rows_of(results, count)
     report.tell([grid_of(rows)], rows, options.json)
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench import machine, report
-from bench.faults import betons, changed_files, kills, memory, odd_files, odd_sources, removals, starts, writer
+from bench.faults import betons, kills, memory, odd_files, removals, writer
 from bench.faults.suite import FAILURES, OUTCOMES, Fault, Figure
 from bench.processes import ROOT, Server
 from bench.report import chosen, say
@@ -50,15 +50,6 @@ GROUPS = {
     "kills": Group("a run killed: at most one checkpoint interval redone, the same bits in the end", kills.run),
     "files": Group(
         "pipes, folders, devices, holes and dead links where a file is expected: named, never waited for", odd_files.run
-    ),
-    "shapes": Group("Parquet, _info.json, labels and class names of odd shapes: refused", odd_sources.run),
-    "changes": Group(
-        "a .beton rewritten with its times put back, between starts, under a run, behind a link: no wrong sample",
-        changed_files.run,
-    ),
-    "starts": Group(
-        "odd homes, streams, limits, numbers and weights, Ctrl-C five times: the run goes well, or ends with one line",
-        starts.run,
     ),
     "removals": Group("files removed and a disk filled, before, between and under runs", removals.run),
     "memory": Group("200 epochs, left early or read to the end: no memory, thread or file kept", memory.run),
@@ -95,16 +86,14 @@ def measure(names: list[str], *, quick: bool) -> tuple[list[dict], list[tuple[st
 def rows_of(name: str, found: list[Fault | Figure]) -> list[dict]:
     """One row for each outcome, one for each figure."""
     counts = Counter(item.outcome for item in found if isinstance(item, Fault))
-    rows = [report.row(name, outcome, [counts[outcome]], "faults") for outcome in OUTCOMES]
-    return rows + [report.row(name, item.name, [item.value], item.unit) for item in found if isinstance(item, Figure)]
+    rows = [report.row(name, outcome, counts[outcome], "faults") for outcome in OUTCOMES]
+    return rows + [report.row(name, item.name, item.value, item.unit) for item in found if isinstance(item, Figure)]
 
 
 def merged(path: Path, rows: list[dict]) -> list[dict]:
     """`rows` and, in the order of the groups, those of the other groups in `path`."""
-    kept = report.read_json(path)[1] if path.exists() else []
-    new = {row["task"] for row in rows}
-    kept = [row for row in kept if row["task"] not in new and row["task"] in GROUPS]
-    return sorted(kept + rows, key=lambda row: list(GROUPS).index(row["task"]))
+    rows = [row for row in report.merged(path, rows) if row["task"] in GROUPS]
+    return sorted(rows, key=lambda row: list(GROUPS).index(row["task"]))
 
 
 def commit() -> str:

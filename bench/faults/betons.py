@@ -1,7 +1,6 @@
-"""Damaged .beton files: twenty by hand, three while the file is open, and single bits. Read in order; every sample's
-pixels and label are held against those of the sound file."""
+"""Damaged .beton files: twenty by hand, and single bits. Read in order; every sample's pixels and label are held
+against those of the sound file."""
 
-import os
 import shutil
 from pathlib import Path
 
@@ -17,7 +16,6 @@ SAMPLES, SIDE, CLASSES = 64, 64, 5
 LIMIT = 20  # seconds; the sound file takes 0.2
 COMPILING = 900  # seconds, at most, until the kernels are in their cache
 FLIPS = {"header": 100, "field descriptors": 60, "sample metadata": 100, "image data": 200, "allocation table": 100}
-WHILE_OPEN = ("truncated while open", "rewritten while open", "removed while open")
 
 
 def run(folder: Path, server: Server, *, quick: bool) -> list[Fault]:
@@ -29,7 +27,6 @@ def run(folder: Path, server: Server, *, quick: bool) -> list[Fault]:
     cases = [(name, None) for name in list(damage.BY_HAND)[:: 8 if quick else 1]]
     for region, count in FLIPS.items():
         cases += [(region, bit) for bit in damage.flips(file, region, count // (20 if quick else 1))]
-    cases += [(name, None) for name in WHILE_OPEN[: 1 if quick else None]]
 
     def read_damaged(name: str, bit: int | None) -> tuple[str, str]:
         ended = finished(server.start((_read_damaged, good, folder / f"{name} {bit}", name, bit)), LIMIT)
@@ -52,16 +49,11 @@ def write(folder: Path, server: Server) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(file)
     path = folder / "good_train.beton"
-    ended = finished(server.start(command(path)), COMPILING)
+    words = ["write_datasets.py", f"--data.source={folder / 'images'}", f"--data.out={folder / 'good'}"]
+    ended = finished(server.start(words), COMPILING)
     if ended.status != 0:
         raise RuntimeError(f"the file could not be written: {ended.text[-500:]}")
     return path
-
-
-def command(path: Path) -> list[str]:
-    """The words of `python write_datasets.py` that convert the folder `images` beside `path` (x_train.beton)."""
-    out = path.with_name(path.stem.removesuffix("_train"))
-    return ["write_datasets.py", f"--data.source={path.parent / 'images'}", f"--data.out={out}"]
 
 
 def _read_damaged(good: Path, folder: Path, name: str, bit: int | None):
@@ -70,28 +62,14 @@ def _read_damaged(good: Path, folder: Path, name: str, bit: int | None):
         for beside in good.parent.glob(f"{good.stem}.*"):
             shutil.copy(beside, folder)
         path, file = folder / good.name, damage.File(good.read_bytes())
-        if name in WHILE_OPEN:
-            return _read(path, after_opening=lambda: _while_open(name, path))
         path.write_bytes(damage.by_hand(file, name) if bit is None else damage.flipped(file, bit))
         return _read(path)
     finally:
         shutil.rmtree(folder)
 
 
-def _while_open(name: str, path: Path):
-    if name == "truncated while open":
-        os.truncate(path, 4096)
-    elif name == "removed while open":
-        path.unlink()
-    else:
-        file = damage.File(path.read_bytes())
-        file.image(7)[100:400] = 0x55
-        with path.open("r+b") as there:
-            there.write(file.bytes.tobytes())
-
-
 @exits_cleanly
-def _read(path: Path, after_opening=lambda: None) -> tuple[np.ndarray, np.ndarray]:
+def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """(pixels, labels) as training would see them without augmentation."""
     from config.recipe import BASE_RECIPE, load_recipe
     from ffcv_ops.storage.index import describe
@@ -99,7 +77,6 @@ def _read(path: Path, after_opening=lambda: None) -> tuple[np.ndarray, np.ndarra
 
     stage = load_recipe(BASE_RECIPE, {"stage.resolution": str(SIDE)}).stages[0]
     batches = loader.eval_loader(path, describe(path).samples, stage, batch=16, placement=loader.Placement(workers=1))
-    after_opening()
     pairs = [(images.numpy().copy(), labels.numpy().copy()) for images, labels in batches.epoch(0)]
     images, labels = zip(*pairs, strict=True)
     return np.concatenate(images), np.concatenate(labels)

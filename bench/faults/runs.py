@@ -20,6 +20,8 @@ from training.saving import checkpoint
 
 BEFORE, BETWEEN, UNDER = "before the start", "between two starts", "under the run"
 LIMIT = 120  # seconds that one start of a run may take
+# Three stages with everything in them that has a state or is drawn: repeated augmentation, mixing, stochastic depth,
+# averaged weights, accumulation; four steps an epoch on the 64 images.
 RECIPE = """base: base.yaml
 model: {name: deit3_micro_patch16_224}
 stage: {epochs: EPOCHS, batch: 16, mix_chunk: 8, warmup_epochs: 0, ema: 0.9, drop_path: 0.1, resolution: 32}
@@ -31,15 +33,6 @@ speed: {device: cpu, micro_batch: 8}
 data: {workers: 2}
 log: {every: 1, tensorboard: false, save_every: 1.0e-6, eval_every: 3}
 """
-
-
-def write_recipe(folder: Path, *, epochs: int) -> Path:
-    """Three stages with everything in them that has a state or is drawn: repeated augmentation, mixing, stochastic
-    depth, averaged weights, accumulation; four steps an epoch on the 64 images."""
-    (folder / "base.yaml").write_bytes(BASE_RECIPE.read_bytes())
-    path = folder / "recipe.yaml"
-    path.write_text(RECIPE.replace("EPOCHS", str(epochs)))
-    return path
 
 
 def command(recipe: Path, data: Path, out: Path, name: str) -> list[str]:
@@ -81,31 +74,30 @@ def same_bits(one: Path, other: Path, name: str) -> bool:
 
 def undisturbed(server: Server, folder: Path, data: Path, *, epochs: int) -> tuple[Path, Path]:
     """The recipe, and the folder of a run of it."""
-    recipe = write_recipe(folder, epochs=epochs)
+    (folder / "base.yaml").write_bytes(BASE_RECIPE.read_bytes())
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(RECIPE.replace("EPOCHS", str(epochs)))
     ended = finished(server.start(command(recipe, data, folder / "runs", "whole")), 5 * LIMIT)
     if ended.status != 0:
         raise RuntimeError(f"the undisturbed run failed: {ended.text[-500:]}")
     return recipe, folder / "runs" / "whole"
 
 
-def copied(data: Path, recipe: Path, place: Path, *, beside: bool = True) -> Path:
-    """The recipe, and the data as `place`/x.beton, with what lies beside it or without."""
-    for file in data.parent.glob(f"{data.stem}.*") if beside else [data]:
+def copied(data: Path, recipe: Path, place: Path):
+    """Copies the recipe, and the data as `place`/x.beton with what lies beside it."""
+    for file in [*data.parent.glob(f"{data.stem}.*"), *recipe.parent.glob("*.yaml")]:
         shutil.copy(file, place / file.name.replace(data.stem, "x"))
-    for file in recipe.parent.glob("*.yaml"):
-        shutil.copy(file, place)
-    return place / "x.beton"
 
 
-def disturbed(server: Server, place: Path, when: str, disturb: Callable[[], None], *, behind: int = 5) -> Process:
-    """A run of what lies in `place`, into its runs/run; `disturb()` is called before its start, or `behind` steps
-    later: under the run, or between two starts. Returns the process that runs last."""
-    words = command(place / "recipe.yaml", place / "x.beton", place / "runs", "run")
+def disturbed(server: Server, place: Path, when: str, disturb: Callable[[], None], *more: str) -> Process:
+    """A run of what lies in `place`, with `more` words, into its runs/run; `disturb()` is called before its start, or
+    five steps later: under the run, or between two starts. Returns the process that runs last."""
+    words = [*command(place / "recipe.yaml", place / "x.beton", place / "runs", "run"), *more]
     if when == BEFORE:
         disturb()
     process = server.start(words)
     if when != BEFORE:
-        wait_until(process, lambda: steps(place / "runs" / "run") >= behind)
+        wait_until(process, lambda: steps(place / "runs" / "run") >= 5)
     if when == BETWEEN:
         process.send_signal(signal.SIGTERM)
         finished(process, LIMIT)

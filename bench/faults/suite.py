@@ -1,5 +1,6 @@
 """Faults and what became of them; cases in processes of their own, each with a time limit."""
 
+import contextlib
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -44,12 +45,9 @@ class Ended(NamedTuple):
 
 def finished(process: Process, limit: float) -> Ended:
     """Waits until it ends, `limit` seconds at most; kills it and what is left of its group."""
-    status = None
-    try:
+    with contextlib.suppress(subprocess.TimeoutExpired):
         process.communicate(timeout=limit)
-        status = process.returncode
-    except subprocess.TimeoutExpired:
-        pass
+    status = process.poll()
     process.kill_group()
     return Ended(process.value, status, "".join(process.communicate(timeout=limit)))
 

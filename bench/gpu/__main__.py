@@ -10,7 +10,6 @@ where a step's time goes. Ends with status 1 where something is not right.
 bench: steps beside others, as `python -m bench.step` measures them, a step fed by the loader, and profiles.
 """
 
-import argparse
 import functools
 import signal
 import traceback
@@ -27,6 +26,7 @@ from bench.report import chosen
 from bench.step.__main__ import describe_machine
 from bench.step.baselines import ALL, QUICK, TASKS
 from bench.step.measure import measure_loading, measure_task
+from config.parser import Parser
 from ffcv_ops.errors import UserError, exits_cleanly
 from training import distributed
 
@@ -114,12 +114,8 @@ def _cells(row: dict) -> list[str]:
 
 def written(rows: list[dict], about: dict, path: Path) -> None:
     """Rows go into the file; those that it has of other tasks and the same device stay."""
-    tasks = {row["task"] for row in rows}
-    if path.exists():
-        before, kept = report.read_json(path)
-        if before.get("device") == about["device"]:
-            rows = [row for row in kept if row["task"] not in tasks] + rows
-    report.write_json(path, about, rows)
+    same = path.exists() and report.read_json(path)[0].get("device") == about["device"]
+    report.write_json(path, about, report.merged(path, rows) if same else rows)
 
 
 def table(path: Path) -> str:
@@ -132,7 +128,7 @@ def table(path: Path) -> str:
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("which", choices=("check", "bench", "table"))
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a rehearsal with small sizes")
     parser.add_argument("--only", help="some of the parts, A,B")

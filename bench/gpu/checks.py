@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from bench import report
-from bench.step.baselines import QUICK, ROOT, TASKS, forward_backward, run_of, update
+from bench.report import row
+from bench.step.baselines import QUICK, ROOT, TASKS, begun, forward_backward, run_of, update
 from bench.step.measure import CPU, Clock, Matmul
 from config.recipe import load_recipe
 from ffcv_ops.storage.index import describe
 from training.loading import Placement, train_loader
-from training.memory import compiling
 from training.memory.micro_batch import random_batch
 from training.repeatable import make_deterministic
 from training.run import Run, precision
@@ -34,10 +33,6 @@ CYCLES = 1_800_000  # of a GPU in a millisecond, about
 # How far from the CPU's weights in float32 a device may end after four steps, as a share of their way. Adam's first
 # steps are as long for the smallest gradients, whose signs rounding may turn, as for the largest.
 FARTHEST = {"fp32": 0.02, "bf16": 0.5}
-
-
-def row(task: str, name: str, value: float, unit: str, *, most: float | None = None) -> dict:
-    return report.row(task, name, [value], unit) | ({} if most is None else {"most": most})
 
 
 def is_right(row: dict) -> bool:
@@ -81,16 +76,6 @@ def loader(device: torch.device, beton: Path) -> list[dict]:
         wrong = sum(not all(map(torch.equal, one, other)) for one, other in zip(seen, expected, strict=True))
         rows.append(row("loader", f"wrong of {len(seen)}, {milliseconds} ms behind", wrong, "batches", most=0))
     return rows
-
-
-def begun(run: Run) -> Stage:
-    """A fresh stage, ready to train, compiled where the run says so."""
-    stage = create_stage(run, 0)
-    stage.model.train()
-    stage.micro_batch_size = stage.config.batch
-    if run.recipe.speed.compile:
-        compiling.compile_stage(run, stage, forward_backward, say=report.say)
-    return stage
 
 
 def take_step(run: Run, stage: Stage, *, spoil: bool = False) -> tuple[float, float]:

@@ -7,7 +7,7 @@ from collections import Counter
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from bench.gpu.checks import row
+from bench.report import row
 from bench.step.baselines import OurStep, Task, run_of
 from bench.step.measure import CPU
 from training.memory.micro_batch import random_batch

@@ -5,12 +5,9 @@ import random
 
 from PIL import Image, ImageFilter, ImageOps
 from torchvision import transforms
-from torchvision.transforms import InterpolationMode
 
 from bench.loaders.files import Files, epochs_of
-from bench.tasks import JITTER
-
-BICUBIC = InterpolationMode.BICUBIC
+from bench.loaders.torchvision_steps import steps_of
 
 
 def read(path):
@@ -18,36 +15,13 @@ def read(path):
         return Image.open(file).convert("RGB")
 
 
-def solarize(image):
-    return ImageOps.solarize(image)
-
-
 def gaussian_blur(image):
     return image.filter(ImageFilter.GaussianBlur(radius=random.uniform(0.1, 2.0)))
 
 
-def crop_of(task):
-    return {
-        "rrc": lambda: [transforms.RandomResizedCrop(task.size, interpolation=BICUBIC)],
-        "src": lambda: [
-            transforms.Resize(task.size, interpolation=BICUBIC),
-            transforms.RandomCrop(task.size, padding=4, padding_mode="reflect"),
-        ],
-        "center": lambda: [transforms.Resize(task.size, interpolation=BICUBIC), transforms.CenterCrop(task.size)],
-    }[task.crop]()
-
-
 def transform_of(task):
-    steps = crop_of(task)
-    if task.flip:
-        steps.append(transforms.RandomHorizontalFlip())
-    if task.augment == "three":
-        three = transforms.RandomChoice([transforms.Grayscale(3), solarize, gaussian_blur])
-        steps += [three, transforms.ColorJitter(JITTER, JITTER, JITTER)]
-    elif task.augment != "none":
-        steps.append({"rand": transforms.RandAugment, "auto": transforms.AutoAugment,
-                      "trivial": transforms.TrivialAugmentWide}[task.augment]())  # fmt: skip
-    return transforms.Compose([*steps, transforms.PILToTensor()])
+    three = [transforms.Grayscale(3), ImageOps.solarize, gaussian_blur]
+    return transforms.Compose([*steps_of(task, transforms, three), transforms.PILToTensor()])
 
 
 def prepare(task, data, *, batch, workers):

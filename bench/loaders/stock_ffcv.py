@@ -14,7 +14,8 @@ from torchvision.transforms import v2
 
 from bench.loaders.ffcv_tuned_ops import TUNED
 from bench.loaders.ffcv_user_ops import STRAIGHTFORWARD, ColorJitter, SimpleRandomCropRGBImageDecoder, ThreeAugment
-from bench.loaders.torchvision_v2 import augmentations_of
+from bench.loaders.torchvision_steps import augmentations_of
+from bench.loaders.torchvision_v2 import THREE
 from bench.tasks import JITTER
 from ffcv_ops import for_ffcv
 
@@ -61,7 +62,7 @@ def _stock(task, operations):
     }[task.crop]()
     flip = [RandomHorizontalFlip()] if task.flip else []
     if operations == "torchvision":
-        return [decoder, *flip, ToTensor(), ToTorchImage(), EachImage(augmentations_of(task))]
+        return [decoder, *flip, ToTensor(), ToTorchImage(), EachImage(augmentations_of(task, v2, THREE))]
     kernels = TUNED if operations == "tuned" else STRAIGHTFORWARD
     augment = [ThreeAugment(kernels), ColorJitter(JITTER, kernels)] if task.augment == "three" else []
     return [decoder, *flip, *augment, ToTensor()]

@@ -7,9 +7,9 @@ from torchvision.transforms import v2
 
 from bench.loaders import Unavailable
 from bench.loaders.files import Files, epochs_of
-from bench.tasks import JITTER
+from bench.loaders.torchvision_steps import steps_of
 
-BICUBIC = v2.InterpolationMode.BICUBIC
+THREE = [v2.Grayscale(3), v2.RandomSolarize(128, p=1.0), v2.GaussianBlur(13, sigma=(0.1, 2.0))]
 
 
 def read(path):
@@ -24,33 +24,8 @@ def torchcodec_reader():
     return decode_jpeg
 
 
-def crop_of(task):
-    return {
-        "rrc": [v2.RandomResizedCrop(task.size or 1, interpolation=BICUBIC, antialias=True)],
-        "src": [
-            v2.Resize(task.size, interpolation=BICUBIC, antialias=True),
-            v2.RandomCrop(task.size, padding=4, padding_mode="reflect"),
-        ],
-        "center": [v2.Resize(task.size, interpolation=BICUBIC, antialias=True), v2.CenterCrop(task.size)],
-    }[task.crop]
-
-
 def transform_of(task):
-    flip = [v2.RandomHorizontalFlip()] if task.flip else []
-    return v2.Compose([*crop_of(task), *flip, *augmentations_of(task)])
-
-
-def augmentations_of(task):
-    if task.augment == "three":
-        three = [
-            v2.Grayscale(3),
-            v2.RandomSolarize(128, p=1.0),
-            v2.GaussianBlur(13, sigma=(0.1, 2.0)),
-        ]
-        return [v2.RandomChoice(three), v2.ColorJitter(JITTER, JITTER, JITTER)]
-    if task.augment == "none":
-        return []
-    return [{"rand": v2.RandAugment, "auto": v2.AutoAugment, "trivial": v2.TrivialAugmentWide}[task.augment]()]
+    return v2.Compose(steps_of(task, v2, THREE))
 
 
 def prepare(task, data, *, batch, workers, torchcodec=False):

@@ -43,8 +43,6 @@ def parse(argv):
     parser.add_argument("--only", help=f"some of {','.join(ON_CPU)}")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="cuda where there is one")
     parser.add_argument("--repeats", type=int, help="turns (7; quick: 2)")
-    parser.add_argument("--steps", type=int, help="of each in a turn (1; on a GPU 5)")
-    parser.add_argument("--compile", choices=("true", "false"), help="ours and exact (true; quick: false)")
     parser.add_argument("--no-memory", action="store_true", help="leave out peak memory (on a CPU it takes a process)")
     parser.add_argument("--beton", type=Path, help="also train from this file, at 128 px")
     parser.add_argument("--json", type=Path, help="write machine and rows to this file; a folder: to DEVICE.json in it")
@@ -54,9 +52,9 @@ def parse(argv):
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device=cuda: there is no GPU here; --device=cpu measures the CPU")
-    options.compile = options.compile == "true" if options.compile else not options.quick
+    options.compile = not options.quick
     options.repeats = options.repeats or (2 if options.quick else 7)
-    options.steps = options.steps or (5 if options.device == "cuda" and not options.quick else 1)
+    options.steps = 5 if options.device == "cuda" and not options.quick else 1  # of each in a turn
     options.memory = not (options.quick or options.no_memory)
     known = [name for name, task in TASKS.items() if task.on == options.device] + ["parts"]
     options.tasks = chosen("task", options.tasks, known, ["quick", "parts"] if options.quick else known)

@@ -93,16 +93,23 @@ def update(stage: Stage, loss: Tensor) -> Tensor:
     return skip
 
 
+def begun(run: Run) -> Stage:
+    """A fresh stage, ready to train, compiled where the run says so."""
+    stage = create_stage(run, 0)
+    stage.model.train()
+    stage.micro_batch_size = stage.config.batch
+    if run.recipe.speed.compile:
+        compiling.compile_stage(run, stage, forward_backward, say=say)
+    return stage
+
+
 class OurStep:
     """The step of train_imagenet.py."""
 
     def __init__(self, run: Run, mark):
         self.run, self.mark = run, mark
-        self.stage = create_stage(run, 0)
-        self.stage.micro_batch_size = self.stage.config.batch
-        self.network, self.average = self.stage.model.train(), self.stage.ema
-        if run.recipe.speed.compile:
-            compiling.compile_stage(run, self.stage, forward_backward, say=say)
+        self.stage = begun(run)
+        self.network, self.average = self.stage.model, self.stage.ema
         self.stage.network = self._forward
 
     def prepare(self, images, labels):

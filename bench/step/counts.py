@@ -11,7 +11,6 @@ matrix product, nor a convolution, attention or the optimizer. Kernels written i
 CPU paths their work is counted as the operations that stand in for them.
 """
 
-import argparse
 import contextlib
 import functools
 import math
@@ -35,16 +34,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bench import report
-from bench.report import chosen
-from bench.step.baselines import QUICK, TASKS, forward_backward, run_of, update
+from bench.step.baselines import QUICK, TASKS, begun, forward_backward, run_of, update
 from bench.step.measure import CPU
+from config.parser import Parser
 from ffcv_ops import mixing
 from ffcv_ops.errors import exits_cleanly
 from training import distributed, optim
-from training.memory import compiling
 from training.memory.micro_batch import random_batch
 from training.network.stochastic_depth import DepthMasks
-from training.stage import create_stage
 
 MARKER = "bench.step.counts"
 MODELS = {
@@ -99,9 +96,7 @@ def fake_stage(task, drop_path: str):
     moved = mock.patch.object(nn.Module, "to", lambda module, *_, **__: module)
     with FakeTensorMode(allow_non_fake_inputs=True):
         with rates, weights, moved:  # which read or swap tensors
-            stage = create_stage(run, 0)
-        stage.model.train()
-        stage.micro_batch_size = task.batch
+            stage = begun(run)
         yield run, stage
 
 
@@ -200,16 +195,14 @@ def compilations() -> list[dict]:
     with mock.patch.object(torch, "compile", functools.partial(own, backend="eager")):
         for resolution in range(16, 16 * 13, 16):
             run = run_of(QUICK._replace(resolution=resolution, batch=4), CPU, compiles=True)
-            stage = create_stage(run, 0)
-            stage.micro_batch_size = 4
-            compiling.compile_stage(run, stage, forward_backward, say=report.say)
+            stage = begun(run)
             made = counters["stats"]["unique_graphs"]
             for _ in range(3):
                 update(stage, forward_backward(run, stage, *random_batch(run, stage.config, 4)))
             assert counters["stats"]["unique_graphs"] == made, "a step compiled anew"
     return [
-        _row("12 stages", "graphs", counters["stats"]["unique_graphs"], "graphs"),
-        _row("12 stages", "graph breaks", sum(counters["graph_break"].values()), "breaks"),
+        report.row("12 stages", "graphs", counters["stats"]["unique_graphs"], "graphs"),
+        report.row("12 stages", "graph breaks", sum(counters["graph_break"].values()), "breaks"),
     ]
 
 
@@ -219,9 +212,7 @@ def host_time() -> list[dict]:
     rows, task = [], QUICK._replace(resolution=16)
     for drop_path in ("exact", "subset"):
         run = run_of(task, CPU, drop_path=drop_path)
-        stage, times = create_stage(run, 0), []
-        stage.model.train()
-        stage.micro_batch_size = task.batch
+        stage, times = begun(run), []
         batch = random_batch(run, stage.config, task.batch)
         for _ in range(30):
             began = time.process_time()
@@ -229,10 +220,6 @@ def host_time() -> list[dict]:
             times.append(1000 * (time.process_time() - began))
         rows.append(report.row("host", f"6 blocks, eager, {drop_path}", times[5:], "ms"))
     return rows
-
-
-def _row(task, name, value, unit):
-    return report.row(task, name, [value], unit)
 
 
 def counted(name: str) -> list[dict]:
@@ -248,12 +235,12 @@ def counted(name: str) -> list[dict]:
         launches = outside + depth * made["block"][0] + made["mixing"][0]
         moved = rest.bytes - mixed.bytes + depth * made["block"][1] + made["mixing"][1]
         rows += [
-            _row(name, f"launches, eager, {drop_path}", once + update_launches, "launches"),
-            _row(name, f"launches, compiled, {drop_path}", launches + update_launches, "launches"),
-            _row(name, f"of these the optimizer and the average, {drop_path}", update_launches, "launches"),
-            _row(name, f"pointwise, eager, {drop_path}", gradients.bytes / 1e9, "GB"),
-            _row(name, f"pointwise, compiled, {drop_path}", moved / 1e9, "GB"),
-            _row(name, f"copies to the device, {drop_path}", copies, "copies"),
+            report.row(name, f"launches, eager, {drop_path}", once + update_launches, "launches"),
+            report.row(name, f"launches, compiled, {drop_path}", launches + update_launches, "launches"),
+            report.row(name, f"of these the optimizer and the average, {drop_path}", update_launches, "launches"),
+            report.row(name, f"pointwise, eager, {drop_path}", gradients.bytes / 1e9, "GB"),
+            report.row(name, f"pointwise, compiled, {drop_path}", moved / 1e9, "GB"),
+            report.row(name, f"copies to the device, {drop_path}", copies, "copies"),
         ]
     return rows
 
@@ -280,18 +267,14 @@ def _cell(found, task, name) -> str:
 
 @exits_cleanly
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", help=f"only some of {','.join(MODELS)}")
+    parser = Parser(description=__doc__)
     parser.add_argument("--json", type=Path, default=report.RESULTS / "step_counts.json", help="%(default)s")
     parser.add_argument("--table", action="store_true", help="count nothing: show what the file has")
     parser.add_argument("--markdown", type=Path, help=f"put the table into this file, between <!-- {MARKER} --> marks")
     options = parser.parse_args(argv)
     if not options.table:
-        rows = [row for name in chosen("model", options.models, MODELS, MODELS) for row in counted(name)]
-        rows += compilations() + host_time() if options.models is None else []
-        tasks = {row["task"] for row in rows}
-        kept = report.read_json(options.json)[1] if options.json.exists() else []
-        report.tell([], [row for row in kept if row["task"] not in tasks] + rows, options.json)
+        rows = [row for name in MODELS for row in counted(name)]
+        report.tell([], rows + compilations() + host_time(), options.json)
     if options.markdown:
         report.replace_between(options.markdown, MARKER, table(options.json))
     else:

@@ -85,7 +85,7 @@ def measure_task(name: str, task: Task, options, device: torch.device) -> list[d
         if device.type == "cpu" and options.memory:
             peak = memory_of_a_process(who, task, options.compile)
         if peak:
-            rows.append(report.row(f"{name} memory", who, [peak / 2**20], "MiB"))
+            rows.append(report.row(f"{name} memory", who, peak / 2**20, "MiB"))
     if not clocks:
         return rows
     product = Matmul(device, precision("auto", device))

@@ -77,7 +77,7 @@ def test_a_difference_is_seen():
     run = run_of(checks.TINY._replace(resolution=32, batch=8), CPU)
     one, other = (checks.trained(run, steps)[0] for steps in (1, 2))
     assert checks.differing(checks.state_of(one), checks.state_of(other)) > 100
-    assert not checks.is_right(checks.row("a", "b", 0.03, "of it", most=0.02))
+    assert not checks.is_right(report.row("a", "b", 0.03, "of it", most=0.02))
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_part_that_fails_or_is_late_does_not_stop_the_others(capsys):
         while True:
             pass
 
-    good = checks.row("x", "y", 1, "z")
+    good = report.row("x", "y", 1, "z")
     rows, failed = command.measure({"bad": (9, lambda: 1 / 0), "late": (1, spin), "good": (9, lambda: [good])})
     assert (rows, failed) == ([good], ["bad", "late"])
     assert "late: TimeoutError: 1 s are over" in capsys.readouterr().err
@@ -123,15 +123,15 @@ def test_results_of_both_commands_go_into_one_file_and_a_page(tmp_path):
     words = ["table", f"--json={file}", f"--markdown={page}"]
     assert command.main(words) == 0
     assert command.NOT_MEASURED in page.read_text()
-    rows = [checks.row("parity", "lamb", 0.5, "of it", most=0.1), checks.row("S224", "ours", 1, "s")]
+    rows = [report.row("parity", "lamb", 0.5, "of it", most=0.1), report.row("S224", "ours", 1, "s")]
     command.written(rows, machine, file)
-    command.written([checks.row("S224", "ours", 2, "s")], machine, file)
+    command.written([report.row("S224", "ours", 2, "s")], machine, file)
     command.main(words)
     text = page.read_text()
     assert command.NOT_MEASURED not in text
     assert "WRONG, at most 0.1" in text
     assert [row["value"] for row in report.read_json(file)[1]] == [0.5, 2]
-    command.written([checks.row("S224", "ours", 3, "s")], machine | {"device": "other"}, file)
+    command.written([report.row("S224", "ours", 3, "s")], machine | {"device": "other"}, file)
     assert len(report.read_json(file)[1]) == 1
 
 

@@ -129,6 +129,7 @@ def test_which_column(tmp_path, jpeg):
 
 
 METADATA = "the metadata `huggingface` cannot be used"
+NESTED = "[" * 10**5
 
 
 def named(names):
@@ -159,11 +160,16 @@ def test_a_path_that_is_no_text(tmp_path, jpeg):
         (lambda p, j: write(p, [(j, None)], [0], features=named([["tench"]])), METADATA),
         (lambda p, j: write(p, [(j, None)], [0], features=named(1e999)), METADATA),
         (
+            lambda p, j: pq.write_table(pa.table({"a": [0]}).replace_schema_metadata({"huggingface": NESTED}), p),
+            METADATA,
+        ),
+        (
             lambda p, j: write(p, [(j, None)], [10**8], features=None),
             r"0.parquet/0 has the label 100,000,000, where 999,999",
         ),
         (lambda p, j: pq.write_table(pa.table({"image": [{"bytes": 1}], "label": [0]}), p), "no column of structs"),
         (lambda p, j: pq.write_table(pa.table({"image": [{"bytes": [{"bytes": j}]}], "label": [0]}), p), "no column"),
+        (lambda p, j: pq.write_table(pa.table({"image": [[{"bytes": j}]], "label": [0]}), p), "no column of structs"),
         (lambda p, j: pq.write_table(pa.table({"image": [{"bytes": j}], "label": [0.5]}), p), "must be a column of"),
         (lambda p, j: pq.write_table(pa.table([[{"bytes": j}], [0], [1]], ["image", "a", "a"]), p), "of one name"),
     ],

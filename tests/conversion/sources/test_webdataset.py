@@ -146,6 +146,7 @@ ELSEWHERE = '{"splits": {"train": {"filenames": ["/etc/x.tar"], "shard_lengths":
         ("in1k-train-0001.tar", "in1k-train-0000.tar", "0001.tar has 3 samples, _info.json says 2"),
         ("_info.json", "{", "_info.json cannot be used"),
         ("_info.json", '{"splits": [1]}', "_info.json cannot be used"),
+        ("_info.json", '{"splits": {"train": {}}}', "_info.json cannot be used"),
         ("_info.json", "[" * 10**5, "_info.json cannot be used"),
         ("_info.json", listing("train", length=1e999), "_info.json cannot be used"),
         ("_info.json", listing("train", length=None), "_info.json cannot be used"),
@@ -182,6 +183,7 @@ def test_another_label(tmp_path, jpeg, packed):
     [
         ({"a.jpg": b"", "a.cls": b"cat"}, "a.cls: the content is no class number"),
         ({"a.jpg": b"", "a.cls": b"-1"}, "a.cls: the content is no class number"),
+        ({"a.jpg": b"", "a.cls": b"100000000"}, "has the label 100,000,000, where 999,999"),
         ({"a.jpg": b"", "a.json": b'{"label": true}'}, "a.json: the field label is no class number"),
         ({"a.jpg": b"", "a.json": b"[" * 100_000}, "a.json: the field label is no class number"),
         ({"a.jpg": b"", "b.cls": b"1"}, "0.tar: a has no .cls and no .json with a label"),

@@ -188,6 +188,24 @@ def test_a_file_that_is_rewritten_and_its_time_put_back(tmp_path, encoded, write
         collected(epoch)
 
 
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_file_that_is_rewritten_under_its_checksums(tmp_path, encoded, write_beton, flip_bit, linked):
+    """Its time is put back. What belongs to it may lie beside the file that a link leads to."""
+    file = path = write_beton(tmp_path / "x.beton", encoded)
+    if linked:
+        path = tmp_path / "link.beton"
+        path.symlink_to(file)
+    each_once = replace(STAGE, repeats=1)
+    batches = train(path, each_once)
+    collected(batches.epoch(0))
+    before = file.stat()
+    flip_bit(file, 7)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    for opened in (batches, train(path, each_once)):
+        with pytest.raises(UserError, match=rf"{path}: sample 7 x/7\.jpg is not what was written"):
+            collected(opened.epoch(1))
+
+
 def test_a_file_that_is_gone(tmp_path, encoded, write_beton):
     path = write_beton(tmp_path / "x.beton", encoded)
     batches = train(path)
