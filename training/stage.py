@@ -223,7 +223,15 @@ def _check_sizes(run, config, network):
     for side in sorted(sides):
         try:
             network(torch.zeros(1, 3, side, side, device=run.ranks.device))
-        except Exception as error:  # each layer has errors of its own
+        except (
+            ArithmeticError,
+            AssertionError,
+            AttributeError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
             reason = str(error).partition("\n")[0]
             raise UserError(
                 f"stage {config.name}: {run.recipe.model.name} cannot take images of {side} x {side} px ({reason:.200})"
