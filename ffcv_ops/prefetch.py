@@ -45,7 +45,7 @@ class _Graph(Graph):
 
     def __init__(self, *given):
         super().__init__(*given)
-        self.spare = {}  # pinned memory that no epoch uses, by what it was asked for
+        self.spare = {}  # pinned memory that no epoch uses, by the operation and what it asked for
 
     def allocate_memory(self, batch_size, slots):
         wanted, _ = self.collect_requirements()
@@ -53,14 +53,14 @@ class _Graph(Graph):
         spare, self.spare = self.spare, {}  # what does not fit any more, after a change of the resolution, is freed
         memory = dict.fromkeys(wanted["operation"])
         for node, query in queries.items():
-            found = spare.get(query)
+            found = spare.get((node, query))
             memory[node] = allocate_query(query, batch_size, slots) if found is None else found
         return {"operation": memory, "shared": dict.fromkeys(wanted["shared"]), "queries": queries}
 
     def give_back(self, memory):
         """Keeps an epoch's memory of the host. (A device's own memory is kept by torch.)"""
         queries = memory["queries"].items()
-        self.spare = {query: memory["operation"][node] for node, query in queries if query.device is None}
+        self.spare = {(node, query): memory["operation"][node] for node, query in queries if query.device is None}
 
 
 class _Iterator(EpochIterator):

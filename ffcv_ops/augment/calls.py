@@ -4,7 +4,6 @@ The loop is compiled once for all of them, and an augmentation, whosever it is, 
 half minute that decoder and resampler take. Nothing is inlined, which costs nothing beside an image.
 """
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -12,7 +11,6 @@ from numba.extending import intrinsic
 
 from ffcv_ops.augment.load import key_of
 from ffcv_ops.compiled import kernel
-from ffcv_ops.rng import RandomKey
 
 
 def _call(context, builder, address, result, kinds, values):
@@ -67,4 +65,4 @@ def is_gray(chain, key):
     """Whether the first augmentation makes this sample gray before anything happens to its colors."""
     if chain.is_gray == 0:
         return False
-    return _ask(chain.is_gray, chain.options, RandomKey(np.int64(key.seed), np.int64(key.sample_id))) != 0
+    return _ask(chain.is_gray, chain.options, key_of(0, chain.own[0], key)) != 0

@@ -7,7 +7,9 @@ from functools import partial
 
 import pytest
 import torch
+from ffcv.fields import IntField, RGBImageField
 
+from ffcv_ops import train_loader, write_beton
 from tests import emulated_streams
 from tests.emulated_streams import CUDA, Device
 from tests.ffcv_ops import loading
@@ -116,6 +118,19 @@ def test_pinned_memory_is_kept_between_epochs_and_freed_with_the_loader(jpg_beto
     del batches, open_epoch, batch
     gc.collect()
     assert all(ref() is None for ref in memory)
+
+
+def test_two_images_of_one_shape_keep_memory_of_their_own(tmp_path, tiles, emulated):
+    path, image = tmp_path / "x.beton", RGBImageField("raw")
+    samples = [(tile, number % 5, tile[::-1]) for number, tile in enumerate(tiles)]
+    write_beton(path, samples, fields={"image": image, "label": IntField(), "second": image})
+    given = {"resolution": 24, "batch_size": BATCH, "workers": 1, "seed": 3}
+    on_cpu = train_loader(path, **given)
+    wanted = [tuple(batch) for _ in range(2) for batch in on_cpu]
+    on_gpu, device = train_loader(path, device="cuda", reuse_memory=True, **given), Device(lag=2)
+    for _ in range(2):
+        run(device, on_gpu)
+    assert not differing(device.finish(), wanted)
 
 
 def test_two_loaders_at_a_time(jpg_beton, expected, device):

@@ -13,7 +13,7 @@ import pytest
 from config import loading
 from config.recipe import BASE_RECIPE, load_recipe, render_recipe
 from ffcv_ops import rng
-from ffcv_ops.augment import chain, load
+from ffcv_ops.augment import calls, chain, load
 from ffcv_ops.errors import UserError
 from ffcv_ops.kernels import resample
 from ffcv_ops.rng import RandomKey
@@ -74,6 +74,34 @@ def test_two_of_them_draw_other_numbers(folder, photos):
     once = augmented(image, "grain.py:grain(30, 1)", RandomKey(1, 2)).astype(int) - 128
     twice = augmented(image, "grain.py:grain(30, 1) | grain.py:grain(30, 1)", RandomKey(1, 2)).astype(int) - 128
     assert abs(np.corrcoef(once[..., 0].ravel(), (twice - once)[..., 0].ravel())[0, 1]) < 0.15
+
+
+IS_GRAY = """
+from ffcv_ops import rng
+from ffcv_ops.augment import augmentation
+from ffcv_ops.compiled import kernel
+from ffcv_ops.kernels import pixels
+
+@kernel
+def falls(options, key):
+    return rng.uniform(key, 0) < 0.5
+
+@augmentation(is_gray=falls)
+def sometimes(planes, options, key, scratch):
+    if falls(options, key):
+        pixels.grayscale(planes)
+"""
+
+
+def test_it_is_asked_for_gray_with_the_numbers_that_it_draws(folder):
+    """With min_oversampling the loader decodes the luma alone of what is going to be gray."""
+    (folder / "gray.py").write_text(IS_GRAY)
+    own = load.compiled(load.from_text("gray.py:sometimes"), resample.BICUBIC)
+    image = np.random.default_rng(0).integers(0, 256, (8, 9, 3)).astype(np.uint8)
+    found = [augmented(image, "gray.py:sometimes", RandomKey(1, draw)) for draw in range(50)]
+    gray = [(one == one[..., :1]).all() for one in found]
+    assert gray == [calls.is_gray(own, RandomKey(1, draw)) for draw in range(50)]
+    assert 10 < sum(gray) < 40
 
 
 LOADS = """
