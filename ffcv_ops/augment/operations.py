@@ -100,15 +100,3 @@ def words(row) -> list[str]:
     """What a row of (operation, argument) does, for people."""
     bare = (AUTOCONTRAST, EQUALIZE, INVERT)
     return [NAMES[op] + ("" if op in bare else f" {value:.3g}") for op, value in row if op != IDENTITY]
-
-
-def of_timm(row) -> dict:
-    """What a policy of timm's declares beside its kernel. row: (options, height, width, key) -> what is done to the
-    sample, [(operation, argument)]."""
-
-    def reference(image, options, key):
-        from ffcv_ops.augment import pillow
-
-        return pillow.by_timm(image, row(options, image.height, image.width, key), options.interpolation)
-
-    return {"words": lambda *sample: words(row(*sample)), "reference": reference}

@@ -13,8 +13,9 @@ from rn_vs_vit import grid
 from training.planning.model_costs import model_costs
 
 ROOT = Path(__file__).resolve().parents[2]
-PRECISION, FAST = (ROOT / "rn_vs_vit" / f"{name}.yaml" for name in ("precision", "fast"))  # ask other questions
-GRIDS = sorted({*(ROOT / "rn_vs_vit").glob("*.yaml")} - {PRECISION, FAST})
+OTHERS = ("precision", "fast", "fast_longer")  # ask other questions
+PRECISION, FAST, LONGER = (ROOT / "rn_vs_vit" / f"{name}.yaml" for name in OTHERS)
+GRIDS = sorted({*(ROOT / "rn_vs_vit").glob("*.yaml")} - {PRECISION, FAST, LONGER})
 
 SMALL = """
 recipe: {recipe}
@@ -99,6 +100,17 @@ def test_the_grid_of_fast_ways_spends_the_same_epochs_at_the_same_sizes():
     assert abs(epochs - sum(sizes["ramp"][side] * macs[side] for side in macs) / macs[96]) < 1
     same = [dataclasses.replace(runs[way], speed=None, log=None) for way in ("ramp", "subset")]
     assert same[0] == same[1] and runs["subset"].speed.drop_path == "subset"
+
+
+def test_the_longer_ramp_is_the_ramp_stretched_and_full_is_that_of_the_study():
+    long, study = (
+        {cell.choice: cell.run for cell in grid.read(path).cells if cell.seed == 0} for path in (LONGER, FAST)
+    )
+    assert list(long) == ["ramp_24", "full"]
+    assert schedule.resolutions(long["ramp_24"].stages[0]) == {48: 12, 64: 6, 96: 6}
+    assert dataclasses.replace(long["full"], log=None) == dataclasses.replace(study["full"], log=None)
+    (stage,), (wanted,) = long["ramp_24"].stages, study["ramp"].stages
+    assert dataclasses.replace(stage, epochs=16, ramp=wanted.ramp) == wanted
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import numpy as np
 from ffcv_ops import rng
 from ffcv_ops.augment import operations
 from ffcv_ops.augment.declare import augmentation
+from ffcv_ops.augment.from_timm import of_timm
 from ffcv_ops.compiled import kernel
 
 ORIGINAL, V0 = 0, 1
@@ -106,7 +107,7 @@ def _run(planes, policy, interpolation, key, scratch):
 
 def _of(policy):
     """What both policies declare."""
-    return operations.of_timm(lambda options, *sample: [choose(policy, layer, *sample) for layer in range(LAYERS)])
+    return of_timm(lambda options, *sample: [choose(policy, layer, *sample) for layer in range(LAYERS)])
 
 
 @augmentation("auto-original", **_of(ORIGINAL))

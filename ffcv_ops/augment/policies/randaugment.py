@@ -12,6 +12,7 @@ from typing import NamedTuple
 from ffcv_ops import rng
 from ffcv_ops.augment import operations
 from ffcv_ops.augment.declare import augmentation, written
+from ffcv_ops.augment.from_timm import of_timm
 from ffcv_ops.compiled import kernel
 from ffcv_ops.errors import UserError
 
@@ -100,7 +101,7 @@ def choose(strength, layer, height, width, key):
 
 @augmentation(
     config=written("strength, in timm's notation", parse, default="rand-m9-mstd0.5-inc1", takes="like rand-m9-mstd0.5"),
-    **operations.of_timm(lambda options, *sample: [choose(options, k, *sample) for k in range(options.layers)]),
+    **of_timm(lambda options, *sample: [choose(options, k, *sample) for k in range(options.layers)]),
 )
 def rand(planes, options, key, scratch):
     """RandAugment: operations drawn from fifteen, at one magnitude."""
