@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from report import curves
-from report.collect import collect
+from report.collect import collect, deviations
 
 
 def test_stages_follow_one_another(make_run, tmp_path):
@@ -59,5 +59,10 @@ def test_raw_and_averaged_weights_are_two_curves_over_all_epochs(make_run, tmp_p
 
 def test_a_published_end_is_a_point_at_the_end(make_run, tmp_path):
     facts = collect(make_run(tmp_path / "made", cfg="recipes/fast/rn50_ffcv_16ep.yaml", epochs=16, val_images=50_000))
+    assert [(stage, found.epoch, found.reference) for _, stage, found in deviations(facts)] == [("train", 16, 73.8)]
     (line,) = (line for line in curves.panels(facts)[0].lines if line.kind == "published")
     assert (line.label, line.points) == ("published, fast/rn50_ffcv_16ep", [(16, 73.8)])
+    running = collect(
+        make_run(tmp_path / "running", cfg="recipes/fast/rn50_ffcv_16ep.yaml", epochs=15, val_images=50_000)
+    )
+    assert deviations(running) == []

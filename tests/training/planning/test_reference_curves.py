@@ -53,6 +53,15 @@ def test_what_differs_is_named():
     assert found["pretrain_224"].changed == ("lr", "schedule", "eval_crop")
 
 
+def test_an_end_is_warned_of_at_the_end_alone():
+    run = load_recipe(RECIPES / "fast/rn50_ffcv_16ep.yaml")
+    monitor = reference_curves.CurveMonitor(run, [StagePlan("train", 10, (1.0,) * 16, 1000, 50_000, 1000)])
+    assert monitor.departure({"stage": "train", "epoch": 15, "top1": 0.01}) is None
+    assert "70.00 % after epoch 16, 3.80 points below the published 73.80 %" in monitor.departure(
+        {"stage": "train", "epoch": 16, "top1": 0.70}
+    )
+
+
 @pytest.mark.parametrize(
     ("epoch", "top1", "difference", "margin", "on_track"),
     [
